@@ -1,0 +1,143 @@
+"""Prunable weights as a selection reads them: flat, in blocks that fit in cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fggp.prunable import Prunable
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Between a tensor's shape and the order in which its elements lie in memory.
+
+    Selection and masking work in memory order, which makes a flat view of any dense tensor free (channels_last
+    included). Positions, which break ties, are always the logical flat index, so results do not depend on it.
+
+    Args:
+        shape: the tensor's shape.
+        order: its dimensions from the slowest to the fastest in memory.
+    """
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+
+    @staticmethod
+    def of_mask(weight: Tensor) -> Layout:
+        """The layout that the mask of a weight has: the weight's own where it is dense."""
+        strides = torch.empty_like(weight, device="meta").stride()
+        return Layout(tuple(weight.shape), tuple(sorted(range(weight.ndim), key=lambda d: (-strides[d], d))))
+
+    @property
+    def row_major(self) -> bool:
+        """Whether memory order is the logical one."""
+        return self.order == tuple(range(len(self.order)))
+
+    def flat(self, tensor: Tensor) -> Tensor:
+        """A tensor of this shape as [n] in this memory order; a view where the tensor has this layout."""
+        return tensor.permute(self.order).reshape(-1)
+
+    def shaped(self, flat: Tensor) -> Tensor:
+        """The inverse of `flat`: a view of an [n] tensor in memory order, in the logical shape."""
+        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return flat.view([self.shape[d] for d in self.order]).permute(inverse)
+
+    def position(self, index: Tensor) -> Tensor:
+        """The logical flat indices of memory-order indices, both int64 of any shape."""
+        if self.row_major:
+            return index
+        stride = [1] * len(self.shape)
+        for d in range(len(self.shape) - 2, -1, -1):
+            stride[d] = stride[d + 1] * self.shape[d + 1]
+        position = torch.zeros_like(index)
+        for d in reversed(self.order):
+            position += index % self.shape[d] * stride[d]
+            index = index // self.shape[d]
+        return position
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One prunable weight and its gradient, flattened in memory order.
+
+    Args:
+        name: the weight's name in the model.
+        layout: from memory order to logical positions.
+        weight: θ, [n].
+        grad: g, [n], or None where the loss did not reach the weight (it counts as zero: that is its derivative).
+        dtype: what scores are computed in; common to all layers that are ranked together, so that values compare.
+        grad_scale: what the stored gradient is to be divided by (an optimizer that unscales by itself, under AMP).
+    """
+
+    name: str
+    layout: Layout
+    weight: Tensor
+    grad: Tensor | None
+    dtype: torch.dtype = torch.float32
+    grad_scale: float = 1.0
+
+    def __len__(self) -> int:
+        return self.weight.numel()
+
+    def block(self, start: int, stop: int) -> Block:
+        """The weights start … stop − 1 in memory order."""
+        return Block(self, slice(start, stop))
+
+    def at(self, index: Tensor) -> Block:
+        """The weights at some memory-order indices, int64 [k]."""
+        return Block(self, index)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some of a layer's weights: what a score is computed from. All tensors are [k]."""
+
+    layer: Layer
+    where: slice | Tensor
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """θ, in the dtype scores are computed in."""
+        return self.layer.weight[self.where].to(self.layer.dtype)
+
+    @cached_property
+    def grad(self) -> Tensor:
+        """g, unscaled, in the dtype scores are computed in."""
+        if self.layer.grad is None:
+            return torch.zeros_like(self.weight)
+        grad = self.layer.grad[self.where].to(self.layer.dtype)
+        return grad if self.layer.grad_scale == 1 else grad / self.layer.grad_scale
+
+    @cached_property
+    def position(self) -> Tensor:
+        """The weights' logical flat indices, int64."""
+        index = self.where
+        if isinstance(index, slice):
+            index = torch.arange(index.start, index.stop, device=self.layer.weight.device)
+        return self.layer.layout.position(index)
+
+
+def flatten(weights: Sequence[Prunable], grads: bool = False, grad_scale: float = 1.0) -> list[Layer]:
+    """The weights, and on request their gradients, as a selection reads them: views where they are dense.
+
+    Args:
+        weights: what is to be ranked together.
+        grads: whether to read the gradients too.
+        grad_scale: what stored gradients are to be divided by.
+    """
+    # Half precision is ranked in float32 and everything in float64 where one weight is: no value is rounded.
+    double = any(w.parameter.dtype == torch.float64 for w in weights)
+    layers = []
+    for w in weights:
+        theta, grad = w.parameter.detach(), w.parameter.grad if grads else None
+        layout = Layout.of_mask(theta)
+        if grad is not None:
+            grad = layout.flat(grad.detach() if grad.layout == torch.strided else grad.to_dense())
+        dtype = torch.float64 if double else torch.float32
+        layers.append(Layer(w.name, layout, layout.flat(theta), grad, dtype, grad_scale))
+    return layers

@@ -1,0 +1,122 @@
+"""How many weights may stay at step t (Zhu & Gupta 2017, arXiv 1710.01878), and how many of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+Curve = Callable[[float], float]
+"""Maps progress through the pruning phase (0 to 1) to the share of the way still to go (1 to 0)."""
+
+
+def cubic(progress: float) -> float:
+    """Prune fast at first, when redundancy is plentiful, and ever more slowly: (1 − p)³."""
+    return (1 - progress) ** 3
+
+
+def linear(progress: float) -> float:
+    """Prune the same number of weights at every update: 1 − p."""
+    return 1 - progress
+
+
+CURVES: dict[str, Curve] = {"cubic": cubic, "linear": linear}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The sparsity s_t at every optimizer step t, and the steps at which the masks change.
+
+    s_t = s_fin + (s_ini − s_fin)·curve((t − t_ini)/(t_fin − t_ini)) between t_ini = ``begin`` and t_fin = ``end``,
+    s_ini before and s_fin after. Masks change at begin + every, begin + 2·every, … and, so that the final
+    sparsity is met even where ``every`` does not divide the phase, at ``end`` itself.
+
+    Args:
+        sparsity: the final sparsity s_fin, a share of the prunable weights, in [init_sparsity, 1).
+        begin: the step t_ini before which nothing is pruned; 0 or more, and below ``end``.
+        end: the step t_fin from which on the final sparsity holds.
+        every: optimizer steps between two updates, Δt; at least 1.
+        init_sparsity: the sparsity s_ini to start from, in [0, 1).
+        curve: the share of the way from s_ini to s_fin still to go at a progress in [0, 1].
+    """
+
+    sparsity: float
+    begin: int
+    end: int
+    every: int
+    init_sparsity: float = 0.0
+    curve: Curve = cubic
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.init_sparsity < 1:
+            raise ValueError(f"init_sparsity={self.init_sparsity!r} must lie in [0, 1)")
+        if not self.init_sparsity <= self.sparsity < 1:
+            raise ValueError(
+                f"sparsity={self.sparsity!r} must lie in [init_sparsity, 1) = [{self.init_sparsity!r}, 1); "
+                f"0.95 prunes 95 % of the weights"
+            )
+        for name in ("begin", "end", "every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name}={value!r} must be an int: a number of optimizer steps")
+        if self.begin < 0:
+            raise ValueError(f"begin={self.begin} must be 0 or more: the optimizer step after which pruning starts")
+        if self.end <= self.begin:
+            raise ValueError(f"end={self.end} must be greater than begin={self.begin}")
+        if self.every < 1:
+            raise ValueError(f"every={self.every} must be at least 1: optimizer steps from one update to the next")
+
+    def progress(self, step: int) -> float:
+        """How far through the pruning phase a step lies, from 0 (up to ``begin``) to 1 (from ``end``)."""
+        return min(1.0, max(0.0, (step - self.begin) / (self.end - self.begin)))
+
+    def sparsity_at(self, step: int) -> float:
+        """s_t, the sparsity that an update at this step establishes."""
+        return self.sparsity + (self.init_sparsity - self.sparsity) * self.curve(self.progress(step))
+
+    def active_at(self, step: int, total: int) -> int:
+        """N_t: how many of ``total`` prunable weights stay active after an update at this step."""
+        return active_count(self.sparsity_at(step), total)
+
+    def is_update(self, step: int) -> bool:
+        """Whether the masks change at this step."""
+        since = step - self.begin
+        return step == self.end or (since > 0 and step < self.end and since % self.every == 0)
+
+
+def active_count(sparsity: float, total: int) -> int:
+    """The number of active weights that a sparsity stands for: round((1 − s)·N), halves to even."""
+    return round((1 - sparsity) * total)
+
+
+def apportion(total: int, shares: Sequence[int], caps: Sequence[int]) -> list[int]:
+    """Split a number of weights over layers in proportion to ``shares``, no layer above its cap.
+
+    Layers that would exceed their cap get it and the rest is split over the others, until none does. Fractions go
+    to the largest remainders, earlier layers first, so the parts always add up to ``total``.
+
+    Args:
+        total: what to split, at most the sum of ``caps``.
+        shares: a positive weight for each layer.
+        caps: the most each layer can take.
+    """
+    if not 0 <= total <= sum(caps):
+        raise ValueError(f"total={total} must lie in [0, {sum(caps)}], the sum of caps")
+    parts = list(caps)
+    free = [i for i, cap in enumerate(caps) if cap > 0]
+    left = total - sum(cap for i, cap in enumerate(caps) if i not in set(free))
+    while free:
+        unit = Fraction(left, sum(shares[i] for i in free))
+        full = [i for i in free if unit * shares[i] >= caps[i]]
+        if not full:
+            break
+        left -= sum(caps[i] for i in full)
+        free = [i for i in free if i not in set(full)]
+    if free:
+        quotas = {i: unit * shares[i] for i in free}
+        for i in free:
+            parts[i] = int(quotas[i])
+        short = left - sum(parts[i] for i in free)
+        for i in sorted(free, key=lambda i: (int(quotas[i]) - quotas[i], i))[:short]:
+            parts[i] += 1
+    return parts

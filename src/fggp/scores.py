@@ -1,0 +1,67 @@
+"""What a weight is ranked by. A score maps a block of weights to one value each; low values go first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fggp.layers import Block
+
+
+@dataclass(frozen=True)
+class Score:
+    """A saliency: how much a weight matters, from the weight, its gradient and its position alone.
+
+    Args:
+        name: how tables and messages call it.
+        of: maps a `Block` of k weights to a tensor [k] of reals or ints, computed elementwise: a block may be any
+            part of a layer. NaN ranks above everything and is never selected.
+        needs_gradient: whether ``of`` reads `Block.grad`.
+        ties: what ranks weights that are equal in this score; after it, and where there is none, the position
+            does (parameter order, then flat index).
+    """
+
+    name: str
+    of: Callable[[Block], Tensor]
+    needs_gradient: bool = False
+    ties: Score | None = None
+
+
+magnitude = Score("magnitude", lambda block: block.weight.abs())
+"""|θ|"""
+
+# Exactly-zero gradients are common (dead units), so how equal gradients are ranked decides real weights.
+gradient = Score("gradient", lambda block: block.grad.abs(), needs_gradient=True, ties=magnitude)
+"""|g|, equal gradients by |θ|"""
+
+saliency = Score("saliency", lambda block: (block.weight * block.grad).abs(), needs_gradient=True)
+"""|θ·g|: the first-order change of the loss when the weight is removed (Molchanov et al. 2017, arXiv 1611.06440)"""
+
+
+def random(seed: int, step: int) -> Score:
+    """Uniformly random, a function of (seed, step, weight name, flat index) alone.
+
+    The same on every device, process and sharding, and independent of any global generator.
+    """
+    return Score("random", lambda block: _hash(block.position, _salt(seed, step, block.layer.name)))
+
+
+def _salt(seed: int, step: int, name: str) -> int:
+    digest = hashlib.blake2b(f"{seed}/{step}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _hash(index: Tensor, salt: int) -> Tensor:
+    """SplitMix64's output function (Steele et al. 2014) of salt + index·γ; int64, non-negative."""
+    x = index * _signed(0x9E3779B97F4A7C15) + salt
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        # torch shifts int64 arithmetically; the & makes it a logical shift.
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
+    return x & 0x7FFF_FFFF_FFFF_FFFF
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value

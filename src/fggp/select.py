@@ -1,0 +1,205 @@
+"""Exact selection of the k lowest-ranked weights, over many tensors at once, and chains of such steps.
+
+Nothing is concatenated or sorted as a whole. A sample of the scores brackets the k-th value; one pass over the
+weights counts what lies below the bracket and gathers the few scores inside it, where the k-th is found exactly
+(Floyd & Rivest 1975). A bracket that misses costs another pass, never the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fggp.layers import Layer
+from fggp.scores import Score
+
+BLOCK = 1 << 18
+"""Weights read at a time on a CPU: temporaries of this size stay in cache."""
+
+SAMPLE = 1 << 17
+"""Scores drawn to bracket the k-th smallest: with more, fewer lie inside the bracket, but drawing them costs."""
+
+
+@dataclass(frozen=True)
+class TopK:
+    """One step of a chain: of the weights the step before left, those with the ``quota`` smallest scores go on."""
+
+    score: Score
+    quota: int
+
+
+Marks = list[Tensor]
+"""A set of weights: for each layer a bool tensor [n] in the layer's memory order."""
+
+
+def run_chain(layers: Sequence[Layer], active: Sequence[Tensor], chain: Sequence[TopK]) -> Marks:
+    """Run a chain of Top-K steps on the active weights and return those that the last step leaves.
+
+    Args:
+        layers: the weights and gradients, ranked together.
+        active: the weights to choose among, a bool tensor [n] for each layer; not modified.
+        chain: the steps; no quota may exceed the one before it or the number of active weights.
+
+    Returns:
+        Exactly ``chain[-1].quota`` marked weights.
+    """
+    marks = [m.clone() for m in active]
+    count = count_marked(marks)
+    for step in chain:
+        keep_smallest(layers, marks, count, step.score, step.quota)
+        count = step.quota
+    return marks
+
+
+def count_marked(marks: Sequence[Tensor]) -> int:
+    """How many weights are marked."""
+    return sum(int(m.count_nonzero()) for m in marks)
+
+
+def keep_smallest(layers: Sequence[Layer], marks: Marks, count: int, score: Score, k: int) -> None:
+    """Narrow ``marks``, in place, from ``count`` weights to the ``k`` that rank lowest.
+
+    The rank is (score, the score's tie-breakers, position): a total order, so the result is unique. It depends on
+    the values alone, not on memory layout, block size or the sample.
+    """
+    if not 0 <= k <= count:
+        raise ValueError(f"k={k} must lie in [0, {count}], the number of weights to choose among")
+    if k == count:
+        return
+    if k == 0:
+        for m in marks:
+            m.zero_()
+        return
+
+    cut = _kth_smallest(layers, marks, count, score, k)
+    if cut.below + cut.equal == k:
+        for block, mark in _blocks(layers, marks):
+            mark &= score.of(block) <= cut.value
+        return
+
+    # More weights equal the k-th than may go on: the tie-breakers choose among those.
+    equal = [torch.zeros_like(m) for m in marks]
+    for block, mark, tied in _blocks(layers, marks, equal):
+        value = score.of(block)
+        torch.logical_and(mark, value == cut.value, out=tied)
+        mark &= value < cut.value
+    if score.ties is None:
+        _keep_first(layers, equal, k - cut.below)
+    else:
+        keep_smallest(layers, equal, cut.equal, score.ties, k - cut.below)
+    for m, tied in zip(marks, equal, strict=True):
+        m |= tied
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The k-th smallest score, how many scores lie below it and how many equal it: below < k ≤ below + equal."""
+
+    value: float
+    below: int
+    equal: int
+
+
+def _kth_smallest(layers: Sequence[Layer], marks: Marks, count: int, score: Score, k: int) -> _Cut:
+    """Find the k-th smallest score among the marked weights, 0 < k < count."""
+    # Invariant: the k-th smallest lies strictly between low and high, and `at_most_low` scores are ≤ low.
+    low, high, at_most_low, below_high = -math.inf, math.inf, 0, count
+    while True:
+        a, b = _bracket(layers, marks, score, low, high, (k - at_most_low) / (below_high - at_most_low))
+        at_most_a, inside = _survey(layers, marks, score, a, b)
+        if at_most_a < k <= at_most_a + len(inside):
+            value = inside.kthvalue(k - at_most_a).values
+            return _Cut(value.item(), at_most_a + int((inside < value).sum()), int((inside == value).sum()))
+        # Not strictly inside: mostly because it equals a or b, as many scores do; else the bracket missed.
+        end = a if k <= at_most_a else b
+        below, at_most = _count_around(layers, marks, score, end)
+        if below < k <= at_most:
+            return _Cut(end, below, at_most - below)
+        if k <= below:
+            high, below_high = end, below
+        elif end == math.inf:
+            raise ValueError(f"score {score.name!r} is NaN for {count - at_most} of the {count} weights to be ranked")
+        else:
+            low, at_most_low = end, at_most
+
+
+def _bracket(
+    layers: Sequence[Layer], marks: Marks, score: Score, low: float, high: float, share: float
+) -> tuple[float, float]:
+    """Two values, low ≤ a ≤ b ≤ high, likely to hold strictly between them the quantile ``share`` of (low, high)."""
+    total = sum(len(layer) for layer in layers)
+    if total <= SAMPLE:
+        return low, high
+    values = []
+    for layer, m in zip(layers, marks, strict=True):
+        n = len(layer)
+        # Multiples of the golden ratio, modulo 1, spread evenly and follow no stride of the tensor.
+        points = torch.arange(math.ceil(SAMPLE * n / total), dtype=torch.float64, device=m.device)
+        index = (points * 0.6180339887498949 % 1 * n).long()
+        values.append(score.of(layer.at(index[m[index]])).to(layers[0].weight.device))
+    sample = torch.cat(values)
+    sample = sample[(sample > low) & (sample < high)].sort().values
+    s = len(sample)
+    middle, slack = share * s, 4 * math.sqrt(s * share * (1 - share)) + 1
+    a, b = math.floor(middle - slack), math.ceil(middle + slack)
+    return (sample[a].item() if a >= 0 else low, sample[b].item() if b < s else high)
+
+
+def _survey(layers: Sequence[Layer], marks: Marks, score: Score, a: float, b: float) -> tuple[int, Tensor]:
+    """How many marked weights score ≤ a, and the scores strictly between a and b, in one pass."""
+    at_most, inside = 0, []
+    for block, mark in _blocks(layers, marks):
+        value = score.of(block)
+        low = (value <= a) & mark
+        at_most += int(low.count_nonzero())
+        inside.append(value[(value < b) & mark & ~low].to(layers[0].weight.device))
+    return at_most, torch.cat(inside)
+
+
+def _count_around(layers: Sequence[Layer], marks: Marks, score: Score, at: float) -> tuple[int, int]:
+    """How many marked weights score < at, and how many ≤ at."""
+    below = at_most = 0
+    for block, mark in _blocks(layers, marks):
+        value = score.of(block)
+        below += int(((value < at) & mark).count_nonzero())
+        at_most += int(((value <= at) & mark).count_nonzero())
+    return below, at_most
+
+
+def _blocks(layers: Sequence[Layer], marks: Marks, *more: Marks) -> Iterator[tuple[Any, ...]]:
+    """(block, its marks, its part of each of ``more``) through all layers, as views; unmarked blocks are skipped."""
+    for layer, *flat in zip(layers, marks, *more, strict=True):
+        size = BLOCK if flat[0].device.type == "cpu" else len(layer)
+        for start in range(0, len(layer), size):
+            part = slice(start, min(start + size, len(layer)))
+            if flat[0][part].any():
+                yield layer.block(part.start, part.stop), *(f[part] for f in flat)
+
+
+def _keep_first(layers: Sequence[Layer], marks: Marks, k: int) -> None:
+    """Narrow ``marks``, in place, to the first ``k`` by position: layer order, then logical flat index."""
+    for layer, m in zip(layers, marks, strict=True):
+        count = int(m.count_nonzero())
+        if count > k:
+            logical = layer.layout.shaped(m).reshape(-1)
+            logical[_end_of_first(logical, k) :] = False
+            layer.layout.shaped(m).copy_(logical.view(layer.layout.shape))
+        k -= min(k, count)
+
+
+def _end_of_first(mark: Tensor, k: int) -> int:
+    """The length of the shortest start of ``mark`` that holds k marks."""
+    for start in range(0, len(mark), BLOCK):
+        if k == 0:
+            return start
+        block = mark[start : start + BLOCK]
+        count = int(block.count_nonzero())
+        if count >= k:
+            return start + int(block.nonzero()[k - 1]) + 1
+        k -= count
+    return len(mark)
