@@ -21,7 +21,7 @@ from fggp.scores import Score
 BLOCK = 1 << 18
 """Weights read at a time on a CPU: temporaries of this size stay in cache."""
 
-SAMPLE = 1 << 17
+SAMPLE = 1 << 16
 """Scores drawn to bracket the k-th smallest: with more, fewer lie inside the bracket, but drawing them costs."""
 
 
