@@ -70,11 +70,13 @@ class Masks:
         Raises:
             RuntimeError: a weight has been replaced in the model by one that the optimizer does not hold.
         """
-        replaced = [(w, now) for w in self.weights if (now := w.current()) is not w.parameter]
-        if replaced:
+        now_there = [(w, w.current()) for w in self.weights]
+        replaced = [(w, now) for w, now in now_there if now is not w.parameter]
+        reshaped = any(w.parameter.shape != m.shape for w, m in zip(self.weights, self._tensors, strict=True))
+        if replaced or reshaped:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            for w, now in replaced:
-                if now is None or id(now) not in held or now.shape != w.parameter.shape:
+            for (w, now), mask in zip(now_there, self._tensors, strict=True):
+                if now is None or id(now) not in held or now.shape != mask.shape:
                     raise RuntimeError(
                         f"weight {w.name!r} was replaced in the model by one that the optimizer does not hold or that "
                         f"has another shape: make optimizer and Pruner anew (init='keep' goes on with the zeros)"

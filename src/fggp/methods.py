@@ -19,6 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Number, Real
 from typing import Any, ClassVar
 
 from fggp.scores import gradient, magnitude, random, saliency
@@ -58,7 +59,9 @@ class Method(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The method's hyper-parameters by name."""
-        return dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}
+        found: dict[str, Any] = dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}
+        # Plain numbers: a state with NumPy's would not load with weights_only=True.
+        return {name: v.item() if isinstance(v, Number) and hasattr(v, "item") else v for name, v in found.items()}
 
 
 @dataclass(frozen=True)
@@ -180,8 +183,22 @@ def cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
+def checked_chain(method: Method, now: Update) -> Sequence[TopK]:
+    """A method's chain for an update; refused where it would not leave exactly ``now.excess`` weights."""
+    chain = method.chain(now)
+    quotas = [now.active, *(step.quota for step in chain)]
+    if quotas[-1] != now.excess or quotas != sorted(quotas, reverse=True):
+        raise ValueError(
+            f"method {method.name!r} has quotas {quotas[1:]}: they must never grow, from at most {now.active} active "
+            f"weights to exactly the {now.excess} that must go"
+        )
+    return chain
+
+
+def _check_share(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r} must be a number in [0, 1]")
+    if not 0 <= float(value) <= 1:
         raise ValueError(f"{name}={value!r} must lie in [0, 1]: a share of the active weights")
 
 

@@ -101,13 +101,13 @@ def find(
     if exclude is not None:
         for f in _filters("exclude", exclude):
             chosen -= _matches(f, weights, "exclude")
-    found = [w for key, w in weights.items() if key in chosen]
+    found = [w for key, w in weights.items() if key in chosen and w.parameter.numel()]
     for w in found:
         if isinstance(w.parameter, DTensor):
             raise NotImplementedError(f"weight {w.name!r} is sharded (DTensor), which is not supported yet")
         if not w.parameter.is_floating_point():
             raise ValueError(f"weight {w.name!r} is {w.parameter.dtype}: only real floating-point weights are pruned")
-    if not any(w.parameter.numel() for w in found):
+    if not found:
         raise ValueError(
             f"model={type(model).__name__} has nothing to prune"
             + (f" with include={include!r}, exclude={exclude!r}" if include or exclude else "")
@@ -120,7 +120,8 @@ def check_optimizer(weights: Iterable[Prunable], optimizer: torch.optim.Optimize
     """Refuse an optimizer that cannot be followed or does not hold every weight."""
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("optimizer=LBFGS evaluates the loss several times a step: no one gradient belongs to a step")
-    if not (hasattr(optimizer, "register_step_pre_hook") and hasattr(optimizer, "register_step_post_hook")):
+    # Wrappers that inherit from Optimizer without initialising it have the methods but no hooks to add to.
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         raise TypeError(
             f"optimizer={type(optimizer).__name__} has no step hooks: pass the torch.optim.Optimizer that it wraps"
         )
@@ -130,6 +131,21 @@ def check_optimizer(weights: Iterable[Prunable], optimizer: torch.optim.Optimize
         raise ValueError(
             f"optimizer={type(optimizer).__name__} does not hold {_listing(missing)}: give it all weights to be "
             f"pruned, or leave these out with exclude="
+        )
+
+
+def check_attached(weights: Iterable[Prunable], model: nn.Module) -> None:
+    """Refuse weights whose module has been taken out of the model, or replaced in it by another.
+
+    Raises:
+        RuntimeError: there are such weights.
+    """
+    present = {id(module) for _, module in named_modules(model)}
+    gone = [w.name for w in weights if any(id(module) not in present for module, _, _ in w.owners)]
+    if gone:
+        raise RuntimeError(
+            f"the module of {_listing(gone)} is no longer part of the model: make optimizer and Pruner anew "
+            f"(init='keep' goes on with the zeros)"
         )
 
 
@@ -159,7 +175,7 @@ def _is_default(module: nn.Module, attribute: str) -> bool:
 
 
 def _filters(argument: str, given: Filter | Sequence[Filter]) -> list[Filter]:
-    filters = [given] if isinstance(given, (str, type)) else list(given)
+    filters = list(given) if isinstance(given, Iterable) and not isinstance(given, (str, type)) else [given]
     for f in filters:
         if not (isinstance(f, str) or (isinstance(f, type) and issubclass(f, nn.Module))):
             raise TypeError(f"{argument}={f!r} must be a pattern of weight names or a module type")

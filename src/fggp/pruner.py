@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fggp.layers import Layer, flatten
 from fggp.masks import Masks, pack, unpack
-from fggp.methods import FGGP, REGISTRY, Method, Update, resolve
-from fggp.prunable import Filter, check_optimizer, find
+from fggp.methods import FGGP, REGISTRY, Method, Update, checked_chain, resolve
+from fggp.prunable import Filter, check_attached, check_optimizer, find
 from fggp.schedule import CURVES, Curve, Schedule, active_count, apportion, cubic
 from fggp.select import TopK, run_chain
 from fggp.starts import Init, starting_masks
@@ -68,10 +68,10 @@ class Pruner:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         sparsity: float,
+        *,
         begin: int,
         end: int,
         every: int,
-        *,
         method: Method | str = FGGP(),  # noqa: B008 (frozen)
         schedule: Curve = cubic,
         init_sparsity: float = 0.0,
@@ -101,9 +101,9 @@ class Pruner:
         self.scope, self.seed = scope, seed
         self.step = self.last_update = 0
         self._start = self._masks.counts()
-        self._overdue = self._warned = self._skipped = False
+        self._overdue = self._warned = self._skipped = self._in_step = False
         self._pruned: tuple[list[Layer], list[Tensor]] | None = None  # chosen before a step, put in force after it
-        self._optimizer = optimizer
+        self._model, self._optimizer = model, optimizer
         self._masks.apply(optimizer)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -118,7 +118,11 @@ class Pruner:
                 f"init_sparsity={init_sparsity} contradicts init, whose masks have sparsity {1 - active / total}: "
                 f"leave it out"
             )
-        return sparsity if active == active_count(sparsity, total) else 1 - active / total
+        if active == active_count(sparsity, total):
+            return sparsity
+        if active < active_count(sparsity, total):
+            raise ValueError(f"sparsity={sparsity!r} must be at least {1 - active / total}, which init's masks have")
+        return 1 - active / total
 
     @property
     def sparsity(self) -> float:
@@ -142,6 +146,7 @@ class Pruner:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._masks.follow(self._optimizer)
         self._masks.apply(self._optimizer)
 
     # Around the optimizer's step
@@ -149,8 +154,10 @@ class Pruner:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._pruned = None
+        self._pruned, self._in_step = None, True
         self._masks.follow(optimizer)
+        if self._is_due(self.step + 1):
+            check_attached(self._masks.weights, self._model)
         # A GradScaler leaves it to optimizers that can to unscale and to skip a step with an inf.
         found_inf = getattr(optimizer, "found_inf", None)
         self._skipped = found_inf is not None and bool(found_inf)
@@ -186,21 +193,27 @@ class Pruner:
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._skipped:
             return
-        self.step += 1
+        # An optimizer whose step calls its base class's fires the hooks twice: that is one step still.
+        if self._in_step:
+            self._in_step = False
+            self.step += 1
+            self._overdue = self._is_due(self.step) and self._pruned is None
         if self._pruned is not None:
             self._masks.prune(*self._pruned)
             self.last_update, self._pruned = self.step, None
         self._masks.apply(optimizer)
 
+    def _is_due(self, step: int) -> bool:
+        return self._overdue or self.schedule.is_update(step)
+
     @torch.no_grad()
     def _choose(self) -> None:
         """If an update is due at the step about to be made, choose the weights that it prunes."""
         step = self.step + 1
-        if not (self._overdue or self.schedule.is_update(step)):
+        if not self._is_due(step):
             return
         plan = self._plan(step)
         obstacle = self._obstacle(plan)
-        self._overdue = obstacle is not None
         if obstacle is None:
             self._pruned = self._select(plan)
         elif not self._warned:
@@ -219,7 +232,7 @@ class Pruner:
             groups = [(slice(i, i + 1), a, t) for i, (a, t) in enumerate(zip(counts, targets, strict=True))]
         progress = self.schedule.progress(step)
         return [
-            (group, self.method.chain(Update(step, active, active - target, progress, self.seed)))
+            (group, checked_chain(self.method, Update(step, active, active - target, progress, self.seed)))
             for group, active, target in groups
             if active > target
         ]
@@ -256,11 +269,11 @@ class Pruner:
             "last_update": self.last_update,
             "overdue": self._overdue,
             "schedule": {
-                "sparsity": self.schedule.sparsity,
+                "sparsity": float(self.schedule.sparsity),
                 "begin": self.schedule.begin,
                 "end": self.schedule.end,
                 "every": self.schedule.every,
-                "init_sparsity": self.schedule.init_sparsity,
+                "init_sparsity": float(self.schedule.init_sparsity),
                 "curve": _curve_name(self.schedule.curve),
             },
             "method": {"name": self.method.name, **self.method.settings()},
@@ -281,36 +294,43 @@ class Pruner:
             ValueError: the state is damaged, of another model, or of a custom method or schedule that this pruner
                 was not made with. The pruner is then as it was.
         """
+        self._masks.follow(self._optimizer)
         try:
-            version, settings, method = state["version"], dict(state["schedule"]), dict(state["method"])
-            step, last_update, overdue = int(state["step"]), int(state["last_update"]), bool(state["overdue"])
-            scope, seed, start = state["scope"], state["seed"], [int(n) for n in state["start"]]
-            shapes, packed = state["shapes"], state["masks"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"state is not the state_dict of a Pruner: {error!r}") from error
-        if version != 1:
-            raise ValueError(f"state has version {version!r}; this fggp reads version 1")
-        own = self._shapes()
-        if shapes != own:
-            differ = sorted(n for n in {*shapes, *own} if shapes.get(n) != own.get(n))
-            raise (
-                ValueError(
-                    f"state is of another model: weight {differ[0]!r} has shape {shapes.get(differ[0])} there and "
-                    f"{own.get(differ[0])} here"
-                )
-                if differ
-                else ValueError("state is of another model: its weights come in another order")
-            )
-        curve = settings.pop("curve")
-        schedule = Schedule(**settings, curve=_restore_curve(curve, self.schedule.curve))
-        restored = _restore_method(method, self.method)
-        masks = [unpack(packed[w.name], w.parameter.shape) for w in self._masks.weights]
-
-        self.method, self.schedule, self.scope, self.seed = restored, schedule, scope, seed
-        self.step, self.last_update, self._overdue, self._start = step, last_update, overdue, start
-        self._pruned = None
+            restored, masks = self._restore(state)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"state is damaged, or not the state_dict of a Pruner: {error!r}") from error
+        vars(self).update(restored, _pruned=None)
         self._masks.replace(masks)
         self._masks.apply(self._optimizer)
+
+    def _restore(self, state: Mapping[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
+        """What `load_state_dict` sets, all of it checked: attributes by name, and the masks."""
+        if state["version"] != 1:
+            raise ValueError(f"state has version {state['version']!r}; this fggp reads version 1")
+        shapes, own = state["shapes"], self._shapes()
+        differ = sorted(n for n in {*shapes, *own} if shapes.get(n) != own.get(n))
+        if differ:
+            raise ValueError(
+                f"state is of another model: weight {differ[0]!r} has shape {shapes.get(differ[0])} there and "
+                f"{own.get(differ[0])} here"
+            )
+        if list(shapes) != list(own):
+            raise ValueError("state is of another model: its weights come in another order")
+        settings = dict(state["schedule"])
+        curve = _restore_curve(settings.pop("curve"), self.schedule.curve)
+        restored = {
+            "method": _restore_method(dict(state["method"]), self.method),
+            "schedule": Schedule(**settings, curve=curve),
+            "scope": state["scope"],
+            "seed": int(state["seed"]),
+            "step": int(state["step"]),
+            "last_update": int(state["last_update"]),
+            "_overdue": bool(state["overdue"]),
+            "_start": [int(n) for n in state["start"]],
+        }
+        if restored["scope"] not in ("global", "layer") or len(restored["_start"]) != len(own):
+            raise ValueError(f"state is damaged: scope={state['scope']!r}, start={state['start']!r}")
+        return restored, [unpack(state["masks"][w.name], w.parameter.shape) for w in self._masks.weights]
 
     def _shapes(self) -> dict[str, list[int]]:
         return {w.name: list(w.parameter.shape) for w in self._masks.weights}
@@ -350,8 +370,9 @@ def _restore_curve(name: str, own: Curve) -> Curve:
 
 def _restore_method(saved: dict[str, Any], own: Method) -> Method:
     name = saved.pop("name")
+    # Its own first: a custom method may have inherited the name of a built-in one.
+    if name == own.name:
+        return own if saved == own.settings() else type(own)(**saved)
     if name in REGISTRY:
         return REGISTRY[name](**saved)
-    if name == own.name and saved == own.settings():
-        return own
     raise ValueError(f"state was saved with the method {name!r} {saved}: make the Pruner with it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
 
 Curve = Callable[[float], float]
 """Maps progress through the pruning phase (0 to 1) to the share of the way still to go (1 to 0)."""
@@ -48,6 +49,11 @@ class Schedule:
     curve: Curve = cubic
 
     def __post_init__(self) -> None:
+        for name in ("sparsity", "init_sparsity"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), Real):
+                raise TypeError(f"{name}={getattr(self, name)!r} must be a number in [0, 1)")
+        if not callable(self.curve):
+            raise TypeError(f"schedule={self.curve!r} must be a function of the progress in [0, 1], like fggp.cubic")
         if not 0 <= self.init_sparsity < 1:
             raise ValueError(f"init_sparsity={self.init_sparsity!r} must lie in [0, 1)")
         if not self.init_sparsity <= self.sparsity < 1:
@@ -72,6 +78,11 @@ class Schedule:
 
     def sparsity_at(self, step: int) -> float:
         """s_t, the sparsity that an update at this step establishes."""
+        # The ends exactly, whatever the curve and the sum round to.
+        if step <= self.begin:
+            return self.init_sparsity
+        if step >= self.end:
+            return self.sparsity
         return self.sparsity + (self.init_sparsity - self.sparsity) * self.curve(self.progress(step))
 
     def active_at(self, step: int, total: int) -> int:

@@ -188,7 +188,8 @@ def _keep_first(layers: Sequence[Layer], marks: Marks, k: int) -> None:
         if count > k:
             logical = layer.layout.shaped(m).reshape(-1)
             logical[_end_of_first(logical, k) :] = False
-            layer.layout.shaped(m).copy_(logical.view(layer.layout.shape))
+            if logical.data_ptr() != m.data_ptr():  # a copy: memory order is not the logical one
+                layer.layout.shaped(m).copy_(logical.view(layer.layout.shape))
         k -= min(k, count)
 
 

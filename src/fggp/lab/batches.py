@@ -1,0 +1,67 @@
+"""What one epoch is fed: order, shifts and flips drawn from (seed, epoch) alone, applied to whole batches."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fggp.lab.data import Augmentation, Split
+
+
+def epoch_seeds(seed: int, epoch: int) -> tuple[int, int]:
+    """Mix a run's seed and an epoch into two seeds: for the epoch's batches, and for the network's own draws."""
+    order, layers = np.random.SeedSequence((seed, epoch)).generate_state(2)
+    return int(order), int(layers)
+
+
+def batches_per_epoch(images: int, batch_size: int) -> int:
+    """Return how many batches `training_batches` makes of so many images."""
+    return math.ceil(images / batch_size)
+
+
+def training_batches(
+    split: Split, batch_size: int, augmentation: Augmentation, generator: torch.Generator
+) -> Iterator[Split]:
+    """Yield every image of the split once, shuffled and augmented, as uint8 batches.
+
+    The batches differ in size by one image at most: no small last one to feed batch norm with noise.
+
+    Args:
+        split: images and labels, on the generator's device.
+        batch_size: images in the largest batch.
+        augmentation: how far to shift, whether to flip.
+        generator: the only source of randomness; all of the epoch is drawn before the first batch.
+    """
+    count, device = len(split), split.labels.device
+    order = torch.randperm(count, generator=generator, device=device)
+    offsets = torch.randint(2 * augmentation.shift + 1, (2, count), generator=generator, device=device)
+    flips = torch.randint(2, (count,), generator=generator, device=device, dtype=torch.bool)
+    for places in torch.arange(count, device=device).tensor_split(batches_per_epoch(count, batch_size)):
+        batch = split[order[places]]
+        top, left = offsets[:, places]
+        images = shifted(batch.images, top, left, augmentation.shift)
+        if augmentation.flip:
+            images = flipped(images, flips[places])
+        yield Split(images, batch.labels)
+
+
+def shifted(images: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:
+    """Pad every image with `pad` zeros on each side, then crop back to its size at (top, left) of its own.
+
+    Args:
+        images: [N, C, H, W].
+        top: first row of each crop in the padded image, [N], in 0…2·pad.
+        left: first column, likewise.
+        pad: in pixels.
+    """
+    height, width = images.shape[2:]
+    windows = F.pad(images, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(len(images), device=images.device), :, top, left]
+
+
+def flipped(images: Tensor, which: Tensor) -> Tensor:
+    """Mirror left and right those of the images [N, C, H, W] where the bool tensor `which` [N] is true."""
+    return torch.where(which.view(-1, 1, 1, 1), images.flip(3), images)

@@ -1,0 +1,146 @@
+"""What is written down of a run: a line per epoch and mask update, and one record of what was reached, with what."""
+
+import math
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fggp.lab.errors import UsageError
+from fggp.lab.trainer import Tally, Trainer
+
+Json = dict[str, Any]
+
+
+def epoch_line(trainer: Trainer, epoch: int, tally: Tally) -> Json:
+    """Evaluate after an epoch (counted from 0) and return its metrics line; accuracies are percent.
+
+    Raises:
+        UsageError: training diverged.
+    """
+    if not math.isfinite(tally.loss):
+        raise UsageError(f"the loss is {tally.loss} in epoch {epoch + 1}; try a lower --lr than {trainer.settings.lr}")
+    data = trainer.data
+    return {
+        "kind": "epoch",
+        "epoch": epoch + 1,
+        "step": trainer.step,
+        "train_loss": tally.loss,
+        "train_accuracy": tally.accuracy,
+        "val_accuracy": None if data.val is None else trainer.accuracy(data.val),
+        "test_accuracy": trainer.accuracy(data.test),
+        "sparsity": trainer.sparsity,
+        "target": trainer.target,
+        "lr": trainer.lr,
+        "images_per_second": round(tally.images / tally.seconds, 1),
+    }
+
+
+def update_line(trainer: Trainer) -> Json:
+    """Return the metrics line of a mask update that was just made."""
+    return {
+        "kind": "update",
+        "step": trainer.step,
+        "sparsity": trainer.sparsity,
+        "target": trainer.target,
+        "densities": trainer.densities(),
+    }
+
+
+def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds: float) -> Json:
+    """Describe a finished run.
+
+    Args:
+        run: its name.
+        trainer: as it stands after the last epoch.
+        epochs: the metrics line of every epoch, as `epoch_line` makes them; the last one is what is reported.
+        wall_seconds: from loading the data to the end, interruptions left out.
+
+    Returns:
+        Accuracies are percent, sparsities shares. ``sparsity`` is measured: pruned weights over prunable ones;
+        ``network_sparsity`` is the same over all parameters.
+    """
+    settings = trainer.settings
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    masks = [] if trainer.pruner is None else list(trainer.pruner.masks.values())
+    prunable = sum(mask.numel() for mask in masks)
+    pruned = prunable - sum(int(mask.sum()) for mask in masks)
+    return {
+        "run": run,
+        "method": settings.method,
+        "model": settings.model,
+        "data": trainer.data.name,
+        "sparsity": pruned / prunable if prunable else 0.0,
+        "init_sparsity": settings.init_sparsity,
+        "seed": settings.seed,
+        "test_accuracy": epochs[-1]["test_accuracy"],
+        "val_accuracy": epochs[-1]["val_accuracy"],
+        "network_sparsity": pruned / parameters,
+        "parameters": parameters,
+        "parameters_left": parameters - pruned,
+        "images": {
+            "train": len(trainer.data.train),
+            "val": 0 if trainer.data.val is None else len(trainer.data.val),
+            "test": len(trainer.data.test),
+        },
+        "steps": trainer.step,
+        "prune_begin_step": trainer.begin,
+        "prune_end_step": trainer.end,
+        "every": trainer.every,
+        "images_per_second": round(sum(epoch["images_per_second"] for epoch in epochs) / len(epochs), 1),
+        "wall_seconds": round(wall_seconds, 1),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": device_name(trainer.device),
+        "threads": torch.get_num_threads(),
+        "versions": {"fggp": version("fggp"), "torch": torch.__version__, "python": platform.python_version()},
+        "commit": source_commit(),
+        "settings": settings.as_json(),
+        "curve": {name: [epoch[name] for epoch in epochs] for name in epochs[-1] if name != "kind"},
+    }
+
+
+def grouped(records: Sequence[Json]) -> dict[tuple[str, float], list[Json]]:
+    """Gather records that differ in seed only, by (method, target sparsity), in order of first appearance."""
+    groups: dict[tuple[str, float], list[Json]] = {}
+    for record in records:
+        groups.setdefault((record["method"], record["settings"]["sparsity"]), []).append(record)
+    return groups
+
+
+def label(method: str) -> str:
+    """Return a method's name as papers write it: acronyms in capitals."""
+    return method.upper() if method in ("fggp", "gmp") else method
+
+
+def device_name(device: torch.device) -> str:
+    """Return the maker's name of the processor that a device is."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")  # Python itself names the processor on other systems only
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def source_commit() -> str | None:
+    """Return the commit that this code was checked out at, "-dirty" where it was changed; None outside of git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        # A package installed below someone else's repository must not be given that one's commit.
+        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], check=True, capture_output=True)
+        described = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()

@@ -1,0 +1,211 @@
+"""What can be chosen: the options of the command line, which are also what a run folder's settings.json holds."""
+
+import inspect
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from fggp import methods
+from fggp.lab.errors import UsageError
+
+METHODS = ("dense", *methods.REGISTRY)
+MACHINE_FIELDS = ("data_dir", "out", "resume")
+
+
+def _by_rule(rule: str, metavar: str) -> Any:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {rule})")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Train a network and prune it meanwhile; leave the model, its record and pictures in a run folder.
+
+    $ fggp train                                             digits, in seconds, offline
+    $ fggp train --data folder:PATH --sparsity 0.9           your pictures: PATH/train and PATH/test, a folder per class
+    $ fggp train --data cifar10 --model vgg19                the literature's protocol: 160 epochs, to 95 %
+    $ fggp train --data cifar10 --method dense --epochs 20   no pruning, to compare with
+
+    Was it interrupted? The same command with --resume goes on from the last finished epoch. Defaults are the protocol
+    that pruning methods are compared by. Test accuracy is reported, of the last epoch: choose by validation accuracy.
+    """
+
+    data: str = "digits"
+    """digits, cifar10, cifar100, fashion-mnist, or folder:PATH (train/ and test/, each with a folder per class)."""
+    data_name: Annotated[str | None, _by_rule("its own name", "TEXT")] = None
+    """What records and pictures call the data."""
+    data_dir: Path = Path("data")
+    """Where the named data sets are downloaded to."""
+    image_size: Annotated[int | None, _by_rule("as the first image", "PIXELS")] = None
+    """For folders: height and width all images are scaled and centre-cropped to."""
+    model: Annotated[str | None, _by_rule("digits-cnn for digits, else resnet20", "NAME")] = None
+    """vgg19, resnet50, resnet20 (CIFAR forms), digits-cnn, or any of torchvision or timm (timm:NAME); untrained."""
+
+    method: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(METHODS)}}}")] = "fggp"
+    """How weights to prune are chosen."""
+    sparsity: Annotated[float | None, _by_rule("0.95", "SHARE")] = None
+    """Share of the prunable weights that is zero in the end, in [0, 1)."""
+    init_sparsity: float = 0.0
+    """Share that is zero from the start, at random, with Erdős–Rényi-Kernel densities; 0 starts dense."""
+    rate: Annotated[float | None, _by_rule("the method's own", "SHARE")] = None
+    """For fggp and magnitude-first: fixed share of active weights that the first step leaves to the second."""
+    scope: Literal["global", "layer"] = "global"
+    """Rank weights over all layers together, or prune every layer to the same sparsity."""
+    prune_begin: float = 0.0
+    """Epoch at which pruning begins."""
+    prune_end: Annotated[float | None, _by_rule("half of the epochs", "EPOCH")] = None
+    """Epoch at which the final sparsity is met; what is left trains on from there."""
+    every: Annotated[int | None, _by_rule("a 31st of the steps between begin and end", "STEPS")] = None
+    """Optimizer steps between two mask updates."""
+
+    epochs: Annotated[int | None, _by_rule("30 for digits, else 160", "INT")] = None
+    """Times the training images are gone through."""
+    batch_size: int = 128
+    """Images per optimizer step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd is with Nesterov momentum."""
+    lr: Annotated[float | None, _by_rule("0.1 for sgd, 0.001 for adamw", "RATE")] = None
+    """Learning rate; divided by 10 after half and again after three quarters of the steps."""
+    momentum: Annotated[float | None, _by_rule("0.9", "SHARE")] = None
+    """Of sgd."""
+    weight_decay: float = 5e-4
+    """Of all parameters."""
+    seed: int = 0
+    """Of weights, order, augmentation and masks; not of the held-out split, which all runs share."""
+    holdout: float = 0.1
+    """Share of the training images held out for validation; 0 trains on all of them."""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 is autocast; auto takes it where the hardware is fast at it."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto takes a GPU where there is one."""
+    out: Annotated[Path | None, _by_rule("fggp-runs/ and a name made of the settings", "FOLDER")] = None
+    """The run folder."""
+    resume: bool = False
+    """Go on with the run in the folder, from the last finished epoch."""
+
+    def resolve(self) -> "ResolvedSettings":
+        """Return these settings with every default that depends on another one made concrete.
+
+        Raises:
+            UsageError: a value is out of its range, or does not go with another one; the message names it.
+        """
+        epochs = self.epochs if self.epochs is not None else (30 if self.data == "digits" else 160)
+        sgd = self.optimizer == "sgd"
+        chosen: dict[str, Any] = {
+            "model": self.model or ("digits-cnn" if self.data == "digits" else "resnet20"),
+            "sparsity": self.sparsity if self.sparsity is not None else (0.0 if self.method == "dense" else 0.95),
+            "rate": self.rate if self.rate is not None else _own_rate(self.method),
+            "prune_end": self.prune_end if self.prune_end is not None else epochs / 2,
+            "epochs": epochs,
+            "lr": self.lr if self.lr is not None else (0.1 if sgd else 0.001),
+            "momentum": self.momentum if self.momentum is not None else (0.9 if sgd else None),
+            "device": _device(self.device),
+        }
+        chosen["precision"] = _precision(self.precision, chosen["device"])
+        chosen["out"] = self.out or Path("fggp-runs") / _run_name(replace(self, **chosen))
+        return ResolvedSettings(**{**vars(self), **chosen})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSettings(TrainSettings):
+    """Settings without open questions, checked. `rate` and `momentum` are None where there is none to have."""
+
+    model: str
+    sparsity: float
+    prune_end: float
+    epochs: int
+    lr: float
+    precision: Literal["bf16", "fp32"]
+    out: Path
+
+    def __post_init__(self) -> None:
+        _check("method", self.method, self.method in METHODS, f"one of {', '.join(METHODS)}")
+        if self.method == "dense":
+            _check("sparsity", self.sparsity, self.sparsity == 0, "left out for method 'dense'")
+        _check("sparsity", self.sparsity, 0 <= self.sparsity < 1, "in [0, 1)")
+        _check("init_sparsity", self.init_sparsity, 0 <= self.init_sparsity <= self.sparsity, "in [0, sparsity]")
+        if _own_rate(self.method) is None:
+            _check("rate", self.rate, self.rate is None, f"left out: method {self.method!r} has none")
+        else:
+            _check("rate", self.rate, self.rate is not None and 0 <= self.rate <= 1, "in [0, 1]")
+        if self.optimizer == "sgd":
+            _check("momentum", self.momentum, self.momentum is not None and 0 <= self.momentum < 1, "in [0, 1)")
+        else:
+            _check("momentum", self.momentum, self.momentum is None, f"left out for {self.optimizer}")
+        for name in ("epochs", "batch_size", "every", "image_size"):
+            value = getattr(self, name)
+            _check(name, value, value is None or value >= 1, "at least 1")
+        _check("lr", self.lr, 0 < self.lr < math.inf, "above 0")
+        _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
+        _check("seed", self.seed, self.seed >= 0, "at least 0")
+        _check("holdout", self.holdout, 0 <= self.holdout < 1, "in [0, 1)")
+        _check("prune_end", self.prune_end, 0 < self.prune_end <= self.epochs, f"in (0, epochs = {self.epochs}]")
+        _check("prune_begin", self.prune_begin, 0 <= self.prune_begin < self.prune_end, "in [0, prune_end)")
+
+    def as_json(self) -> dict[str, str | int | float | bool | None]:
+        """Return all that decides the result: no folders of this machine."""
+        values = {name: value for name, value in asdict(self).items() if name not in MACHINE_FIELDS}
+        # The path of a folder is this machine's business too; its name is enough to tell runs apart.
+        kind, _, path = self.data.partition(":")
+        return {**values, "data": f"{kind}:{Path(path).resolve().name}" if path else kind}
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """See it work: train a small network on scikit-learn's digits, dense and pruned by GMP and FGGP to 95 and 98 %.
+
+    Prints a table (mean ± standard deviation over the seeds) and leaves pictures and a record of each run. Needs no
+    download, and about a minute on two cores.
+    """
+
+    seeds: int = 5
+    """Runs of each setting."""
+    out: Path = Path("fggp-demo")
+    """Where pictures and records go."""
+
+    def __post_init__(self) -> None:
+        _check("seeds", self.seeds, self.seeds >= 1, "at least 1")
+
+
+def _check(name: str, value: object, fine: bool, right: str) -> None:
+    if not fine:
+        raise UsageError(f"{name} is {value!r}; it must be {right}")
+
+
+def _own_rate(method: str) -> float | None:
+    if method not in methods.REGISTRY:
+        return None
+    rate = inspect.signature(methods.REGISTRY[method]).parameters.get("rate")
+    return None if rate is None else float(rate.default)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    _check("device", name, name == "cpu" or (kind == "cuda" and f"{index}0".isdecimal()), "auto, cpu, cuda or cuda:N")
+    if kind == "cuda":
+        count = torch.cuda.device_count()
+        _check("device", name, int(index or 0) < count, f"one of the {count} GPUs that PyTorch sees")
+    return name
+
+
+def _precision(name: str, device: str) -> str:
+    if name != "auto":
+        return name
+    if device == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported()
+    else:
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if fast else "fp32"
+
+
+def _run_name(settings: TrainSettings) -> str:
+    kind, _, path = settings.data.partition(":")
+    data = Path(path).resolve().name if path else kind
+    pruning = "" if settings.method == "dense" else f"-{settings.sparsity:g}"
+    return f"{data}-{settings.model}-{settings.method}{pruning}-seed{settings.seed}".replace(":", "-").replace("/", "-")

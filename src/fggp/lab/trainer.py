@@ -1,0 +1,226 @@
+"""One run in memory: a network, its optimizer and pruner on some data, an epoch at a time."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fggp
+from fggp.lab import models
+from fggp.lab.batches import batches_per_epoch, epoch_seeds, training_batches
+from fggp.lab.data import ImageData, Split
+from fggp.lab.errors import UsageError
+from fggp.lab.settings import ResolvedSettings
+
+# The protocol updates masks 31 times: every 1,000 steps in 80 epochs of CIFAR-10. Shorter runs keep that number.
+UPDATES = 31
+TEST_BATCH = 500
+
+
+@dataclass
+class Tally:
+    """Sums over the images seen so far. They stay on the device: reading ``loss`` or ``accuracy`` waits for it."""
+
+    loss_sum: Tensor
+    hits: Tensor
+    images: int
+    seconds: float
+
+    @classmethod
+    def empty(cls, device: torch.device) -> "Tally":
+        """Start at zero."""
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        return cls(loss_sum=zero, hits=zero.clone(), images=0, seconds=0.0)
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy, nats."""
+        return float(self.loss_sum) / self.images
+
+    @property
+    def accuracy(self) -> float:
+        """Percent of the images."""
+        return 100 * float(self.hits) / self.images
+
+
+class Trainer:
+    """A network in training, all of it a function of settings and data.
+
+    Args:
+        settings: what to train and how.
+        data: on any device; it is moved to the run's.
+
+    Attributes:
+        pruner: None for method "dense".
+        steps_per_epoch: optimizer steps.
+        lr: learning rate of the latest step.
+        begin, end: optimizer steps at which pruning begins and at which the final sparsity is met.
+        every: steps between mask updates.
+
+    Raises:
+        UsageError: the model cannot take the images, or the pruner refuses its settings.
+    """
+
+    def __init__(self, settings: ResolvedSettings, data: ImageData) -> None:
+        self.settings = settings
+        self.device = torch.device(settings.device)
+        self.mean, self.std = (moment.to(self.device) for moment in data.moments())
+        self.data = data.to(self.device)
+        self.steps_per_epoch = batches_per_epoch(len(data.train), settings.batch_size)
+        steps = settings.epochs * self.steps_per_epoch
+
+        torch.manual_seed(settings.seed)
+        model = models.create(settings.model, len(data.classes), data.train.images.shape[1])
+        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._try_model()
+        self.optimizer = _optimizer(self.model, settings)
+        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(
+            self.optimizer, [max(1, steps // 2), max(1, steps * 3 // 4)], gamma=0.1
+        )
+        self.begin = round(settings.prune_begin * self.steps_per_epoch)
+        self.end = round(settings.prune_end * self.steps_per_epoch)
+        self.every = settings.every or max(1, (self.end - self.begin) // UPDATES)
+        self.pruner = self._pruner()
+        self.lr = settings.lr
+
+    def _try_model(self) -> None:
+        """Find out with two images what would otherwise be a traceback in the first step."""
+        trial = copy.deepcopy(self.model).train()
+        images = self.data.train.images[:2]
+        try:
+            with torch.no_grad():
+                logits = trial(self._normalised(images))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            shape = "×".join(map(str, images.shape[1:]))
+            reason = str(error).partition("\n")[0]
+            raise UsageError(f"model {self.settings.model!r} cannot take images of {shape}: {reason}") from error
+        if not isinstance(logits, Tensor) or logits.shape != (len(images), len(self.data.classes)):
+            raise UsageError(f"model {self.settings.model!r} must return one tensor [N, classes] in training")
+
+    def _pruner(self) -> "fggp.Pruner | None":
+        settings = self.settings
+        if settings.method == "dense":
+            return None
+        options = {} if settings.rate is None else {"rate": settings.rate}
+        try:
+            return fggp.Pruner(
+                self.model,
+                self.optimizer,
+                settings.sparsity,
+                begin=self.begin,
+                end=self.end,
+                every=self.every,
+                method=fggp.methods.REGISTRY[settings.method](**options),
+                init_sparsity=settings.init_sparsity,
+                scope=settings.scope,
+                seed=settings.seed,
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the prunable weights that is pruned now."""
+        return 0.0 if self.pruner is None else self.pruner.sparsity
+
+    @property
+    def target(self) -> float:
+        """The sparsity that the schedule wants now."""
+        return 0.0 if self.pruner is None else self.pruner.schedule.sparsity_at(self.step)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps made."""
+        return self.scheduler.last_epoch
+
+    def densities(self) -> dict[str, float]:
+        """Share of the weights that is kept, by layer; empty without a pruner."""
+        return {} if self.pruner is None else self.pruner.densities()
+
+    @property
+    def masks_changed(self) -> bool:
+        """Whether the latest step updated the masks."""
+        return self.pruner is not None and self.pruner.last_update == self.pruner.step
+
+    def train_epoch(self, epoch: int, on_step: Callable[[Tally], None]) -> Tally:
+        """Train on every image once.
+
+        Args:
+            epoch: counted from 0; with the seed it decides all that is random here.
+            on_step: called after every optimizer step with the epoch's tally so far.
+        """
+        order_seed, layers_seed = epoch_seeds(self.settings.seed, epoch)
+        torch.manual_seed(layers_seed)  # dropout and its like draw from the global generators
+        batches = training_batches(
+            self.data.train,
+            self.settings.batch_size,
+            self.data.augmentation,
+            torch.Generator(self.device).manual_seed(order_seed),
+        )
+        self.model.train()
+        tally = Tally.empty(self.device)
+        start = time.perf_counter()
+        for batch in batches:
+            self.optimizer.zero_grad()
+            with self._autocast():
+                logits = self.model(self._normalised(batch.images))
+                loss = F.cross_entropy(logits, batch.labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.lr = self.optimizer.param_groups[0]["lr"]
+            self.scheduler.step()
+            tally.loss_sum += loss.detach() * len(batch)
+            tally.hits += (logits.argmax(1) == batch.labels).sum()
+            tally.images += len(batch)
+            tally.seconds = time.perf_counter() - start
+            on_step(tally)
+        return tally
+
+    @torch.inference_mode()
+    def accuracy(self, split: Split) -> float:
+        """Percent of a split's images that the network gets right."""
+        self.model.eval()
+        hits = torch.zeros((), dtype=torch.int64, device=self.device)
+        for images, labels in zip(
+            torch.split(split.images, TEST_BATCH), torch.split(split.labels, TEST_BATCH), strict=True
+        ):
+            with self._autocast():
+                hits += (self.model(self._normalised(images)).argmax(1) == labels).sum()
+        return 100 * int(hits) / len(split)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that changes between epochs; loads with ``torch.load(weights_only=True)``."""
+        state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where ``state`` was taken."""
+        for name, part in self._parts():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> list[tuple[str, Any]]:
+        parts = [("model", self.model), ("optimizer", self.optimizer), ("scheduler", self.scheduler)]
+        return parts if self.pruner is None else [*parts, ("pruner", self.pruner)]
+
+
+def _optimizer(model: nn.Module, settings: ResolvedSettings) -> torch.optim.Optimizer:
+    if settings.momentum is None:
+        return torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=settings.lr,
+        momentum=settings.momentum,
+        nesterov=settings.momentum > 0,
+        weight_decay=settings.weight_decay,
+    )

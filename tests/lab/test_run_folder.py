@@ -1,0 +1,74 @@
+import os
+
+import pytest
+import safetensors.torch
+import torch
+
+from fggp.lab.errors import UsageError
+from fggp.lab.run_folder import RunFolder, atomic_write
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    folder = RunFolder(tmp_path / "runs" / "one")
+    folder.begin({"lr": 0.1, "seed": 0})
+    return folder
+
+
+def test_atomic_write_leaves_the_old_file_if_interrupted(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"old")
+
+    def interrupted() -> None:
+        with atomic_write(file) as new:
+            new.write(b"half of the n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert file.read_bytes() == b"old"
+    with atomic_write(file) as new:
+        new.write(b"new")
+    assert file.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_atomic_write_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        original = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, original=original: (calls.append(name), original(*args)))
+    with atomic_write(tmp_path / "file") as new:
+        new.write(b"new")
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_metrics_after_the_checkpoint_are_dropped(folder):
+    folder.log({"kind": "epoch", "epoch": 1})
+    folder.save_checkpoint({"epochs": 1})
+    folder.log({"kind": "update", "step": 12})
+    with folder.metrics_file.open("a") as file:
+        file.write('{"kind": "upd')  # a line cut short by the kill
+    assert folder.load_checkpoint()["epochs"] == 1
+    assert folder.metrics("epoch") == [{"kind": "epoch", "epoch": 1}]
+    assert folder.metrics("update") == []
+
+
+def test_without_a_checkpoint_all_metrics_are_dropped(folder):
+    folder.log({"kind": "update", "step": 12})
+    assert folder.load_checkpoint() is None
+    assert folder.metrics_file.read_text() == ""
+
+
+def test_other_settings_are_named(folder):
+    folder.check_settings({"lr": 0.1, "seed": 0})
+    with pytest.raises(UsageError, match=r"lr is 0\.2, the run's is 0\.1; seed is 1, the run's is 0$"):
+        folder.check_settings({"lr": 0.2, "seed": 1})
+
+
+def test_model_file_takes_tied_and_channels_last_weights(folder):
+    weight = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    folder.save_model({"one": weight, "two": weight})
+    loaded = safetensors.torch.load_file(folder.model_file)
+    assert torch.equal(loaded["one"], weight)
+    assert torch.equal(loaded["two"], weight)
