@@ -101,7 +101,8 @@ def find(
     if exclude is not None:
         for f in _filters("exclude", exclude):
             chosen -= _matches(f, weights, "exclude")
-    found = [w for key, w in weights.items() if key in chosen and w.parameter.numel()]
+    # Scalars are no weights (and have the shape of Adam's step counter); an empty tensor has none.
+    found = [w for key, w in weights.items() if key in chosen and w.parameter.ndim and w.parameter.numel()]
     for w in found:
         if isinstance(w.parameter, DTensor):
             raise NotImplementedError(f"weight {w.name!r} is sharded (DTensor), which is not supported yet")

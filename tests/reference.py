@@ -1,0 +1,197 @@
+"""The method, naively: Python lists, `sorted` and exact floats. Everything fast is checked against this.
+
+Written from the mathematics alone; shares no code with the library. A weight is (layer, position, θ, g): layer is
+the tensor's place among the prunable ones, position its flat index. Slow on purpose.
+"""
+
+import math
+from fractions import Fraction
+from typing import NamedTuple
+
+import torch
+
+
+class Weight(NamedTuple):
+    layer: int
+    position: int
+    theta: float
+    grad: float
+
+
+# The schedule
+
+
+def sparsity(t, final, begin, end, initial=0.0, curve=lambda p: (1 - p) ** 3):
+    """s_t."""
+    if t <= begin:
+        return initial
+    if t >= end:
+        return final
+    return final + (initial - final) * curve((t - begin) / (end - begin))
+
+
+def active_count(s, total):
+    """N_t."""
+    return round((1 - s) * total)
+
+
+def update_steps(begin, end, every):
+    """The steps at which the masks change."""
+    steps, t = [], begin + every
+    while t < end:
+        steps.append(t)
+        t += every
+    return [*steps, end]
+
+
+def share_out(total, shares, caps):
+    """Split a whole number in proportion to shares, nobody above its cap: largest remainder, ties to the first."""
+    parts, open_ = [0] * len(shares), [i for i in range(len(shares)) if caps[i]]
+    while open_:
+        left = total - sum(parts)
+        exact = {i: Fraction(left * shares[i], sum(shares[j] for j in open_)) for i in open_}
+        over = [i for i in open_ if exact[i] >= caps[i]]
+        if not over:
+            for i in open_:
+                parts[i] = math.floor(exact[i])
+            for i in sorted(open_, key=lambda i: (math.floor(exact[i]) - exact[i], i))[: total - sum(parts)]:
+                parts[i] += 1
+            break
+        for i in over:
+            parts[i] = caps[i]
+            open_.remove(i)
+    return parts
+
+
+# Selection
+
+
+def weights_of(tensors, grads, masks):
+    """The active weights of some tensors; a missing gradient is zero."""
+    found = []
+    for layer, (tensor, grad, mask) in enumerate(zip(tensors, grads, masks, strict=True)):
+        theta = tensor.detach().reshape(-1).tolist()  # a float of any width is exact as a Python float
+        g = [0.0] * len(theta) if grad is None else grad.detach().to_dense().reshape(-1).tolist()
+        kept = mask.reshape(-1).tolist()
+        found += [Weight(layer, i, theta[i], g[i]) for i in range(len(theta)) if kept[i]]
+    return found
+
+
+def by_magnitude(w):
+    return (abs(w.theta), w.layer, w.position)
+
+
+def by_gradient(w):
+    return (abs(w.grad), abs(w.theta), w.layer, w.position)
+
+
+def by_saliency(double):
+    """|θ·g| as the product of two floats, or of two doubles where any weight is one."""
+    rounded = float if double else _float32
+    return lambda w: (abs(rounded(w.theta * w.grad)), w.layer, w.position)
+
+
+def _float32(x):
+    return torch.tensor(x, dtype=torch.float64).to(torch.float32).item()
+
+
+def smallest(weights, k, key):
+    return sorted(weights, key=key)[:k]
+
+
+def quota(rate, count, excess):
+    """K of a first step."""
+    return max(excess, math.floor(rate * count))
+
+
+def annealed(progress, start=0.5, end=0.005):
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def choose(method, weights, excess, progress=0.0, double=False):
+    """The weights that an update prunes; ``method`` is (name, *hyper-parameters)."""
+    name, *given = method
+    n = len(weights)
+    if name == "fggp":
+        candidates = smallest(weights, quota(given[0], n, excess), by_gradient)
+        return smallest(candidates, excess, by_magnitude)
+    if name == "magnitude-first":
+        candidates = smallest(weights, quota(given[0], n, excess), by_magnitude)
+        return smallest(candidates, excess, by_gradient)
+    if name == "gradient-first-annealed":
+        return choose(("fggp", annealed(progress, *given)), weights, excess)
+    if name == "magnitude-first-annealed":
+        return choose(("magnitude-first", annealed(progress, *given)), weights, excess)
+    if name == "gmp":
+        return smallest(weights, excess, by_magnitude)
+    if name == "gradient-only":
+        return smallest(weights, excess, by_gradient)
+    if name == "taylor":
+        return smallest(weights, excess, by_saliency(double))
+    raise KeyError(name)
+
+
+# Training
+
+
+class PrunedTraining:
+    """What a user would have to write by hand into a training loop: call `before_step` and `after_step` around a step.
+
+    Args:
+        parameters: the prunable weights, in the model's order.
+        optimizer: the optimizer that trains them.
+        method: (name, *hyper-parameters).
+        masks: the masks to start from; none is dense.
+        initial: s_ini, where it is not what the masks have.
+    """
+
+    def __init__(self, parameters, optimizer, sparsity, begin, end, every, method=("fggp", 0.5), **options):
+        self.parameters, self.optimizer, self.method = list(parameters), optimizer, method
+        self.final, self.begin, self.end, self.every = sparsity, begin, end, every
+        self.scope = options.pop("scope", "global")
+        masks = options.pop("masks", None) or [torch.ones(p.shape, dtype=torch.bool) for p in self.parameters]
+        self.masks = [m.clone(memory_format=torch.contiguous_format) for m in masks]
+        self.total = sum(p.numel() for p in self.parameters)
+        self.start = [int(m.sum()) for m in self.masks]
+        self.initial = options.pop("initial", 1 - sum(self.start) / self.total)
+        assert not options
+        self.t, self.pending, self.updates = 0, False, []
+        self.zero()
+
+    def before_step(self):
+        """Choose what goes, with the weights and gradients that the step is about to use."""
+        t = self.t + 1
+        self.chosen = None
+        if t not in update_steps(self.begin, self.end, self.every) and not self.pending:
+            return
+        grads = [p.grad for p in self.parameters]
+        self.pending = any(not math.isfinite(x) for g in grads if g is not None for x in g.reshape(-1).tolist())
+        if self.pending:
+            return
+        s = sparsity(t, self.final, self.begin, self.end, self.initial)
+        weights = weights_of(self.parameters, grads, self.masks)
+        double = any(p.dtype == torch.float64 for p in self.parameters)
+        progress = min(1.0, (t - self.begin) / (self.end - self.begin))
+        target = min(active_count(s, self.total), len(weights))
+        if self.scope == "global":
+            groups = [(weights, len(weights) - target)]
+        else:
+            layers = [[w for w in weights if w.layer == i] for i in range(len(self.parameters))]
+            kept = share_out(target, self.start, [len(layer) for layer in layers])
+            groups = [(layer, len(layer) - k) for layer, k in zip(layers, kept, strict=True)]
+        self.chosen = [w for group, excess in groups for w in choose(self.method, group, excess, progress, double)]
+
+    def after_step(self):
+        """Put the choice in force."""
+        self.t += 1
+        if self.chosen is not None:
+            for w in self.chosen:
+                self.masks[w.layer].view(-1)[w.position] = False
+            self.updates.append(self.t)
+        self.zero()
+
+    def zero(self):
+        for p, mask in zip(self.parameters, self.masks, strict=True):
+            same = [s for s in self.optimizer.state.get(p, {}).values() if getattr(s, "shape", None) == p.shape]
+            for tensor in [p.detach(), *(s for s in same if s.is_floating_point())]:
+                tensor[~mask] = 0.0
