@@ -4,34 +4,51 @@ from fggp import methods, schedule, scores
 from fggp.methods import (
     FGGP,
     GMP,
+    SET,
+    SNIP,
     GradientFirstAnnealed,
     GradientOnly,
+    GraNet,
+    GraSP,
     MagnitudeFirst,
     MagnitudeFirstAnnealed,
     Method,
+    OneShot,
     Random,
+    RigL,
+    StaticERK,
+    SynFlow,
     Taylor,
     Update,
 )
 from fggp.pruner import Pruner
 from fggp.schedule import Schedule, cubic, linear
 from fggp.scores import Score
-from fggp.select import TopK
+from fggp.select import Exchange, TopK
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FGGP",
     "GMP",
+    "SET",
+    "SNIP",
+    "Exchange",
+    "GraNet",
+    "GraSP",
     "GradientFirstAnnealed",
     "GradientOnly",
     "MagnitudeFirst",
     "MagnitudeFirstAnnealed",
     "Method",
+    "OneShot",
     "Pruner",
     "Random",
+    "RigL",
     "Schedule",
     "Score",
+    "StaticERK",
+    "SynFlow",
     "Taylor",
     "TopK",
     "Update",

@@ -32,10 +32,20 @@ class Masks:
         self._placed = [_place(w.parameter) for w in self.weights]
         self.active = count_marked(self._tensors)
 
-    def prune(self, layers: Sequence[Layer], pruned: Sequence[Tensor]) -> None:
-        """Take marked weights, as a selection on these layers returned them, out of the masks."""
-        for mask, layer, marks in zip(self._tensors, layers, pruned, strict=True):
-            mask.logical_and_(layer.layout.shaped(marks.logical_not()))
+    def change(self, optimizer: torch.optim.Optimizer, layers: Sequence[Layer], marks: Sequence[Tensor]) -> None:
+        """Put in force what a selection on these layers returned; what regrows starts at zero, as does its state.
+
+        Args:
+            optimizer: whose state is zeroed too.
+            layers: what the selection read.
+            marks: the weights that are active from now on, [n] for each layer.
+        """
+        new = [layer.layout.shaped(m) for layer, m in zip(layers, marks, strict=True)]
+        for mask, now_active in zip(self._tensors, new, strict=True):
+            mask.logical_and_(now_active)
+        self.apply(optimizer)
+        for mask, now_active in zip(self._tensors, new, strict=True):
+            mask.copy_(now_active)
         self.active = count_marked(self._tensors)
 
     def flat(self, layers: Sequence[Layer]) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,13 +12,28 @@ from torch import Tensor, nn
 
 from fggp.layers import Layer, flatten
 from fggp.masks import Masks, pack, unpack
-from fggp.methods import FGGP, REGISTRY, Method, Update, checked_chain, resolve
+from fggp.methods import FGGP, REGISTRY, Method, OneShot, Update, checked_chain, resolve
 from fggp.prunable import Filter, check_attached, check_optimizer, find
 from fggp.schedule import CURVES, Curve, Schedule, active_count, apportion, cubic
-from fggp.select import TopK, run_chain
+from fggp.select import Exchange, Marks, TopK, run_chain, run_exchange
 from fggp.starts import Init, starting_masks
 
 Scope = Literal["global", "layer"]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """An update: groups of weights ranked together with the chains that prune them, then an exchange in each layer."""
+
+    chains: list[tuple[slice, Sequence[TopK]]]
+    exchange: Exchange | None
+
+    @property
+    def needs_gradient(self) -> bool:
+        scores = [step.score for _, chain in self.chains for step in chain]
+        if self.exchange is not None:
+            scores += [self.exchange.drop, self.exchange.grow]
+        return any(score.needs_gradient for score in scores)
 
 
 class Pruner:
@@ -38,10 +54,12 @@ class Pruner:
         sparsity: the final share of zeros among the prunable weights, in [init_sparsity, 1), met to the weight.
         begin: the optimizer step before which nothing is pruned.
         end: the optimizer step from which on ``sparsity`` holds.
-        every: optimizer steps between two updates.
-        method: what to prune at an update: a `fggp.Method` or the lower-case name of a built-in one.
+        every: optimizer steps between two updates. These three are required, except by methods that act once, when
+            the Pruner is made (`fggp.OneShot`), to which they do not apply.
+        method: what to prune at an update: a `fggp.Method`, a `fggp.OneShot`, or the lower-case name of a built-in one.
         schedule: how sparsity grows from ``begin`` to ``end``: maps progress in [0, 1] to the share still to go.
-        init_sparsity: the sparsity to start from, in [0, 1).
+        init_sparsity: the sparsity to start from, in [0, 1); by default 0, or ``sparsity`` itself for methods of
+            constant sparsity (RigL, SET).
         init: where the zeros to start from lie: ``"erk"`` or ``"uniform"`` draw them at random with such layer
             densities; a mapping from weight names to bool tensors (True = kept) gives them; ``"keep"`` keeps those
             the weights have. The last two set ``init_sparsity`` themselves.
@@ -69,12 +87,12 @@ class Pruner:
         optimizer: torch.optim.Optimizer,
         sparsity: float,
         *,
-        begin: int,
-        end: int,
-        every: int,
-        method: Method | str = FGGP(),  # noqa: B008 (frozen)
+        begin: int | None = None,
+        end: int | None = None,
+        every: int | None = None,
+        method: Method | OneShot | str = FGGP(),  # noqa: B008 (frozen)
         schedule: Curve = cubic,
-        init_sparsity: float = 0.0,
+        init_sparsity: float | None = None,
         init: Init = "erk",
         scope: Scope = "global",
         include: Filter | Sequence[Filter] | None = None,
@@ -83,18 +101,20 @@ class Pruner:
     ) -> None:
         # Everything is checked before anything is touched.
         self.method = resolve(method)
-        Schedule(sparsity, begin, end, every, init_sparsity, schedule)
+        self.schedule = _schedule(self.method, sparsity, begin, end, every, schedule, init_sparsity, init)
         if scope not in ("global", "layer"):
             raise ValueError(f"scope={scope!r} must be 'global' or 'layer'")
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"seed={seed!r} must be an int")
         weights = find(model, include, exclude)
         check_optimizer(weights, optimizer)
-        start = starting_masks(weights, init, init_sparsity, seed)
-        self._masks = Masks(weights, start)
-        if isinstance(init, Mapping) or init == "keep":
-            init_sparsity = self._own_sparsity(sparsity, init_sparsity)
-        self.schedule = Schedule(sparsity, begin, end, every, init_sparsity, schedule)
+        if isinstance(self.method, OneShot):
+            self._masks = Masks(weights, self.method.masks(model, weights, sparsity, seed))
+        else:
+            self._masks = Masks(weights, starting_masks(weights, init, self.schedule.init_sparsity, seed))
+            if isinstance(init, Mapping) or init == "keep":
+                own = self._own_sparsity(sparsity, init_sparsity)
+                self.schedule = replace(self.schedule, init_sparsity=own)
         if any(isinstance(getattr(h, "__self__", None), Pruner) for h in optimizer._optimizer_step_pre_hooks.values()):
             warnings.warn("the optimizer has a Pruner already: call its remove() first", UserWarning, stacklevel=2)
 
@@ -102,7 +122,7 @@ class Pruner:
         self.step = self.last_update = 0
         self._start = self._masks.counts()
         self._overdue = self._warned = self._skipped = self._in_step = False
-        self._pruned: tuple[list[Layer], list[Tensor]] | None = None  # chosen before a step, put in force after it
+        self._chosen: tuple[list[Layer], Marks] | None = None  # before a step; put in force after it
         self._model, self._optimizer = model, optimizer
         self._masks.apply(optimizer)
         self._hooks = [
@@ -110,10 +130,10 @@ class Pruner:
             optimizer.register_step_post_hook(self._after_step),
         ]
 
-    def _own_sparsity(self, sparsity: float, init_sparsity: float) -> float:
+    def _own_sparsity(self, sparsity: float, init_sparsity: float | None) -> float:
         """s_ini of masks that were given: what they have, or exactly ``sparsity`` where they have that already."""
         active, total = self._masks.active, self._masks.total
-        if init_sparsity and active != active_count(init_sparsity, total):
+        if init_sparsity is not None and active != active_count(init_sparsity, total):
             raise ValueError(
                 f"init_sparsity={init_sparsity} contradicts init, whose masks have sparsity {1 - active / total}: "
                 f"leave it out"
@@ -154,7 +174,7 @@ class Pruner:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._pruned, self._in_step = None, True
+        self._chosen, self._in_step = None, True
         self._masks.follow(optimizer)
         if self._is_due(self.step + 1):
             check_attached(self._masks.weights, self._model)
@@ -197,32 +217,34 @@ class Pruner:
         if self._in_step:
             self._in_step = False
             self.step += 1
-            self._overdue = self._is_due(self.step) and self._pruned is None
-        if self._pruned is not None:
-            self._masks.prune(*self._pruned)
-            self.last_update, self._pruned = self.step, None
-        self._masks.apply(optimizer)
+            self._overdue = self._is_due(self.step) and self._chosen is None
+        if self._chosen is None:
+            self._masks.apply(optimizer)
+        else:
+            self._masks.change(optimizer, *self._chosen)
+            self.last_update, self._chosen = self.step, None
 
     def _is_due(self, step: int) -> bool:
         return self._overdue or self.schedule.is_update(step)
 
     @torch.no_grad()
     def _choose(self) -> None:
-        """If an update is due at the step about to be made, choose the weights that it prunes."""
+        """If an update is due at the step about to be made, choose the weights that are active after it."""
         step = self.step + 1
         if not self._is_due(step):
             return
         plan = self._plan(step)
         obstacle = self._obstacle(plan)
         if obstacle is None:
-            self._pruned = self._select(plan)
+            self._chosen = self._select(plan)
         elif not self._warned:
             self._warned = True
             message = f"the mask update due at step {step} is postponed: {obstacle} (this is said once)"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
 
-    def _plan(self, step: int) -> list[tuple[slice, Sequence[TopK]]]:
-        """The groups of weights that are ranked together, each with its chain; groups that lose none are left out."""
+    def _plan(self, step: int) -> _Plan:
+        """What an update at this step does."""
+        assert isinstance(self.method, Method)  # a OneShot has no updates
         active, target = self._masks.active, self.schedule.active_at(step, self._masks.total)
         if self.scope == "global":
             groups = [(slice(None), active, target)]
@@ -231,33 +253,36 @@ class Pruner:
             targets = apportion(min(target, active), self._start, counts)
             groups = [(slice(i, i + 1), a, t) for i, (a, t) in enumerate(zip(counts, targets, strict=True))]
         progress = self.schedule.progress(step)
-        return [
+        chains = [
             (group, checked_chain(self.method, Update(step, active, active - target, progress, self.seed)))
             for group, active, target in groups
             if active > target
         ]
+        exchange = self.method.exchange(Update(step, active, max(0, active - target), progress, self.seed))
+        return _Plan(chains, exchange)
 
-    def _obstacle(self, plan: list[tuple[slice, Sequence[TopK]]]) -> str | None:
+    def _obstacle(self, plan: _Plan) -> str | None:
         """Why an update cannot be made with the gradients there are, or None."""
         grads = [g for w in self._masks.weights if (g := w.parameter.grad) is not None]
         if not grads:
-            needed = any(step.score.needs_gradient for _, chain in plan for step in chain)
-            return f"no weight has a gradient, and {self.method.name!r} ranks by it" if needed else None
+            return f"no weight has a gradient, and {self.method.name!r} ranks by it" if plan.needs_gradient else None
         # A norm is one cheap pass and catches every inf and NaN; only one that overflows is looked into.
         for grad, norm in zip(grads, torch._foreach_norm(grads, 1), strict=True):
             if not norm.isfinite() and not grad.isfinite().all():
                 return "a gradient is not finite"
         return None
 
-    def _select(self, plan: list[tuple[slice, Sequence[TopK]]]) -> tuple[list[Layer], list[Tensor]]:
-        """The weights to be pruned, as marks on the layers they were read from."""
+    def _select(self, plan: _Plan) -> tuple[list[Layer], Marks]:
+        """The weights that are active after an update, as marks on the layers they were read from."""
         grad_scale = getattr(self._optimizer, "grad_scale", None)
         layers = flatten(self._masks.weights, grads=True, grad_scale=1.0 if grad_scale is None else float(grad_scale))
         active = self._masks.flat(layers)
-        pruned = [torch.zeros_like(m) for m in active]
-        for group, chain in plan:
-            pruned[group] = run_chain(layers[group], active[group], chain)
-        return layers, pruned
+        for group, chain in plan.chains:
+            pruned = run_chain(layers[group], active[group], chain)
+            active[group] = [p.logical_xor_(a) for p, a in zip(pruned, active[group], strict=True)]
+        if plan.exchange is not None:
+            active = run_exchange(layers, active, plan.exchange)
+        return layers, active
 
     # State
 
@@ -275,6 +300,7 @@ class Pruner:
                 "every": self.schedule.every,
                 "init_sparsity": float(self.schedule.init_sparsity),
                 "curve": _curve_name(self.schedule.curve),
+                "last": self.schedule.last,
             },
             "method": {"name": self.method.name, **self.method.settings()},
             "scope": self.scope,
@@ -299,7 +325,7 @@ class Pruner:
             restored, masks = self._restore(state)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"state is damaged, or not the state_dict of a Pruner: {error!r}") from error
-        vars(self).update(restored, _pruned=None)
+        vars(self).update(restored, _chosen=None)
         self._masks.replace(masks)
         self._masks.apply(self._optimizer)
 
@@ -356,6 +382,35 @@ class Pruner:
         return "\n".join([head, *lines])
 
 
+def _schedule(
+    method: Method | OneShot,
+    sparsity: float,
+    begin: int | None,
+    end: int | None,
+    every: int | None,
+    curve: Curve,
+    init_sparsity: float | None,
+    init: Init,
+) -> Schedule:
+    """The schedule for a method, all numbers checked."""
+    steps = {"begin": begin, "end": end, "every": every}
+    if isinstance(method, OneShot):
+        given = [name for name, value in {**steps, "init_sparsity": init_sparsity}.items() if value is not None]
+        if given or init != "erk":
+            raise ValueError(
+                f"{(given or ['init'])[0]} does not apply to method={method.name!r}, which acts once, when the Pruner "
+                f"is made: leave it out"
+            )
+        return Schedule(sparsity, begin=0, end=1, every=1, init_sparsity=sparsity, curve=curve, last=0)
+    missing = [name for name, value in steps.items() if value is None]
+    if missing or begin is None or end is None or every is None:
+        raise TypeError(f"method={method.name!r} needs {', '.join(missing)}: numbers of optimizer steps")
+    if init_sparsity is None:
+        init_sparsity = sparsity if method.constant else 0.0
+    schedule = Schedule(sparsity, begin, end, every, init_sparsity, curve)
+    return replace(schedule, last=method.last_update(end))
+
+
 def _curve_name(curve: Curve) -> str:
     return getattr(curve, "__qualname__", type(curve).__qualname__)
 
@@ -368,11 +423,11 @@ def _restore_curve(name: str, own: Curve) -> Curve:
     raise ValueError(f"state was saved with the schedule {name!r}: make the Pruner with it")
 
 
-def _restore_method(saved: dict[str, Any], own: Method) -> Method:
+def _restore_method(saved: dict[str, Any], own: Method | OneShot) -> Method | OneShot:
     name = saved.pop("name")
     # Its own first: a custom method may have inherited the name of a built-in one.
     if name == own.name:
         return own if saved == own.settings() else type(own)(**saved)
-    if name in REGISTRY:
+    if name in REGISTRY and issubclass(REGISTRY[name], Method):
         return REGISTRY[name](**saved)
     raise ValueError(f"state was saved with the method {name!r} {saved}: make the Pruner with it")

@@ -39,6 +39,8 @@ class Schedule:
         every: optimizer steps between two updates, Δt; at least 1.
         init_sparsity: the sparsity s_ini to start from, in [0, 1).
         curve: the share of the way from s_ini to s_fin still to go at a progress in [0, 1].
+        last: the last step at which masks may change; ``end`` by default, later for methods that go on exchanging
+            weights at constant sparsity, 0 for those that never update.
     """
 
     sparsity: float
@@ -47,6 +49,7 @@ class Schedule:
     every: int
     init_sparsity: float = 0.0
     curve: Curve = cubic
+    last: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("sparsity", "init_sparsity"):
@@ -92,7 +95,8 @@ class Schedule:
     def is_update(self, step: int) -> bool:
         """Whether the masks change at this step."""
         since = step - self.begin
-        return step == self.end or (since > 0 and step < self.end and since % self.every == 0)
+        last = self.end if self.last is None else self.last
+        return 0 < step <= last and (step == self.end or (since > 0 and since % self.every == 0))
 
 
 def active_count(sparsity: float, total: int) -> int:

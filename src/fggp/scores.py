@@ -41,6 +41,12 @@ saliency = Score("saliency", lambda block: (block.weight * block.grad).abs(), ne
 """|θ·g|: the first-order change of the loss when the weight is removed (Molchanov et al. 2017, arXiv 1611.06440)"""
 
 
+def largest(score: Score) -> Score:
+    """The same score ranked from its other end, ties included; only position still ranks first to last."""
+    ties = None if score.ties is None else largest(score.ties)
+    return Score(f"largest {score.name}", lambda block: -score.of(block), score.needs_gradient, ties)
+
+
 def random(seed: int, step: int) -> Score:
     """Uniformly random, a function of (seed, step, weight name, flat index) alone.
 

@@ -1,4 +1,4 @@
-"""Exact selection of the k lowest-ranked weights, over many tensors at once, and chains of such steps.
+"""Exact selection of the k lowest-ranked weights, over many tensors at once; chains of such steps; regrowth.
 
 Nothing is concatenated or sorted as a whole. A sample of the scores brackets the k-th value; one pass over the
 weights counts what lies below the bracket and gathers the few scores inside it, where the k-th is found exactly
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fggp.layers import Layer
-from fggp.scores import Score
+from fggp.scores import Score, largest
 
 BLOCK = 1 << 18
 """Weights read at a time on a CPU: temporaries of this size stay in cache."""
@@ -31,6 +31,21 @@ class TopK:
 
     score: Score
     quota: int
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Regrowth: in each layer drop ⌈share·active⌉ weights and let as many inactive ones, the dropped included, grow.
+
+    Args:
+        share: of the layer's active weights, in [0, 1].
+        drop: those with the smallest scores go.
+        grow: those with the largest scores come.
+    """
+
+    share: float
+    drop: Score
+    grow: Score
 
 
 Marks = list[Tensor]
@@ -54,6 +69,25 @@ def run_chain(layers: Sequence[Layer], active: Sequence[Tensor], chain: Sequence
         keep_smallest(layers, marks, count, step.score, step.quota)
         count = step.quota
     return marks
+
+
+def run_exchange(layers: Sequence[Layer], active: Sequence[Tensor], exchange: Exchange) -> Marks:
+    """Exchange weights within each layer and return those that are active then, as many as before.
+
+    Args:
+        layers: the weights and gradients.
+        active: the active weights, a bool tensor [n] for each layer; not modified.
+        exchange: how many, and which.
+    """
+    result = []
+    for layer, before in zip(layers, active, strict=True):
+        count = count_marked([before])
+        moved = math.ceil(exchange.share * count)
+        [dropped] = run_chain([layer], [before], [TopK(exchange.drop, moved)])
+        kept = dropped.logical_xor_(before)
+        [grown] = run_chain([layer], [~kept], [TopK(largest(exchange.grow), moved)])
+        result.append(kept.logical_or_(grown))
+    return result
 
 
 def count_marked(marks: Sequence[Tensor]) -> int:

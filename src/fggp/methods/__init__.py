@@ -1,0 +1,93 @@
+"""Pruning methods: each says which chain of Top-K steps chooses the weights that go at an update.
+
+FGGP's paper (Zhu, Bezek & Goksel 2024, arXiv 2411.05500) sees gradual pruning methods as one process, a chain of
+steps, each keeping the quota of weights that score lowest among those the step before it left; what the last step
+leaves is pruned. A method is one `chain`, so a new one is a few lines:
+
+    @dataclass(frozen=True)
+    class SaliencyFirst(fggp.Method):
+        name = "saliency-first"
+
+        def chain(self, now):
+            return [TopK(saliency, candidates(0.5, now)), TopK(magnitude, now.excess)]
+
+Methods that also regrow weights add an `exchange`; methods that act once, before training, are `OneShot`.
+"""
+
+import inspect
+
+from fggp.methods.base import Method, Update, candidates, checked_chain, cosine
+from fggp.methods.dynamic import SET, GraNet, RigL
+from fggp.methods.gradual import (
+    FGGP,
+    GMP,
+    GradientFirstAnnealed,
+    GradientOnly,
+    MagnitudeFirst,
+    MagnitudeFirstAnnealed,
+    Random,
+    Taylor,
+)
+from fggp.methods.one_shot import SNIP, GraSP, OneShot, StaticERK, SynFlow
+
+__all__ = [
+    "FGGP",
+    "GMP",
+    "REGISTRY",
+    "SET",
+    "SNIP",
+    "GraNet",
+    "GraSP",
+    "GradientFirstAnnealed",
+    "GradientOnly",
+    "MagnitudeFirst",
+    "MagnitudeFirstAnnealed",
+    "Method",
+    "OneShot",
+    "Random",
+    "RigL",
+    "StaticERK",
+    "SynFlow",
+    "Taylor",
+    "Update",
+    "candidates",
+    "checked_chain",
+    "cosine",
+    "resolve",
+]
+
+REGISTRY: dict[str, type[Method] | type[OneShot]] = {
+    m.name: m
+    for m in (
+        FGGP,
+        GMP,
+        GradientOnly,
+        GradientFirstAnnealed,
+        MagnitudeFirst,
+        MagnitudeFirstAnnealed,
+        Taylor,
+        Random,
+        GraNet,
+        RigL,
+        SET,
+        SNIP,
+        GraSP,
+        SynFlow,
+        StaticERK,
+    )
+}
+"""The built-in methods by name."""
+
+
+def resolve(method: Method | OneShot | str) -> Method | OneShot:
+    """A method from an object or from the lower-case name of a built-in one that needs no arguments."""
+    if isinstance(method, (Method, OneShot)):
+        return method
+    if not isinstance(method, str) or method not in REGISTRY:
+        raise ValueError(f"method={method!r} must be a fggp.Method or one of {', '.join(map(repr, REGISTRY))}")
+    kind = REGISTRY[method]
+    parameters = inspect.signature(kind).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty]
+    if needed:
+        raise ValueError(f"method={method!r} needs {', '.join(needed)}: pass fggp.{kind.__name__}({needed[0]}=…, …)")
+    return kind()

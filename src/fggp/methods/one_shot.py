@@ -1,0 +1,207 @@
+"""Pruning at initialisation: the masks are chosen once, when the Pruner is made, and never change."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fggp import starts
+from fggp.layers import flatten
+from fggp.prunable import Prunable
+from fggp.schedule import active_count
+from fggp.scores import Score, largest
+from fggp.select import count_marked, keep_smallest
+
+LossFunction = Callable[[Any, Tensor], Tensor]
+"""Maps the model's output and the targets to a scalar."""
+
+
+class OneShot(ABC):
+    """A method that acts once, at construction; ``begin``, ``end`` and ``every`` do not apply to it."""
+
+    name: ClassVar[str]
+    """How tables, files and the command line call the method."""
+
+    @abstractmethod
+    def masks(self, model: nn.Module, weights: Sequence[Prunable], sparsity: float, seed: int) -> list[Tensor]:
+        """Choose for each weight a bool tensor of its shape; the model and the global generators stay as they are."""
+
+    def settings(self) -> dict[str, Any]:
+        """The method's hyper-parameters by name."""
+        return {}
+
+
+@dataclass(frozen=True)
+class StaticERK(OneShot):
+    """A random mask with Erdős–Rényi-Kernel layer densities, kept throughout: what dynamic methods must beat."""
+
+    name: ClassVar[str] = "erk-static"
+
+    def masks(self, model: nn.Module, weights: Sequence[Prunable], sparsity: float, seed: int) -> list[Tensor]:  # noqa: D102
+        return starts.starting_masks(weights, "erk", sparsity, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class SNIP(OneShot):
+    """Single-shot network pruning (Lee et al. 2019, arXiv 1810.02340): keep the largest |θ·g| of one batch.
+
+    Args:
+        loss_fn: maps the model's output and the targets to a scalar.
+        batch: inputs and targets, on the model's device.
+    """
+
+    name: ClassVar[str] = "snip"
+    loss_fn: LossFunction
+    batch: tuple[Any, Tensor]
+
+    def masks(self, model: nn.Module, weights: Sequence[Prunable], sparsity: float, seed: int) -> list[Tensor]:  # noqa: D102
+        with _trial(model, weights, seed) as (run, theta):
+            inputs, targets = self.batch
+            g = _gradients(self.loss_fn(run(inputs), targets), theta)
+            saliency = [(t * g_t).detach().abs() for t, g_t in zip(theta, g, strict=True)]
+        return _keep_largest(weights, saliency, sparsity)
+
+
+@dataclass(frozen=True, eq=False)
+class GraSP(OneShot):
+    """Gradient signal preservation (Wang et al. 2020, arXiv 2002.07376): keep the smallest −θ·Hg of one batch.
+
+    H is the loss's Hessian, g its gradient: what is kept is what the gradient's norm would lose most by losing.
+
+    Args:
+        loss_fn: maps the model's output and the targets to a scalar.
+        batch: inputs and targets, on the model's device.
+    """
+
+    name: ClassVar[str] = "grasp"
+    loss_fn: LossFunction
+    batch: tuple[Any, Tensor]
+
+    def masks(self, model: nn.Module, weights: Sequence[Prunable], sparsity: float, seed: int) -> list[Tensor]:  # noqa: D102
+        with _trial(model, weights, seed) as (run, theta):
+            inputs, targets = self.batch
+            g = _gradients(self.loss_fn(run(inputs), targets), theta, create_graph=True)
+            # The gradient of g·g′, with g′ held constant, is Hg.
+            hg = _gradients(sum((g_t * g_t.detach()).sum() for g_t in g), theta)
+            gain = [(t * hg_t).detach() for t, hg_t in zip(theta, hg, strict=True)]
+        return _keep_largest(weights, gain, sparsity)
+
+
+@dataclass(frozen=True)
+class SynFlow(OneShot):
+    """Iterative synaptic flow pruning (Tanaka et al. 2020, arXiv 2006.05467): no data, no layer ever collapses.
+
+    In each round keeps the largest |θ·∂R/∂θ|, R being the sum of the outputs of a network with absolute weights on
+    an input of ones; the density falls exponentially over the rounds. Computed in float64: flows span many orders.
+
+    Args:
+        input_shape: of one input, without the batch dimension.
+        rounds: how many.
+    """
+
+    name: ClassVar[str] = "synflow"
+    input_shape: tuple[int, ...]
+    rounds: int = 100
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds={self.rounds!r} must be at least 1")
+
+    def settings(self) -> dict[str, Any]:  # noqa: D102
+        return {"input_shape": list(self.input_shape), "rounds": self.rounds}
+
+    def masks(self, model: nn.Module, weights: Sequence[Prunable], sparsity: float, seed: int) -> list[Tensor]:  # noqa: D102
+        masks = [torch.ones_like(w.parameter, dtype=torch.bool) for w in weights]
+        ones = torch.ones((1, *self.input_shape), dtype=torch.float64, device=weights[0].parameter.device)
+        for done in range(1, self.rounds + 1):
+            with _trial(model, weights, seed, linear=masks) as (run, theta):
+                g = _gradients(run(ones).sum(), theta)
+                flow = [(t * g_t).detach().abs() for t, g_t in zip(theta, g, strict=True)]
+            density = (1 - sparsity) ** (done / self.rounds)
+            masks = _keep_largest(weights, flow, sparsity if done == self.rounds else 1 - density, masks)
+        return masks
+
+
+Run = Callable[[Any], Any]
+
+
+@contextmanager
+def _trial(
+    model: nn.Module, weights: Sequence[Prunable], seed: int, linear: Sequence[Tensor] | None = None
+) -> Iterator[tuple[Run, list[Tensor]]]:
+    """Something to run the model by that leaves it alone: parameters are stand-ins, buffers copies.
+
+    Args:
+        model: the model.
+        weights: those whose stand-ins are yielded, to differentiate by.
+        seed: of what is random in the model.
+        linear: masks of the weights; with them the network is made linear as SynFlow wants it, with absolute
+            parameters in float64 and in evaluation mode.
+    """
+    model = getattr(model, "_orig_mod", model)  # torch.compile would compile anew for each kind of stand-in
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = dict(model.named_buffers())
+    modes = {module: module.training for module in model.modules()}
+    masks = {} if linear is None else {id(w.parameter): m for w, m in zip(weights, linear, strict=True)}
+
+    def stand_in(parameter: Tensor) -> Tensor:
+        value = parameter.detach()
+        if linear is not None and value.is_floating_point():
+            value = value.abs().double()
+            value = value * masks[id(parameter)] if id(parameter) in masks else value
+        return value.requires_grad_(parameter.requires_grad)
+
+    # A tied weight has one stand-in under all its names.
+    ours = {id(p): stand_in(p) for p in parameters.values()}
+    copies = {
+        n: b.detach().abs().double() if linear is not None and b.is_floating_point() else b.detach().clone()
+        for n, b in buffers.items()
+    }
+    state = {**{n: ours[id(p)] for n, p in parameters.items()}, **copies}
+    devices = [d for d in {p.device for p in parameters.values()} if d.type == "cuda"]
+    try:
+        if linear is not None:
+            model.eval()
+        with torch.enable_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            yield lambda inputs: functional_call(model, state, (inputs,)), [ours[id(w.parameter)] for w in weights]
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _gradients(value: Any, theta: Sequence[Tensor], create_graph: bool = False) -> list[Tensor]:
+    """The gradient of a scalar by each stand-in, zero where it does not depend on it."""
+    found = torch.autograd.grad(value, list(theta), create_graph=create_graph, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(theta, found, strict=True)]
+
+
+def _keep_largest(
+    weights: Sequence[Prunable], values: Sequence[Tensor], sparsity: float, among: Sequence[Tensor] | None = None
+) -> list[Tensor]:
+    """The masks, exact in total, that keep the weights with the largest values, among those in earlier masks.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    if not all(v.isfinite().all() for v in values):
+        raise ValueError("a weight's score is not finite: the model's loss, or its gradient, is not on this batch")
+    layers = flatten(weights)
+    table = {layer.name: layer.layout.flat(v) for layer, v in zip(layers, values, strict=True)}
+    score = Score("one shot", lambda block: table[block.layer.name][block.where])
+    marks = [
+        torch.ones(len(layer), dtype=torch.bool, device=layer.weight.device)
+        if among is None
+        else layer.layout.flat(among[i]).clone()
+        for i, layer in enumerate(layers)
+    ]
+    total = sum(len(layer) for layer in layers)
+    keep_smallest(layers, marks, count_marked(marks), largest(score), active_count(sparsity, total))
+    return [layer.layout.shaped(m) for layer, m in zip(layers, marks, strict=True)]
