@@ -2,7 +2,7 @@
 
     python benchmarks/update.py                     prints the tables, appends the raw record to results/benchmarks/
 
-Every contender prunes the same random network from dense to 50 %, from the same weights and gradients, in every
+Every contender prunes the same random network from dense to 20 %, from the same weights and gradients, in every
 round, in turn; figures are medians over the rounds and only their ratios are meant to last. Memory is the growth of
 the process's peak resident size during one update, in a process of its own (Linux).
 """
@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,9 @@ from torch.nn.utils import prune
 
 import fggp
 from fggp.lab import models
+from fggp.lab.record import device_name
 
-SPARSITY = 0.5
+SPARSITY = 0.2
 RESULTS = Path(__file__).parent.parent / "results" / "benchmarks" / "update.jsonl"
 
 
@@ -45,29 +47,37 @@ def prunable(model: nn.Module) -> list[nn.Parameter]:
     return [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
 
 
-# Contenders: each takes a network and returns a function that makes one update from dense to 50 %.
+# The contenders: each is made from a network, and its update prunes that from dense to 20 %.
 
 
-def with_fggp(method: str) -> Callable[[nn.Module], Callable[[], None]]:
-    def make(model: nn.Module) -> Callable[[], None]:
+@dataclass
+class Contender:
+    """An update to be measured, and what is to be done before each."""
+
+    update: Callable[[], object]
+    prepare: Callable[[], None] = lambda: None
+
+
+def with_fggp(method: str) -> Callable[[nn.Module], Contender]:
+    def make(model: nn.Module) -> Contender:
         # lr 0: the optimizer changes nothing, and the step's own cost is measured with it.
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         dense = copy.deepcopy(model.state_dict())
+        pruner: fggp.Pruner | None = None
 
-        def update() -> None:
+        def prepare() -> None:
+            nonlocal pruner
+            if pruner is not None:
+                pruner.remove()
+                model.load_state_dict(dense)
             pruner = fggp.Pruner(model, optimizer, SPARSITY, begin=0, end=1, every=1, method=method)
-            start = time.perf_counter()
-            optimizer.step()
-            update.seconds = time.perf_counter() - start  # type: ignore[attr-defined]
-            pruner.remove()
-            model.load_state_dict(dense)
 
-        return update
+        return Contender(optimizer.step, prepare)
 
     return make
 
 
-def sorted_topk(model: nn.Module) -> Callable[[], None]:
+def sorted_topk(model: nn.Module) -> Contender:
     """Magnitude pruning as research code does it: concatenate, sort with topk, compare; float masks."""
     weights = prunable(model)
 
@@ -77,23 +87,24 @@ def sorted_topk(model: nn.Module) -> Callable[[], None]:
         threshold = torch.topk(magnitudes, keep, sorted=True).values[-1]
         return [(w.detach().abs() >= threshold).float() for w in weights]
 
-    return update
+    return Contender(update)
 
 
-def global_unstructured(model: nn.Module) -> Callable[[], None]:
+def global_unstructured(model: nn.Module) -> Contender:
     """torch.nn.utils.prune, on a copy: it re-registers the parameters it prunes."""
+    layers: list[tuple[nn.Module, str]] = []
+
+    def prepare() -> None:
+        copied = copy.deepcopy(model)
+        layers[:] = [(m, "weight") for m in copied.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
 
     def update() -> None:
-        pruned = copy.deepcopy(model)
-        layers = [(m, "weight") for m in pruned.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-        start = time.perf_counter()
         prune.global_unstructured(layers, pruning_method=prune.L1Unstructured, amount=SPARSITY)
-        update.seconds = time.perf_counter() - start  # type: ignore[attr-defined]
 
-    return update
+    return Contender(update, prepare)
 
 
-def kthvalue(model: nn.Module) -> Callable[[], None]:
+def kthvalue(model: nn.Module) -> Contender:
     weights = prunable(model)
 
     def update() -> list[Tensor]:
@@ -101,10 +112,10 @@ def kthvalue(model: nn.Module) -> Callable[[], None]:
         threshold = magnitudes.kthvalue(len(magnitudes) - round((1 - SPARSITY) * len(magnitudes))).values
         return [w.detach().abs() > threshold for w in weights]
 
-    return update
+    return Contender(update)
 
 
-def partition(model: nn.Module) -> Callable[[], None]:
+def partition(model: nn.Module) -> Contender:
     weights = prunable(model)
 
     def update() -> list[Tensor]:
@@ -113,10 +124,10 @@ def partition(model: nn.Module) -> Callable[[], None]:
         threshold = float(np.partition(magnitudes, cut)[cut])
         return [w.detach().abs() > threshold for w in weights]
 
-    return update
+    return Contender(update)
 
 
-CONTENDERS: dict[str, Callable[[nn.Module], Callable[[], None]]] = {
+CONTENDERS: dict[str, Callable[[nn.Module], Contender]] = {
     "fggp: FGGP": with_fggp("fggp"),
     "fggp: GMP": with_fggp("gmp"),
     "concatenate + sorted topk": sorted_topk,
@@ -126,18 +137,19 @@ CONTENDERS: dict[str, Callable[[nn.Module], Callable[[], None]]] = {
 }
 
 
-def seconds(f: Callable[[], None]) -> float:
+def seconds(f: Callable[[], object]) -> float:
     start = time.perf_counter()
     f()
-    return getattr(f, "seconds", time.perf_counter() - start)
+    return time.perf_counter() - start
 
 
 def time_updates(name: str, rounds: int) -> dict[str, list[float]]:
-    updates = {contender: make(network(name)) for contender, make in CONTENDERS.items()}
-    times: dict[str, list[float]] = {contender: [] for contender in updates}
+    contenders = {contender: make(network(name)) for contender, make in CONTENDERS.items()}
+    times: dict[str, list[float]] = {contender: [] for contender in contenders}
     for _ in range(rounds + 1):
-        for contender, update in updates.items():
-            times[contender].append(seconds(update))
+        for name, contender in contenders.items():
+            contender.prepare()
+            times[name].append(seconds(contender.update))
     return {contender: ts[1:] for contender, ts in times.items()}  # the first round warms up
 
 
@@ -154,13 +166,14 @@ def time_steps(name: str, rounds: int) -> dict[str, list[float]]:
         times["step with pruner"].append(seconds(optimizer.step))
         pruner.remove()
         momentum = [optimizer.state[p]["momentum_buffer"] for p in prunable(model)]
-        times["one pass over weights and momentum"].append(seconds(lambda: torch._foreach_mul_(weights + momentum, 1)))
+        times["one pass over weights and momentum"].append(seconds(partial(torch._foreach_mul_, weights + momentum, 1)))
     return times
 
 
 def peak_growth(name: str, contender: str) -> int:
     """Bytes by which one update raises the process's peak resident size; run in a fresh process."""
-    update = CONTENDERS[contender](network(name))
+    made = CONTENDERS[contender](network(name))
+    made.prepare()
 
     def status(key: str) -> int:
         line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
@@ -169,7 +182,7 @@ def peak_growth(name: str, contender: str) -> int:
     # 5 resets the peak to the present size.
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
-    update()
+    made.update()
     return status("VmHWM") - before
 
 
@@ -197,7 +210,8 @@ def main() -> None:
     for contender, ts in updates.items():
         median = statistics.median(ts)
         per_weight = memory[contender] / size
-        print(f"{contender:42}{median * 1e3:7.0f} ms{min(ts) * 1e3:7.0f} ms{median / ours:9.1f}×{per_weight:9.1f} B/weight")
+        times = f"{median * 1e3:7.0f} ms{min(ts) * 1e3:7.0f} ms{median / ours:9.1f}×"
+        print(f"{contender:42}{times}{per_weight:9.1f} B/weight")
 
     steps = time_steps(args.model, args.rounds)
     print("\nbetween updates, SGD with momentum")
@@ -205,11 +219,20 @@ def main() -> None:
         print(f"{kind:42}{statistics.median(ts) * 1e3:7.1f} ms{min(ts) * 1e3:7.1f} ms")
 
     record = {
-        "benchmark": "update", "model": args.model, "weights": size, "sparsity": SPARSITY, "rounds": args.rounds,
-        "threads": torch.get_num_threads(), "date": date.today().isoformat(), "cpu": platform.processor() or platform.machine(),
-        "torch": torch.__version__, "fggp": fggp.__version__, "update_seconds": updates, "step_seconds": steps,
+        "benchmark": "update",
+        "model": args.model,
+        "weights": size,
+        "sparsity": SPARSITY,
+        "rounds": args.rounds,
+        "threads": torch.get_num_threads(),
+        "device": device_name(torch.device("cpu")),
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        "fggp": fggp.__version__,
+        "update_seconds": updates,
+        "step_seconds": steps,
         "extra_bytes": memory,
-    }  # fmt: skip
+    }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with RESULTS.open("a") as file:
         file.write(json.dumps(record) + "\n")

@@ -11,6 +11,18 @@ import fggp
 import reference
 from fggp.methods import REGISTRY
 
+GRADUAL = (
+    "fggp",
+    "gmp",
+    "gradient-only",
+    "gradient-first-annealed",
+    "magnitude-first",
+    "magnitude-first-annealed",
+    "taylor",
+    "random",
+)
+"""The methods whose updates are a chain of Top-K steps alone: those that the reference knows, and random."""
+
 _INT = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -42,11 +42,11 @@ REFUSED = [
     ({"end": 1e3}, TypeError, "end=1000.0 must be an int"),
     ({"every": "10"}, TypeError, "every='10' must be an int"),
     ({"every": True}, TypeError, "every=True must be an int"),
-    ({"end": None}, TypeError, "end=None must be an int"),
+    ({"end": None}, TypeError, "method='fggp' needs end: numbers of optimizer steps"),
     # method, schedule, scope, seed
     ({"method": "magnitude"}, ValueError, "method='magnitude' must be a fggp.Method or one of 'fggp', 'gmp'"),
     ({"method": None}, ValueError, "method=None must be"),
-    ({"method": fggp.GMP}, ValueError, "method=<class 'fggp.methods.GMP'> must be"),
+    ({"method": fggp.GMP}, ValueError, "GMP'> must be a fggp.Method or one of"),
     ({"schedule": "cubic"}, TypeError, "schedule='cubic' must be a function"),
     ({"schedule": None}, TypeError, "schedule=None must be a function"),
     ({"scope": "local"}, ValueError, "scope='local' must be 'global' or 'layer'"),

@@ -100,6 +100,7 @@ def shared_totals(draw):
 @example((5, [1, 1, 1], [9, 9, 9]))  # remainders tie: earlier layers first
 @example((12, [100, 1, 1], [6, 9, 9]))  # one is full, the rest go to the others
 @example((7, [5, 5, 1], [0, 3, 9]))
+@example((4, [11, 5], [2, 9]))  # 2.75 of at most 2
 def test_apportioned_parts_are_exact_capped_and_proportional(given_):
     total, shares, caps = given_
     parts = apportion(total, shares, caps)
