@@ -104,6 +104,8 @@ class Pruner:
         self.schedule = _schedule(self.method, sparsity, begin, end, every, schedule, init_sparsity, init)
         if scope not in ("global", "layer"):
             raise ValueError(f"scope={scope!r} must be 'global' or 'layer'")
+        if isinstance(self.method, OneShot) and scope != "global":
+            raise ValueError(f"scope={scope!r} does not apply to method={self.method.name!r}: leave it out")
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"seed={seed!r} must be an int")
         weights = find(model, include, exclude)

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,8 @@ from fggp import methods
 from fggp.lab.errors import UsageError
 
 METHODS = ("dense", *methods.REGISTRY)
+# The share of training after which masks are final, where it is not the literature's half.
+PHASE = {"rigl": 0.75, "set": 1.0}
 MACHINE_FIELDS = ("data_dir", "out", "resume")
 
 
@@ -45,10 +48,11 @@ class TrainSettings:
     """vgg19, resnet50, resnet20 (CIFAR forms), digits-cnn, or any of torchvision or timm (timm:NAME); untrained."""
 
     method: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(METHODS)}}}")] = "fggp"
-    """How weights to prune are chosen."""
+    """How weights to prune are chosen. granet, rigl and set also regrow some; snip, grasp, synflow and erk-static
+    choose once, before training; dense prunes nothing."""
     sparsity: Annotated[float | None, _by_rule("0.95", "SHARE")] = None
     """Share of the prunable weights that is zero in the end, in [0, 1)."""
-    init_sparsity: float = 0.0
+    init_sparsity: Annotated[float | None, _by_rule("0; for rigl and set the sparsity itself", "SHARE")] = None
     """Share that is zero from the start, at random, with Erdős–Rényi-Kernel densities; 0 starts dense."""
     rate: Annotated[float | None, _by_rule("the method's own", "SHARE")] = None
     """For fggp and magnitude-first: fixed share of active weights that the first step leaves to the second."""
@@ -56,9 +60,11 @@ class TrainSettings:
     """Rank weights over all layers together, or prune every layer to the same sparsity."""
     prune_begin: float = 0.0
     """Epoch at which pruning begins."""
-    prune_end: Annotated[float | None, _by_rule("half of the epochs", "EPOCH")] = None
-    """Epoch at which the final sparsity is met; what is left trains on from there."""
-    every: Annotated[int | None, _by_rule("a 31st of the steps between begin and end", "STEPS")] = None
+    prune_end: Annotated[float | None, _by_rule("half of the epochs; rigl: 3/4, set: all", "EPOCH")] = None
+    """Epoch at which the final sparsity is met, or from which rigl and set move weights no more."""
+    every: Annotated[int | None, _by_rule("a 31st of the steps from begin to half of the epochs or end", "STEPS")] = (
+        None
+    )
     """Optimizer steps between two mask updates."""
 
     epochs: Annotated[int | None, _by_rule("30 for digits, else 160", "INT")] = None
@@ -99,12 +105,14 @@ class TrainSettings:
             "model": self.model or ("digits-cnn" if self.data == "digits" else "resnet20"),
             "sparsity": self.sparsity if self.sparsity is not None else (0.0 if self.method == "dense" else 0.95),
             "rate": self.rate if self.rate is not None else _own_rate(self.method),
-            "prune_end": self.prune_end if self.prune_end is not None else epochs / 2,
+            "prune_end": self.prune_end if self.prune_end is not None else epochs * PHASE.get(self.method, 0.5),
             "epochs": epochs,
             "lr": self.lr if self.lr is not None else (0.1 if sgd else 0.001),
             "momentum": self.momentum if self.momentum is not None else (0.9 if sgd else None),
             "device": _device(self.device),
         }
+        if self.init_sparsity is None:
+            chosen["init_sparsity"] = chosen["sparsity"] if starts_sparse(self.method) else 0.0
         chosen["precision"] = _precision(self.precision, chosen["device"])
         chosen["out"] = self.out or Path("fggp-runs") / _run_name(replace(self, **chosen))
         return ResolvedSettings(**{**vars(self), **chosen})
@@ -116,6 +124,7 @@ class ResolvedSettings(TrainSettings):
 
     model: str
     sparsity: float
+    init_sparsity: float
     prune_end: float
     epochs: int
     lr: float
@@ -155,6 +164,89 @@ class ResolvedSettings(TrainSettings):
 
 
 @dataclass(frozen=True)
+class GridSettings:
+    """Train every combination of methods, models, data, sparsities, … and seeds; leave a folder with all their records.
+
+    $ fggp grid experiments/digits.toml                      what the file says
+    $ fggp grid --method dense gmp fggp --sparsity 0.95 0.98 --seed 0 1 2 --epochs 20
+    $ fggp grid FILE.toml --jobs 4 --time-limit 2h30m        four at once; stop in time, go on another day
+    $ fggp grid FILE.toml --ray auto                         on all machines of a Ray cluster
+
+    The file's keys are the options of fggp train, with _ for -, each with a value or a list of values:
+        sparsity = [0.9, 0.95]
+        epochs = 20
+        [[grid]]                    # as many such tables as there are products; each takes what stands above as well
+        method = ["dense", "gmp"]
+        [[grid]]
+        method = "fggp"
+        rate = [0.3, 0.5]
+    An option given here takes the place of the file's. What a method has no use for, it is not multiplied by: dense
+    runs once a seed.
+
+    Was it interrupted, or killed? The same command goes on, runs that were under way from their last finished epoch.
+    Add seeds, methods or sparsities, and the same folder runs what is missing. Exits with 0 when every run is finished.
+    """
+
+    file: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[FILE.toml]")] = None
+    """What to run; options may do without."""
+    data: Annotated[tuple[str, ...] | None, _by_rule("digits", "TEXT …")] = None
+    """As fggp train takes them: digits, cifar10, cifar100, fashion-mnist, folder:PATH."""
+    model: Annotated[tuple[str, ...] | None, _by_rule("as fggp train", "NAME …")] = None
+    """Models by name."""
+    method: Annotated[tuple[str, ...] | None, _by_rule("fggp", "NAME …")] = None
+    """Methods by name; see fggp train --help."""
+    sparsity: Annotated[tuple[float, ...] | None, _by_rule("0.95", "SHARE …")] = None
+    """Shares of the prunable weights that are zero in the end."""
+    init_sparsity: Annotated[tuple[float, ...] | None, _by_rule("0.0", "SHARE …")] = None
+    """Shares that are zero from the start."""
+    rate: Annotated[tuple[float, ...] | None, _by_rule("the method's own", "SHARE …")] = None
+    """Rates, for methods that have one."""
+    seed: Annotated[tuple[int, ...] | None, _by_rule("0", "INT …")] = None
+    """Seeds; runs of the first one come first."""
+    epochs: Annotated[tuple[int, ...] | None, _by_rule("as fggp train", "INT …")] = None
+    """Times the training images are gone through."""
+    device: Annotated[str | None, _by_rule("auto", "TEXT")] = None
+    """cpu or cuda; auto takes a GPU where there is one. Jobs spread over all GPUs."""
+    data_dir: Annotated[Path | None, _by_rule("data", "FOLDER")] = None
+    """Where the named data sets are downloaded to."""
+
+    out: Annotated[Path | None, _by_rule("fggp-grids/ and the file's name", "FOLDER")] = None
+    """Folder of the grid: grid.json, records.jsonl, and a run folder of each run in runs/."""
+    jobs: Annotated[int | None, _by_rule("1; on Ray as many as the cluster has room for", "INT")] = None
+    """Runs at once."""
+    time_limit: Annotated[str | None, _by_rule("none", "TIME")] = None
+    """Stop within this time, such as 2h30m or 90m: at an epoch's end, and beginning no run that cannot end in it."""
+    ray: Annotated[str | None, _by_rule("this machine alone", "ADDRESS")] = None
+    """Run on a Ray cluster: auto (the one this machine belongs to) or its HOST:PORT."""
+    ray_cpus: float = 1.0
+    """On Ray: CPUs a run takes, which are also its threads."""
+    ray_gpus: float = 1.0
+    """On Ray, with device cuda: GPUs a run takes; 0.25 lets four share one."""
+    dry_run: bool = False
+    """List the runs and what is finished; train nothing."""
+
+    def __post_init__(self) -> None:
+        _check("jobs", self.jobs, self.jobs is None or self.jobs >= 1, "at least 1")
+        _check("ray_cpus", self.ray_cpus, 0 < self.ray_cpus < math.inf, "above 0")
+        _check("ray_gpus", self.ray_gpus, 0 < self.ray_gpus < math.inf, "above 0")
+
+    @property
+    def seconds(self) -> float | None:
+        """The time limit in seconds, None without one.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        if self.time_limit is None:
+            return None
+        parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", self.time_limit.replace(" ", ""))
+        hours, minutes, seconds = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
+        total = 3600 * hours + 60 * minutes + seconds
+        _check("time_limit", self.time_limit, total > 0, "such as 2h30m, 90m or 45s")
+        return float(total)
+
+
+@dataclass(frozen=True)
 class DemoSettings:
     """See it work: train a small network on scikit-learn's digits, dense and pruned by GMP and FGGP to 95 and 98 %.
 
@@ -174,6 +266,34 @@ class DemoSettings:
 def _check(name: str, value: object, fine: bool, right: str) -> None:
     if not fine:
         raise UsageError(f"{name} is {value!r}; it must be {right}")
+
+
+def unused_fields(settings: TrainSettings) -> frozenset[str]:
+    """Name the settings that make no difference to a run of this method, optimizer and data."""
+    unused = set()
+    if settings.method == "dense":
+        unused |= {"sparsity", "init_sparsity", "scope", "prune_begin", "prune_end", "every"}
+    elif starts_sparse(settings.method):
+        unused.add("init_sparsity")
+    if acts_once(settings.method):
+        unused |= {"scope", "prune_begin", "prune_end", "every"}
+    if _own_rate(settings.method) is None:
+        unused.add("rate")
+    if settings.optimizer != "sgd":
+        unused.add("momentum")
+    if not settings.data.startswith("folder:"):
+        unused.add("image_size")
+    return frozenset(unused)
+
+
+def acts_once(method: str) -> bool:
+    """Whether a method chooses its masks once, before training."""
+    return method in methods.REGISTRY and issubclass(methods.REGISTRY[method], methods.OneShot)
+
+
+def starts_sparse(method: str) -> bool:
+    """Whether a method has its final sparsity from the start."""
+    return acts_once(method) or getattr(methods.REGISTRY.get(method), "constant", False)
 
 
 def _own_rate(method: str) -> float | None:

@@ -1,6 +1,7 @@
 """One run in memory: a network, its optimizer and pruner on some data, an epoch at a time."""
 
 import copy
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from fggp.lab import models
 from fggp.lab.batches import batches_per_epoch, epoch_seeds, training_batches
 from fggp.lab.data import ImageData, Split
 from fggp.lab.errors import UsageError
-from fggp.lab.settings import ResolvedSettings
+from fggp.lab.settings import PHASE, ResolvedSettings, acts_once
 
 # The protocol updates masks 31 times: every 1,000 steps in 80 epochs of CIFAR-10. Shorter runs keep that number.
 UPDATES = 31
@@ -84,7 +85,9 @@ class Trainer:
         )
         self.begin = round(settings.prune_begin * self.steps_per_epoch)
         self.end = round(settings.prune_end * self.steps_per_epoch)
-        self.every = settings.every or max(1, (self.end - self.begin) // UPDATES)
+        # Methods that move weights about for longer do so as often as the others.
+        phase = steps // 2 if settings.method in PHASE else self.end
+        self.every = settings.every or max(1, (phase - self.begin) // UPDATES)
         self.pruner = self._pruner()
         self.lr = settings.lr
 
@@ -106,22 +109,37 @@ class Trainer:
         settings = self.settings
         if settings.method == "dense":
             return None
-        options = {} if settings.rate is None else {"rate": settings.rate}
+        once = acts_once(settings.method)
         try:
             return fggp.Pruner(
                 self.model,
                 self.optimizer,
                 settings.sparsity,
-                begin=self.begin,
-                end=self.end,
-                every=self.every,
-                method=fggp.methods.REGISTRY[settings.method](**options),
-                init_sparsity=settings.init_sparsity,
+                begin=None if once else self.begin,
+                end=None if once else self.end,
+                every=None if once else self.every,
+                method=self._method(),
+                init_sparsity=None if once else settings.init_sparsity,
                 scope=settings.scope,
                 seed=settings.seed,
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
+
+    def _method(self) -> "fggp.Method | fggp.OneShot":
+        """The method, given what its constructor asks for by name."""
+        settings, train = self.settings, self.data.train
+        generator = torch.Generator().manual_seed(settings.seed)
+        batch = train[torch.randperm(len(train), generator=generator)[: settings.batch_size].to(self.device)]
+        offered = {
+            "rate": settings.rate,
+            "total_steps": settings.epochs * self.steps_per_epoch,
+            "loss_fn": F.cross_entropy,
+            "batch": (self._normalised(batch.images), batch.labels),
+            "input_shape": tuple(batch.images.shape[1:]),
+        }
+        kind = fggp.methods.REGISTRY[settings.method]
+        return kind(**{name: offered[name] for name in inspect.signature(kind).parameters if name in offered})
 
     def _normalised(self, images: Tensor) -> Tensor:
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
