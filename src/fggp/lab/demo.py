@@ -84,7 +84,7 @@ def _run(method: str, sparsity: float | None, seed: int, epochs: int) -> Json:
 
 
 def _table(title: str, records: Sequence[Json]) -> Table:
-    table = Table("method", "sparsity", "weights left", "test accuracy, %", title=title, title_justify="left")
+    table = Table("method", "sparsity", "parameters left", "test accuracy, %", title=title, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     for (method, _), own in grouped(records).items():
