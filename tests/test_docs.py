@@ -1,0 +1,33 @@
+"""The code in README and docs runs as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fggp
+import helpers
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = [
+    pytest.param(block, id=f"{page}-{number}")
+    for page in ("README.md", "docs/methods.md")
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S))
+    if not block.startswith(" ")  # a part of a class shown before
+]
+
+
+def test_there_are_blocks():
+    assert len(BLOCKS) >= 2
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_code_blocks_run(block):
+    model = helpers.mlp()
+    optimizer = helpers.sgd(model)
+    loader = [(torch.randn(4, 6), torch.randint(3, (4,))) for _ in range(3)]
+    names = {"model": model, "optimizer": optimizer, "loader": loader, "loss_fn": nn.functional.cross_entropy}
+    exec(block, names)
+    assert isinstance(names["pruner"], fggp.Pruner)
