@@ -275,12 +275,17 @@ def test_an_optimizer_whose_step_calls_its_base_class_counts_once():
 def test_a_step_that_fails_is_no_step():
     """The update that was due then, postponed or not, is made by the next call that works."""
     model = helpers.mlp()
-    optimizer = helpers.sgd(model)
+    optimizer = helpers.sgd(model, momentum=0)
     pruner = helpers.make_pruner(model, optimizer, end=5, every=3)
+
+    def step_with_a_nan():
+        helpers.poison(model, optimizer, 4)
+        with helpers.not_learning(optimizer):
+            optimizer.step()
+
     helpers.train(model, optimizer, 2)
-    helpers.poison(model, optimizer, 3)
     with pytest.warns(RuntimeWarning, match="due at step 3 is postponed"):
-        optimizer.step()
+        step_with_a_nan()
 
     def fails():
         helpers.backward(model, optimizer, 4)
@@ -289,15 +294,15 @@ def test_a_step_that_fails_is_no_step():
     with pytest.raises(KeyError):
         optimizer.step(fails)
     helpers.backward(model, optimizer, 4)
+    lr, optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"], None
     with pytest.raises(TypeError):
-        optimizer.step(1, 2, 3)  # fails once the choice has been made
+        optimizer.step()  # fails once the choice has been made
+    optimizer.param_groups[0]["lr"] = lr
     assert (pruner.step, pruner.last_update) == (3, 0)
-    model[0].weight.data.nan_to_num_(0)
-    helpers.backward(model, optimizer, 4)
-    for p in model.parameters():
-        p.grad.nan_to_num_(0)
-    optimizer.step()
-    assert (pruner.step, pruner.last_update) == (4, 4)
+    step_with_a_nan()  # what had been chosen for the failed call is not put in force by another
+    assert (pruner.step, pruner.last_update, pruner.sparsity) == (4, 0, 0)
+    helpers.train(model, optimizer, range(5, 6))
+    assert (pruner.step, pruner.last_update, pruner.sparsity) == (5, 5, 0.8)
 
 
 # Non-finite and missing gradients
@@ -460,6 +465,22 @@ def test_the_seed_decides_what_is_random(method):
 
     assert helpers.identical(masks(0, 1), masks(0, 2))
     assert not helpers.identical(masks(0, 1), masks(1, 1))
+
+
+@pytest.mark.parametrize("method", ["rigl", "set"])
+def test_what_regrows_starts_at_exactly_zero_with_zero_state(method):
+    model = helpers.convnet()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    pruner = helpers.make_pruner(model, optimizer, method=method, every=3)
+    helpers.train(model, optimizer, 2)
+    before = [m.clone() for m in pruner.masks.values()]
+    helpers.train(model, optimizer, range(3, 4))
+    for p, old, new in zip(helpers.prunable(model), before, pruner.masks.values(), strict=True):
+        grown = new & ~old
+        assert grown.any()
+        for tensor in (p, optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]):
+            assert not helpers.bits(tensor)[grown].any()
+    helpers.assert_exactly_zero(pruner, optimizer)
 
 
 # Life and looks
