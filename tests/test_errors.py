@@ -49,6 +49,7 @@ REFUSED = [
     ({"method": fggp.GMP}, ValueError, "GMP'> must be a fggp.Method or one of"),
     ({"schedule": "cubic"}, TypeError, "schedule='cubic' must be a function"),
     ({"schedule": None}, TypeError, "schedule=None must be a function"),
+    ({"schedule": lambda p: 1 - 2 * p}, ValueError, "at a progress of 0.51; it must give the share of the way"),
     ({"scope": "local"}, ValueError, "scope='local' must be 'global' or 'layer'"),
     ({"scope": None}, ValueError, "scope=None must be"),
     ({"seed": 1.5}, TypeError, "seed=1.5 must be an int"),

@@ -351,3 +351,27 @@ def test_distributed_data_parallel_in_one_process(tmp_path):
             find(sharded)
     finally:
         torch.distributed.destroy_process_group()
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.fc = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+
+
+class TestATypeCoversAllBelowIt:
+    @staticmethod
+    def model():
+        return nn.ModuleDict({"block": Block(), "head": nn.Linear(4, 2)})
+
+    def test_excluded(self):
+        assert [w.name for w in find(self.model(), exclude=nn.MultiheadAttention)] == ["block.fc.weight", "head.weight"]
+        assert [w.name for w in find(self.model(), exclude=Block)] == ["head.weight"]
+
+    def test_included_but_for_what_is_left_alone_by_default(self):
+        names = ["block.attention.in_proj_weight", "block.attention.out_proj.weight"]
+        assert [w.name for w in find(self.model(), include=nn.MultiheadAttention)] == names
+        assert [w.name for w in find(self.model(), include=Block)] == [*names, "block.fc.weight"]
+        assert [w.name for w in find(self.model(), include=nn.LayerNorm)] == ["block.norm.weight"]

@@ -64,9 +64,9 @@ def find(
 
     Args:
         model: any module, wrapped (DataParallel, DDP, ``torch.compile``) or not.
-        include: prune only these. A name pattern (``"features.*"``) picks from the default weights; where it
-            matches none of them it picks any weights it matches (``"embedding.weight"``, ``"*.bias"``). A module
-            type picks all its weights but biases (``nn.LSTM``).
+        include: prune only these. A name pattern (``"features.*"``) or a module type (all in and below it, but
+            biases) picks from the default weights; where it matches none of them it picks any weights it matches
+            (``"embedding.weight"``, ``"*.bias"``, ``nn.LSTM``).
         exclude: leave these alone, by name pattern or module type.
 
     Raises:
@@ -75,7 +75,9 @@ def find(
     weights: dict[int, Prunable] = {}
     default: set[int] = set()
     embedded: set[int] = set()
-    for prefix, module in named_modules(model):
+    above: dict[int, list[nn.Module]] = {}
+    for prefix, lineage in _lineages(model):
+        module = lineage[-1]
         for attribute, parameter in module._parameters.items():
             if parameter is None or not parameter.requires_grad:
                 continue
@@ -83,6 +85,8 @@ def find(
                 raise ValueError(f"weight {prefix + attribute!r} has no shape yet: run one batch before you prune")
             key, name = id(parameter), prefix + attribute
             weights.setdefault(key, Prunable(name, parameter, [])).owners.append((module, attribute, name))
+            if "bias" not in attribute:
+                above.setdefault(key, []).extend(lineage)
             if _is_default(module, attribute):
                 default.add(key)
             if isinstance(module, _EMBEDDING):
@@ -95,12 +99,11 @@ def find(
     else:
         chosen = set()
         for f in _filters("include", include):
-            matched = _matches(f, weights, "include")
-            narrowed = matched & default if isinstance(f, str) else matched
-            chosen |= narrowed or matched
+            matched = _matches(f, weights, above, "include")
+            chosen |= matched & default or matched
     if exclude is not None:
         for f in _filters("exclude", exclude):
-            chosen -= _matches(f, weights, "exclude")
+            chosen -= _matches(f, weights, above, "exclude")
     # Scalars are no weights (and have the shape of Adam's step counter); an empty tensor has none.
     found = [w for key, w in weights.items() if key in chosen and w.parameter.ndim and w.parameter.numel()]
     for w in found:
@@ -152,19 +155,26 @@ def check_attached(weights: Iterable[Prunable], model: nn.Module) -> None:
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """All modules, each once, with the prefix of their parameters' names, wrappers' parts of it left out."""
+    for prefix, lineage in _lineages(model):
+        yield prefix, lineage[-1]
 
-    def walk(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+
+def _lineages(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, ...]]]:
+    """All modules, each once, as its prefix and the modules from the model down to it."""
+
+    def walk(prefix: str, lineage: tuple[nn.Module, ...]) -> Iterator[tuple[str, tuple[nn.Module, ...]]]:
+        module = lineage[-1]
         if id(module) in seen:
             return
         seen.add(id(module))
-        yield prefix, module
+        yield prefix, lineage
         for name, child in module._modules.items():
             if child is not None:
                 unnamed = name in _WRAPPER_PARTS or (name == "module" and isinstance(module, _WRAPPERS))
-                yield from walk(child, prefix if unnamed else f"{prefix}{name}.")
+                yield from walk(prefix if unnamed else f"{prefix}{name}.", (*lineage, child))
 
     seen: set[int] = set()
-    yield from walk(model, "")
+    yield from walk("", (model,))
 
 
 def _is_default(module: nn.Module, attribute: str) -> bool:
@@ -183,15 +193,11 @@ def _filters(argument: str, given: Filter | Sequence[Filter]) -> list[Filter]:
     return filters
 
 
-def _matches(f: Filter, weights: dict[int, Prunable], argument: str) -> set[int]:
+def _matches(f: Filter, weights: dict[int, Prunable], above: dict[int, list[nn.Module]], argument: str) -> set[int]:
     if isinstance(f, str):
         matched = {key for key, w in weights.items() if any(fnmatchcase(name, f) for *_, name in w.owners)}
     else:
-        matched = {
-            key
-            for key, w in weights.items()
-            if any(isinstance(module, f) and "bias" not in attribute for module, attribute, _ in w.owners)
-        }
+        matched = {key for key, modules in above.items() if any(isinstance(module, f) for module in modules)}
     if not matched:
         names = _listing([w.name for w in weights.values()]) if weights else "nothing"
         raise ValueError(f"{argument}={f!r} matches no trainable weight; the model has {names}")

@@ -220,11 +220,11 @@ class Pruner:
             self._in_step = False
             self.step += 1
             self._overdue = self._is_due(self.step) and self._chosen is None
-        if self._chosen is None:
-            self._masks.apply(optimizer)
-        else:
+        if self._chosen is not None:
             self._masks.change(optimizer, *self._chosen)
             self.last_update, self._chosen = self.step, None
+        elif self._masks.active < self._masks.total:
+            self._masks.apply(optimizer)
 
     def _is_due(self, step: int) -> bool:
         return self._overdue or self.schedule.is_update(step)
@@ -315,8 +315,9 @@ class Pruner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state: its masks, step and settings, which replace this pruner's own.
 
-        Load it when the model and the optimizer have been made; in which order their states are loaded does not
-        matter. Weights and optimizer state are zero where pruned when this returns.
+        Make model, optimizer and Pruner, then load their states, in any order. (A Pruner with a sparse start zeroes
+        weights when it is made: made after the model's state is loaded, it would take some for good.) Weights and
+        optimizer state are zero where pruned when this returns.
 
         Raises:
             ValueError: the state is damaged, of another model, or of a custom method or schedule that this pruner

@@ -57,6 +57,12 @@ class Schedule:
                 raise TypeError(f"{name}={getattr(self, name)!r} must be a number in [0, 1)")
         if not callable(self.curve):
             raise TypeError(f"schedule={self.curve!r} must be a function of the progress in [0, 1], like fggp.cubic")
+        outside = [p / 100 for p in range(101) if not 0 <= self.curve(p / 100) <= 1]
+        if outside:
+            raise ValueError(
+                f"schedule={self.curve!r} gives {self.curve(outside[0])} at a progress of {outside[0]}; "
+                f"it must give the share of the way still to go, in [0, 1]"
+            )
         if not 0 <= self.init_sparsity < 1:
             raise ValueError(f"init_sparsity={self.init_sparsity!r} must lie in [0, 1)")
         if not self.init_sparsity <= self.sparsity < 1:

@@ -82,6 +82,8 @@ REGISTRY: dict[str, type[Method] | type[OneShot]] = {
 def resolve(method: Method | OneShot | str) -> Method | OneShot:
     """A method from an object or from the lower-case name of a built-in one that needs no arguments."""
     if isinstance(method, (Method, OneShot)):
+        if not isinstance(getattr(method, "name", None), str):
+            raise TypeError(f"method={method!r} must have a name: set `name = ...` in its class")
         return method
     if not isinstance(method, str) or method not in REGISTRY:
         raise ValueError(f"method={method!r} must be a fggp.Method or one of {', '.join(map(repr, REGISTRY))}")
