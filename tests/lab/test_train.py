@@ -72,6 +72,9 @@ def test_sparsity_is_that_of_the_model_file(unbroken):
     assert record["sparsity"] == zeros / total
     assert record["parameters"] - record["parameters_left"] == zeros
     assert record["network_sparsity"] == zeros / record["parameters"]
+    assert record["densities"] == {
+        name: int((weight != 0).sum()) / weight.numel() for name, weight in state.items() if weight.ndim > 1
+    }
 
 
 def test_metrics(unbroken):
@@ -164,6 +167,7 @@ def test_dense(tmp_path, console):
     record = train(digits(tmp_path, method="dense", sparsity=None, epochs=1), console)
     assert record["sparsity"] == record["network_sparsity"] == 0
     assert record["parameters_left"] == record["parameters"]
+    assert record["densities"] == {}
     assert not (tmp_path / "sparsity.png").exists()
 
 

@@ -4,13 +4,15 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-EXTRAS = ("matplotlib", "rich", "sklearn", "timm", "torchvision", "tyro")
+EXTRAS = ("jinja2", "matplotlib", "rich", "sklearn", "timm", "torchvision", "tyro")
 
 DESCRIPTION = """Prune a neural network while it trains.
 
 $ fggp demo                        see it work
 $ fggp train --data folder:PATH    train on your own pictures
 $ fggp train --help                what can be chosen
+$ fggp grid FILE.toml              many runs, several at once, killed and resumed at will
+$ fggp report FOLDER               compare finished runs: a page, tables and pictures
 $ fggp --version
 """
 
@@ -22,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes the process's own.
 
     Returns:
-        The exit code: 0, or 2 for what the user can put right, or 130 if interrupted.
+        The exit code: 0, or 1 if a grid is not finished, 2 for what the user can put right, 130 if interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     missing = [name for name in EXTRAS if find_spec(name) is None]
@@ -42,10 +44,11 @@ def _run(arguments: list[str]) -> int:
     from rich.console import Console
 
     from fggp.lab.errors import UsageError
-    from fggp.lab.settings import DemoSettings, TrainSettings
+    from fggp.lab.report.settings import ReportSettings
+    from fggp.lab.settings import DemoSettings, GridSettings, TrainSettings
 
-    command: DemoSettings | TrainSettings = tyro.extras.subcommand_cli_from_dict(
-        {"demo": DemoSettings, "train": TrainSettings},
+    command: DemoSettings | GridSettings | ReportSettings | TrainSettings = tyro.extras.subcommand_cli_from_dict(
+        {"demo": DemoSettings, "train": TrainSettings, "grid": GridSettings, "report": ReportSettings},
         prog="fggp",
         description=DESCRIPTION,
         args=arguments,
@@ -57,6 +60,14 @@ def _run(arguments: list[str]) -> int:
             from fggp.lab.demo import demo
 
             demo(command, console)
+        elif isinstance(command, GridSettings):
+            from fggp.lab.grid import grid
+
+            return 0 if grid(command, console).complete else 1
+        elif isinstance(command, ReportSettings):
+            from fggp.lab.report.report import report
+
+            report(command, console)
         else:
             from fggp.lab.train import train
 
@@ -65,7 +76,11 @@ def _run(arguments: list[str]) -> int:
         print(f"fggp: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = "; the same command with --resume goes on" if isinstance(command, TrainSettings) else ""
+        again = ""
+        if isinstance(command, TrainSettings):
+            again = "; the same command with --resume goes on"
+        elif isinstance(command, GridSettings):
+            again = "; the same command goes on where it stopped"
         print(f"fggp: interrupted{again}", file=sys.stderr)
         return 130
     return 0

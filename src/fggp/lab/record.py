@@ -16,6 +16,11 @@ from fggp.lab.trainer import Tally, Trainer
 
 Json = dict[str, Any]
 
+LABELS = {
+    **{name: name.upper() for name in ("erk", "fggp", "gmp", "set", "snip")},
+    **{name.lower(): name for name in ("GraNet", "GraSP", "RigL", "SynFlow")},
+}
+
 
 def epoch_line(trainer: Trainer, epoch: int, tally: Tally) -> Json:
     """Evaluate after an epoch (counted from 0) and return its metrics line; accuracies are percent.
@@ -63,7 +68,8 @@ def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds
 
     Returns:
         Accuracies are percent, sparsities shares. ``sparsity`` is measured: pruned weights over prunable ones;
-        ``network_sparsity`` is the same over all parameters.
+        ``network_sparsity`` is the same over all parameters. ``densities`` are the shares of the weights kept in the
+        end, by layer; empty for a dense run.
     """
     settings = trainer.settings
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -83,6 +89,7 @@ def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds
         "network_sparsity": pruned / parameters,
         "parameters": parameters,
         "parameters_left": parameters - pruned,
+        "densities": trainer.densities(),
         "images": {
             "train": len(trainer.data.train),
             "val": 0 if trainer.data.val is None else len(trainer.data.val),
@@ -113,8 +120,8 @@ def grouped(records: Sequence[Json]) -> dict[tuple[str, float], list[Json]]:
 
 
 def label(method: str) -> str:
-    """Return a method's name as papers write it: acronyms in capitals."""
-    return method.upper() if method in ("fggp", "gmp") else method
+    """Return a method's name as papers write it."""
+    return LABELS.get(method, method)
 
 
 def device_name(device: torch.device) -> str:

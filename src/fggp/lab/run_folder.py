@@ -72,6 +72,15 @@ class RunFolder:
         lines = map(json.loads, self.metrics_file.read_text().splitlines())
         return [line for line in lines if line["kind"] == kind]
 
+    def last_epoch(self) -> Json | None:
+        """Return the latest metrics line of an epoch, None before the first; the run may be going on meanwhile."""
+        if self.metrics_file.exists():
+            for text in reversed(self.metrics_file.read_text().splitlines(keepends=True)):
+                # A line that is just being written, or was cut short by a kill, has no end yet.
+                if text.endswith("\n") and (line := json.loads(text))["kind"] == "epoch":
+                    return dict(line)
+        return None
+
     def save_checkpoint(self, state: Json) -> None:
         """Replace the checkpoint, and remember how far the metrics went."""
         with self.metrics_file.open("rb+") as metrics:

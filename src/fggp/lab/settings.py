@@ -180,6 +180,7 @@ class GridSettings:
         [[grid]]
         method = "fggp"
         rate = [0.3, 0.5]
+
     An option given here takes the place of the file's. What a method has no use for, it is not multiplied by: dense
     runs once a seed.
 
@@ -197,8 +198,8 @@ class GridSettings:
     """Methods by name; see fggp train --help."""
     sparsity: Annotated[tuple[float, ...] | None, _by_rule("0.95", "SHARE …")] = None
     """Shares of the prunable weights that are zero in the end."""
-    init_sparsity: Annotated[tuple[float, ...] | None, _by_rule("0.0", "SHARE …")] = None
-    """Shares that are zero from the start."""
+    init_sparsity: Annotated[tuple[float, ...] | None, _by_rule("as fggp train", "SHARE …")] = None
+    """Shares that are zero from the start, for methods that may start dense."""
     rate: Annotated[tuple[float, ...] | None, _by_rule("the method's own", "SHARE …")] = None
     """Rates, for methods that have one."""
     seed: Annotated[tuple[int, ...] | None, _by_rule("0", "INT …")] = None

@@ -1,10 +1,11 @@
 """`fggp train`: one run from settings to a finished run folder, interrupted or not."""
 
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 
-from fggp.lab.data import load_data
+from fggp.lab.data import ImageData, load_data
 from fggp.lab.errors import UsageError
 from fggp.lab.progress import RunProgress
 from fggp.lab.record import epoch_line, label, make_record, update_line
@@ -49,8 +50,38 @@ def _existing(folder: RunFolder, settings: ResolvedSettings, console: Console) -
 def _train(folder: RunFolder, settings: ResolvedSettings, console: Console) -> Json:
     from fggp.lab.pictures import draw_run  # matplotlib takes a second to import
 
+    def draw(data: ImageData) -> None:
+        title = f"{label(settings.method)}, {settings.model} on {data.name}"
+        draw_run(folder.path, title, folder.metrics("epoch"), folder.metrics("update"), settings.init_sparsity)
+
+    return run_to_end(folder, settings, lambda: load_data(settings, console), console, before_finish=draw)
+
+
+def run_to_end(
+    folder: RunFolder,
+    settings: ResolvedSettings,
+    load: Callable[[], ImageData],
+    console: Console,
+    *,
+    after_epoch: Callable[[Json], None] = lambda line: None,
+    before_finish: Callable[[ImageData], None] = lambda data: None,
+) -> Json:
+    """Begin a run, or go on from its last checkpoint, and finish it.
+
+    Args:
+        folder: of a run of these settings, or of none yet.
+        settings: what to train and how.
+        load: gives the run's data.
+        console: shows the run's progress.
+        after_epoch: called with an epoch's metrics line once the checkpoint is on the disk; whatever it raises leaves
+            a run that can be gone on with.
+        before_finish: called when all is written but the record.
+
+    Returns:
+        The record.
+    """
     start = time.monotonic()
-    data = load_data(settings, console)
+    data = load()
     trainer = Trainer(settings, data)
     if folder.holds_run():
         state = folder.load_checkpoint()
@@ -79,12 +110,11 @@ def _train(folder: RunFolder, settings: ResolvedSettings, console: Console) -> J
             folder.log(line)
             folder.save_checkpoint({"trainer": trainer.state_dict(), "epochs": epoch + 1, "seconds": seconds()})
             progress.epoch(tally, line)
+            after_epoch(line)
 
-    epochs = folder.metrics("epoch")
     folder.save_model(trainer.model.state_dict())
-    title = f"{label(settings.method)}, {settings.model} on {data.name}"
-    draw_run(folder.path, title, epochs, folder.metrics("update"), settings.init_sparsity)
-    record = make_record(folder.path.name, trainer, epochs, seconds())
+    before_finish(data)
+    record = make_record(folder.path.name, trainer, folder.metrics("epoch"), seconds())
     folder.finish(record)
     return record
 

@@ -1,0 +1,198 @@
+"""A run as a report sees it, made of a record that was checked."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Json = dict[str, Any]
+
+NEEDED = ("run", "method", "model", "data", "sparsity", "init_sparsity", "seed", "test_accuracy", "val_accuracy")
+OWN_KEYS = {"data", "data_name", "model", "method", "sparsity", "init_sparsity", "seed", "epochs", "rate"}
+"""Settings that a `Run` holds in a field of its own."""
+PRUNING = {"rate", "scope", "prune_begin", "prune_end", "every"}
+"""Settings that decide nothing in a dense run."""
+MACHINE = {"device"}
+"""Settings that say where a run was made, not what it is."""
+DIGITS = 3
+"""Decimals of a measured sparsity that are compared: a target is met to the weight, so not to the last digit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run as a report sees it. Accuracies are percent, sparsities and densities shares.
+
+    Args:
+        name, method, model, data, seed: as recorded.
+        sparsity: the target, where it was recorded; else the measured one, rounded.
+        init_sparsity: share that was zero from the start.
+        test_accuracy, val_accuracy: of the last epoch; None where nothing was held out.
+        epochs: trained for, None where unknown.
+        rate: of the method, None where it has none or it is unknown.
+        settings: all other settings that decide the result; empty where none were recorded.
+        curve: lists of equal length by name, "epoch" and "test_accuracy" among them; empty where unknown.
+        densities: in the end, by layer; empty where unknown.
+        record: the whole record.
+        source: the file and line it stood in.
+    """
+
+    name: str
+    method: str
+    model: str
+    data: str
+    sparsity: float
+    init_sparsity: float
+    seed: int
+    test_accuracy: float
+    val_accuracy: float | None
+    epochs: int | None = None
+    rate: float | None = None
+    settings: Json = field(default_factory=dict)
+    curve: dict[str, list[float]] = field(default_factory=dict)
+    densities: dict[str, float] = field(default_factory=dict)
+    record: Json = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def dense(self) -> bool:
+        """Whether nothing was pruned: an upper bound to compare with."""
+        return self.method == "dense"
+
+    @property
+    def constant(self) -> bool:
+        """Whether the run was as sparse as in the end from its start on."""
+        return self.init_sparsity > 0 and math.isclose(self.init_sparsity, self.sparsity, abs_tol=0.6 * 10**-DIGITS)
+
+    @property
+    def variant(self) -> str:
+        """All that tells this method's way of training from another one, as canonical JSON."""
+        return json.dumps([self.rate, self.settings], sort_keys=True)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What two records of the same run share."""
+        where = (self.data, self.model, self.epochs, self.init_sparsity, self.sparsity)
+        return (*where, self.method, self.variant, self.seed)
+
+
+def parse(record: object, source: str = "") -> tuple[Run, list[str]]:
+    """Make a run of a record.
+
+    Returns:
+        The run, and notes on optional parts of the record that could not be used.
+
+    Raises:
+        ValueError: it is no usable record; the message names the key.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON {type(record).__name__} instead of an object")
+    missing = [key for key in NEEDED if key not in record]
+    if missing:
+        raise ValueError(f"no {', '.join(missing)} in it")
+    settings = record.get("settings") or {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"settings is {settings!r:.60}; it must be an object")
+    method = _text(record, "method")
+    dense = method == "dense"
+    measured = _number(record, "sparsity", 0, 1)
+    notes: list[str] = []
+    if dense:
+        target = 0.0
+    elif settings.get("sparsity") is None:
+        target = round(measured, DIGITS)
+    else:
+        target = _number(settings, "sparsity", 0, 1)
+        if abs(target - measured) > 0.005:
+            notes.append(f"{source}: its sparsity is {measured:.4f}, its target was {target:g}; shown under the target")
+    return Run(
+        name=_text(record, "run"),
+        method=method,
+        model=_text(record, "model"),
+        data=_text(record, "data"),
+        sparsity=target,
+        init_sparsity=0.0 if dense else round(_number(record, "init_sparsity", 0, 1), DIGITS),
+        seed=_whole(record, "seed"),
+        test_accuracy=_number(record, "test_accuracy", 0, 100),
+        val_accuracy=None if record["val_accuracy"] is None else _number(record, "val_accuracy", 0, 100),
+        epochs=_budget(record, settings),
+        rate=None if dense else _rate(record, settings),
+        settings=_deciding(settings, dense),
+        curve=_curve(record.get("curve"), notes, source),
+        densities={} if dense else _densities(record.get("densities"), notes, source),
+        record=record,
+        source=source,
+    ), notes
+
+
+def _text(record: Json, key: str) -> str:
+    if not isinstance(record[key], str) or not record[key]:
+        raise ValueError(f"{key} is {record[key]!r:.60}; it must be text")
+    return str(record[key])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number(record: Json, key: str, low: float, high: float) -> float:
+    value = record[key]
+    if not _is_number(value) or not low <= value <= high:
+        raise ValueError(f"{key} is {value!r:.60}; it must be a number from {low} to {high}")
+    return float(value)
+
+
+def _whole(record: Json, key: str) -> int:
+    value = record[key]
+    if not _is_number(value) or value != int(value):
+        raise ValueError(f"{key} is {value!r:.60}; it must be a whole number")
+    return int(value)
+
+
+def _budget(record: Json, settings: Json) -> int | None:
+    return next((_whole(where, "epochs") for where in (settings, record) if where.get("epochs") is not None), None)
+
+
+def _rate(record: Json, settings: Json) -> float | None:
+    return next((_number(where, "rate", 0, 1) for where in (settings, record) if where.get("rate") is not None), None)
+
+
+def _deciding(settings: Json, dense: bool) -> Json:
+    """The settings that a run has no field for and that decide its result; None says as little as their absence."""
+    aside = OWN_KEYS | MACHINE | (PRUNING if dense else set())
+    return {name: value for name, value in settings.items() if name not in aside and value is not None}
+
+
+def _curve(curve: object, notes: list[str], source: str) -> dict[str, list[float]]:
+    if not curve:
+        return {}
+    if isinstance(curve, dict) and {"epoch", "test_accuracy"} <= curve.keys():
+        numbers = {name: values for name, values in curve.items() if _are_numbers(values)}
+        if len({len(numbers.get(name, ())) for name in ("epoch", "test_accuracy")} - {0}) == 1:
+            length = len(numbers["epoch"])
+            return {name: values for name, values in numbers.items() if len(values) == length}
+    notes.append(f"{source}: curve not used, it must hold lists of numbers, epoch and test_accuracy among them")
+    return {}
+
+
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(map(_is_number, values))
+
+
+def _densities(densities: object, notes: list[str], source: str) -> dict[str, float]:
+    if not densities:
+        return {}
+    if isinstance(densities, Mapping) and _are_numbers([*densities.values()]):
+        return {str(layer): float(density) for layer, density in densities.items()}
+    notes.append(f"{source}: densities not used, it must hold a number for each layer")
+    return {}
+
+
+def shared_settings(runs: Sequence[Run]) -> Json:
+    """The recorded settings that all runs have, with the same value."""
+    recorded = [run.record.get("settings") or {} for run in runs]
+    return {name: value for name, value in recorded[0].items() if all(_has(other, name, value) for other in recorded)}
+
+
+def _has(settings: Json, name: str, value: object) -> bool:
+    return name in settings and settings[name] == value and type(settings[name]) is type(value)

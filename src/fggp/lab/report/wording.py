@@ -1,0 +1,98 @@
+"""How findings are put into words and numbers: the same in the console, in Markdown and on the page."""
+
+from collections.abc import Sequence
+
+from fggp.lab.report.findings import Contest, dense_accuracy, overall
+from fggp.lab.report.runs import Run
+from fggp.lab.report.statistics import Difference, Summary, summarise
+from fggp.lab.report.tables import Table, percent, settings_of
+
+HOW_TO_READ = (
+    "Accuracy is on the test images after the last epoch, in percent: mean ± standard deviation (n − 1) over the "
+    "seeds; their number stands in brackets or below, and – where one seed has no deviation.",
+    "Bold is the highest mean of a column; dense is what they are held against. ≈ marks what cannot be told from the "
+    "highest: the 95 % confidence interval of the difference on the same seeds holds zero. # is the rank in a column.",
+    "Ranks go by mean accuracy, 1 is best; those that tie share the average of their ranks.",
+    "Differences are paired, seed by seed: mean, 95 % confidence interval (Student's t), number of pairs. Each "
+    "interval is for one comparison alone: of twenty such, about one misses the truth by chance.",
+    "Sparsity is the share of the prunable weights that is zero.",
+)
+"""What tables and pictures mean, a paragraph each."""
+
+
+def headline(tables: Sequence[Table], ranking: Contest | None) -> str:
+    """Say in a sentence what was found, and whether it is more than the seeds' noise."""
+    if ranking is not None:
+        return _winner(ranking)
+    settings = settings_of(tables)
+    if not settings:
+        return _alone(tables[0].dense[0].label, tables[0], tables[0].dense[0].runs)
+    if len(settings) == 1:
+        (name, cell), *_ = settings[0].cells.items()
+        return _alone(name, settings[0].table, [*cell.values()], settings[0].sparsity)
+    return "No two methods were run in the same setting, so none can be ranked."
+
+
+def _winner(ranking: Contest) -> str:
+    names = list(ranking.average)
+    tied = [name for name in names if round(ranking.average[name] - ranking.average[names[0]], 9) == 0]
+    count = len(ranking.settings)
+    where = f"at {percent(ranking.settings[0].sparsity)} sparsity" if count == 1 else f"over {count} settings"
+    what = "methods" if len({row.method for row in ranking.rows}) == len(names) else "variants"
+    if len(tied) > 1:
+        noise = _noise(ranking, tied[0], tied[1])
+        return f"{listed(tied)} share the first rank of {len(names)} {what} {where}; {noise}."
+    rank = "" if count == 1 else f" (average rank {ranking.average[names[0]]:.2f})"
+    return f"{names[0]} ranks first of {len(names)} {what} {where}{rank}; {_noise(ranking, names[0], names[1], 'it')}."
+
+
+def _noise(ranking: Contest, first: str, second: str, subject: str | None = None) -> str:
+    """Say how far apart the first two are, and whether that is more than noise."""
+    difference = overall(ranking.settings, first, second)
+    gap = ranking.accuracy[first] - ranking.accuracy[second] if difference is None else difference.mean
+    average = " on average" if len(ranking.settings) > 1 else ""
+    apart = f"{subject or first} is {abs(gap):.2f} points {'above' if gap > 0 else 'below'} {second}{average}"
+    if difference is None or difference.pairs < 2:
+        return f"{apart}, and with fewer than two seeds in common nothing tells how much of that is noise"
+    if difference.low is None or difference.high is None:
+        return f"{apart}, the same for all {difference.pairs} seeds: too few to tell how much of that is noise"
+    within = difference.verdict == "not distinguishable"
+    interval = f"95 % confidence interval {interval_of(difference)}, {difference.pairs} seeds"
+    return f"{apart}, {'within' if within else 'beyond'} the noise of the seeds ({interval})"
+
+
+def _alone(name: str, table: Table, runs: Sequence[Run], sparsity: float | None = None) -> str:
+    accuracy = summarise([run.test_accuracy for run in runs])
+    where = "" if sparsity is None else f" at {percent(sparsity)} sparsity"
+    seeds = f"{accuracy.count} seed{'s' * (accuracy.count > 1)}"
+    found = f"{name} reaches {mean_std(accuracy)} % on {table.data} with {table.model}{where} ({seeds})"
+    if sparsity is None or not table.dense:
+        return f"{found}; there is nothing to compare it with."
+    return f"{found}; dense reaches {mean_std(dense_accuracy(table))} %."
+
+
+def mean_std(accuracy: Summary) -> str:
+    """Write mean ± standard deviation."""
+    return f"{accuracy.mean:.2f} ± {'–' if accuracy.std is None else f'{accuracy.std:.2f}'}"
+
+
+def signed(difference: float) -> str:
+    """Write a number with its sign; what rounds to zero has none."""
+    return "0.00" if abs(difference) < 0.005 else f"{difference:+.2f}".replace("-", "−")
+
+
+def interval_of(difference: Difference) -> str:
+    """Write a confidence interval, – where there is none."""
+    if difference.low is None or difference.high is None:
+        return "–"
+    return f"{signed(difference.low)} to {signed(difference.high)}"
+
+
+def rank_text(rank: float) -> str:
+    """Write a rank; ties are halves."""
+    return f"{rank:g}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Write names one after the other."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
