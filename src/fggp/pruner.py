@@ -266,6 +266,7 @@ class Pruner:
     def _obstacle(self, plan: _Plan) -> str | None:
         """Why an update cannot be made with the gradients there are, or None."""
         grads = [g for w in self._masks.weights if (g := w.parameter.grad) is not None]
+        grads = [g if g.layout == torch.strided else g.coalesce().values() for g in grads]
         if not grads:
             return f"no weight has a gradient, and {self.method.name!r} ranks by it" if plan.needs_gradient else None
         # A norm is one cheap pass and catches every inf and NaN; only one that overflows is looked into.
