@@ -1,0 +1,132 @@
+"""The lab's training loop beside a bare PyTorch loop of the same network and precision.
+
+    python benchmarks/loop.py                     prints the table, appends the raw record to results/benchmarks/
+
+The bare loop is fed normalised batches that were cut before the clock starts; the lab's cuts, augments and normalises
+its own, counts hits, follows the learning-rate schedule and, in the second row, prunes. Both train on random 32×32
+images, in turn, `--steps` steps a round; figures are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fggp
+from fggp.lab import models
+from fggp.lab.data import Augmentation, ImageData, Split
+from fggp.lab.record import device_name
+from fggp.lab.settings import ResolvedSettings, TrainSettings
+from fggp.lab.trainer import Trainer
+
+RESULTS = Path(__file__).parent.parent / "results" / "benchmarks" / "loop.jsonl"
+
+
+def random_data(images: int) -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (images, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    split = Split(pixels, torch.randint(10, (images,), generator=generator))
+    return ImageData("random", tuple("0123456789"), split, None, split, Augmentation(shift=4, flip=True))
+
+
+class BareLoop:
+    """Forward, backward, step, on batches that are ready."""
+
+    def __init__(self, settings: ResolvedSettings, steps: int) -> None:
+        self.settings, self.device = settings, torch.device(settings.device)
+        torch.manual_seed(0)
+        model = models.create(settings.model, classes=10)
+        self.model = model.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
+        )
+        self.batches = [self.batch() for _ in range(steps)]
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        images = torch.randn(self.settings.batch_size, 3, 32, 32, device=self.device)
+        labels = torch.randint(10, (self.settings.batch_size,), device=self.device)
+        return images.contiguous(memory_format=torch.channels_last), labels
+
+    def run(self) -> None:
+        for images, labels in self.batches:
+            self.optimizer.zero_grad()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+                loss = F.cross_entropy(self.model(images), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+        loss.item()
+
+
+class LabLoop:
+    """An epoch of the lab's trainer."""
+
+    def __init__(self, settings: ResolvedSettings, steps: int) -> None:
+        self.trainer = Trainer(settings, random_data(steps * settings.batch_size))
+        self.epoch = 0
+
+    def run(self) -> None:
+        tally = self.trainer.train_epoch(self.epoch, lambda tally: None)
+        self.epoch += 1
+        float(tally.loss_sum)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=30)
+    args = parser.parse_args()
+
+    def settings(method: str) -> ResolvedSettings:
+        return TrainSettings(method=method, model=args.model, epochs=args.rounds + 1).resolve()
+
+    loops = {
+        "bare": BareLoop(settings("dense"), args.steps),
+        "lab, dense": LabLoop(settings("dense"), args.steps),
+        "lab, FGGP to 95 %": LabLoop(settings("fggp"), args.steps),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(args.rounds + 1):
+        for name, loop in loops.items():
+            start = time.perf_counter()
+            loop.run()
+            speeds[name].append(args.steps * settings("dense").batch_size / (time.perf_counter() - start))
+    speeds = {name: s[1:] for name, s in speeds.items()}  # the first round warms up
+
+    bare = statistics.median(speeds["bare"])
+    dense = settings("dense")
+    where = f"{dense.precision}, {dense.device}, {torch.get_num_threads()} threads"
+    print(f"{args.model}, batch {dense.batch_size}, {where}\n")
+    print(f"{'':20}{'images/s, median':>18}{'best':>10}{'of bare':>10}")
+    for name, s in speeds.items():
+        print(f"{name:20}{statistics.median(s):18,.0f}{max(s):10,.0f}{statistics.median(s) / bare:10.1%}")
+    record = {
+        "benchmark": "loop",
+        "model": args.model,
+        "batch_size": dense.batch_size,
+        "precision": dense.precision,
+        "steps": args.steps,
+        "rounds": args.rounds,
+        "threads": torch.get_num_threads(),
+        "device": device_name(torch.device(dense.device)),
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        "fggp": fggp.__version__,
+        "images_per_second": speeds,
+    }
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    print(f"\nappended to {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()
