@@ -27,7 +27,7 @@ from fggp.lab.record import device_name
 from fggp.lab.settings import ResolvedSettings, TrainSettings
 from fggp.lab.trainer import Trainer
 
-RESULTS = Path(__file__).parent.parent / "results" / "benchmarks" / "loop.jsonl"
+RESULTS = Path(__file__).parent.parent / "results" / "benchmarks" / "loop.ndjson"
 
 
 def random_data(images: int) -> ImageData:

@@ -32,7 +32,7 @@ from fggp.lab import models
 from fggp.lab.record import device_name
 
 SPARSITY = 0.2
-RESULTS = Path(__file__).parent.parent / "results" / "benchmarks" / "update.jsonl"
+RESULTS = Path(__file__).parent.parent / "results" / "benchmarks" / "update.ndjson"
 
 
 def network(name: str) -> nn.Module:

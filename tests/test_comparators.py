@@ -312,6 +312,12 @@ class TestOneShot:
             fggp.Pruner(model, optimizer, 0.8, method=ONE_SHOT[name](), **option)
 
 
+def test_a_pruner_with_a_batch_prints_no_batch():
+    *_, pruner = one_shot(ONE_SHOT["snip"]())
+    assert repr(pruner).startswith("Pruner(SNIP(loss_fn=")
+    assert "tensor(" not in repr(pruner)
+
+
 def test_a_loss_that_is_not_finite_is_refused():
     model = helpers.convnet()
     optimizer = helpers.sgd(model)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -205,19 +206,13 @@ def _rank(layers: Sequence[Layer], places: list[Tensor], which: Tensor, ties: Sc
     while ties is not None:
         keys.append(torch.cat([ties.of(block).to(device) for block in blocks]))
         ties = ties.ties
+    starts = accumulate(map(len, parts), initial=0)
     order = torch.cat(
-        [block.position.argsort().to(device) + start for block, start in zip(blocks, _starts(parts), strict=True)]
+        [block.position.argsort().to(device) + start for block, start in zip(blocks, starts, strict=False)]
     )
     for key in reversed(keys):
         order = order[key[order].argsort(stable=True)]
     return order
-
-
-def _starts(parts: Sequence[Tensor]) -> list[int]:
-    starts = [0]
-    for part in parts:
-        starts.append(starts[-1] + len(part))
-    return starts[:-1]
 
 
 def _cut_at(layers: Sequence[Layer], marks: Marks, score: Score, value: float, k: int, equal: int) -> None:

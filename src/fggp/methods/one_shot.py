@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -59,7 +59,7 @@ class SNIP(OneShot):
 
     name: ClassVar[str] = "snip"
     loss_fn: LossFunction
-    batch: tuple[Any, Tensor]
+    batch: tuple[Any, Tensor] = field(repr=False)
 
     def masks(self, model: nn.Module, weights: Sequence[Prunable], sparsity: float, seed: int) -> list[Tensor]:  # noqa: D102
         with _trial(model, weights, seed) as (run, theta):
@@ -82,7 +82,7 @@ class GraSP(OneShot):
 
     name: ClassVar[str] = "grasp"
     loss_fn: LossFunction
-    batch: tuple[Any, Tensor]
+    batch: tuple[Any, Tensor] = field(repr=False)
 
     def masks(self, model: nn.Module, weights: Sequence[Prunable], sparsity: float, seed: int) -> list[Tensor]:  # noqa: D102
         with _trial(model, weights, seed) as (run, theta):
