@@ -147,9 +147,9 @@ def time_updates(name: str, rounds: int) -> dict[str, list[float]]:
     contenders = {contender: make(network(name)) for contender, make in CONTENDERS.items()}
     times: dict[str, list[float]] = {contender: [] for contender in contenders}
     for _ in range(rounds + 1):
-        for name, contender in contenders.items():
+        for label, contender in contenders.items():
             contender.prepare()
-            times[name].append(seconds(contender.update))
+            times[label].append(seconds(contender.update))
     return {contender: ts[1:] for contender, ts in times.items()}  # the first round warms up
 
 

@@ -96,7 +96,7 @@ class GraSP(OneShot):
 
 @dataclass(frozen=True)
 class SynFlow(OneShot):
-    """Iterative synaptic flow pruning (Tanaka et al. 2020, arXiv 2006.05467): no data, no layer ever collapses.
+    """Iterative synaptic flow pruning (Tanaka et al. 2020, arXiv 2006.05467): no data, made to avoid layer collapse.
 
     In each round keeps the largest |θ·∂R/∂θ|, R being the sum of the outputs of a network with absolute weights on
     an input of ones; the density falls exponentially over the rounds. Computed in float64: flows span many orders.
