@@ -1,0 +1,95 @@
+/* The sparse runtime's C interface: plain pointers and integers, so that it outlives any version of PyTorch.
+ *
+ * A program is a list of operations on activations that stay where they are. It is built once for given shapes and
+ * then run with nothing but the addresses of its inputs and outputs. All numbers are float32.
+ */
+#ifndef FGGP_H
+#define FGGP_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* An activation: `groups` × `channels` planes of `height` × `width` pixels, each pixel `lanes` floats wide.
+ *
+ * lanes = fggp_lanes(): a vector holds one pixel of as many images, and a group is that many images (batches).
+ * lanes = 1: a vector runs along the plane, row after row, and a group is an image (single images).
+ *
+ * Pixel (y, x) is at (y * row + x) * lanes. What lies between width and row, and between one plane's last row and the
+ * next plane, is zero and serves as padding: the right margin of a row is the left margin of the next one.
+ */
+typedef struct {
+    float *data;
+    int32_t lanes, groups, channels, height, width;
+    int64_t row;   /* pixels from one row to the next */
+    int64_t plane; /* pixels from one channel to the next */
+    int64_t group; /* pixels from one group to the next */
+} fggp_tensor;
+
+/* A weight that is left: what to multiply, and where its input lies, in bytes from the output's pixel. */
+typedef struct {
+    int32_t offset;
+    float value;
+} fggp_entry;
+
+/* A sparse convolution; out = relu?(weights ∗ in + bias + residual?).
+ *
+ * Entries are sorted by chunk of input channels, then by output channel; starts has chunks * out.channels + 1 numbers.
+ * A chunk's inputs, for one tile, are meant to fit the first-level cache. */
+typedef struct {
+    fggp_tensor in, out, residual; /* residual.data NULL: none; it may be out itself */
+    const fggp_entry *entries;
+    const uint32_t *starts;
+    const float *bias; /* one a channel */
+    int32_t chunks, stride, relu;
+    int32_t tile_rows, tile_columns; /* vectors whose sums are kept in registers: rows × columns */
+} fggp_conv;
+
+typedef struct {
+    fggp_tensor in, out;
+    int32_t kernel[2], stride[2], padding[2], dilation[2];
+    int32_t count_padding; /* averages: padded pixels count */
+    float divisor;         /* averages: 0 where it is the window's size */
+} fggp_pool;
+
+typedef struct fggp_program fggp_program;
+
+const char *fggp_cpu(void); /* "avx512", "avx2", … : the kernels in use */
+int32_t fggp_lanes(void);
+int32_t fggp_registers(void); /* most vectors a tile may have */
+
+fggp_program *fggp_program_new(void);
+void fggp_program_free(fggp_program *);
+
+/* Each adds one operation. What they point to must live as long as the program. */
+void fggp_add_conv(fggp_program *, const fggp_conv *);
+/* out[n, o] = relu?(Σ value · in[n, offset] + bias) for single images; in and out are rows of features. */
+void fggp_add_product(fggp_program *, const fggp_conv *);
+void fggp_add_max_pool(fggp_program *, const fggp_pool *);
+void fggp_add_average_pool(fggp_program *, const fggp_pool *);
+/* Each output pixel is the mean of its share of the input, shares as even as they can be. */
+void fggp_add_adaptive_average(fggp_program *, const fggp_tensor *in, const fggp_tensor *out);
+void fggp_add_sum(fggp_program *, const fggp_tensor *a, const fggp_tensor *b, const fggp_tensor *out, int32_t relu);
+/* out = relu?(scale · in + shift), a scale and a shift a channel; NULL: 1 and 0. */
+void fggp_add_affine(fggp_program *, const fggp_tensor *in, const fggp_tensor *out, const float *scale,
+                     const float *shift, int32_t relu);
+/* Copy into channels first … of out. */
+void fggp_add_copy(fggp_program *, const fggp_tensor *in, const fggp_tensor *out, int32_t first);
+/* Pixels become channels: out has in.channels * height * width channels of one pixel. */
+void fggp_add_flatten(fggp_program *, const fggp_tensor *in, const fggp_tensor *out);
+/* One channel for each input channel and kernel position: a convolution becomes one of a single pixel. */
+void fggp_add_unfold(fggp_program *, const fggp_pool *);
+/* From and to contiguous images (N, C, H, W) at the address in a slot. */
+void fggp_add_load(fggp_program *, int32_t slot, int32_t images, const fggp_tensor *out);
+void fggp_add_store(fggp_program *, const fggp_tensor *in, int32_t slot, int32_t images);
+
+/* Run all operations in order, each on `threads` threads (the caller is one of them).
+ * seconds: NULL, or one number an operation to which its time is added. */
+void fggp_run(fggp_program *, void *const *slots, int32_t threads, double *seconds);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

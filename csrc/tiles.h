@@ -1,0 +1,163 @@
+/* The kernel: sums of one tile of output pixels, kept in registers while a channel's remaining weights pass by. */
+#ifndef FGGP_TILES_H
+#define FGGP_TILES_H
+
+#include "fggp.h"
+
+#if defined(__AVX512F__)
+#define FGGP_CPU "avx512"
+#define FGGP_LANES 16
+#define FGGP_REGISTERS 16
+#elif defined(__AVX2__)
+#define FGGP_CPU "avx2"
+#define FGGP_LANES 8
+#define FGGP_REGISTERS 12
+#else
+#define FGGP_CPU "generic"
+#define FGGP_LANES 4
+#define FGGP_REGISTERS 8
+#endif
+
+namespace fggp {
+
+constexpr int LANES = FGGP_LANES;
+constexpr int REGISTERS = FGGP_REGISTERS; /* of the processor's, as many as sums may take */
+constexpr int MAX_ROWS = 4, MAX_COLUMNS = 8;
+
+typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
+/* The same at any address: rows of single images start anywhere. */
+typedef float loose_vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t loose_ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+inline vec load(const float *p) { return *(const loose_vec *)p; }
+inline void store(float *p, vec v) { *(loose_vec *)p = v; }
+inline vec splat(float x) { return x - vec{}; }
+inline vec positive(vec v) { return v < 0 ? vec{} : v; } /* NaN stays */
+
+/* Which pixels: up to MAX_ROWS runs of vectors, as positions in floats. */
+struct Tile {
+    int32_t rows, columns;
+    int64_t in[MAX_ROWS], out[MAX_ROWS], residual[MAX_ROWS];
+    int64_t mask[MAX_ROWS];
+};
+
+/* What to do with a tile: channels begin to end of one chunk of input channels. */
+struct Job {
+    const float *in, *residual; /* residual NULL: none */
+    float *out, *scratch;
+    const int32_t *mask; /* NULL, or -1 where a float of a plane is a pixel and 0 where it is padding */
+    int64_t out_plane, residual_plane;
+    const fggp_entry *entries;
+    const uint32_t *starts;
+    const float *bias;
+    int32_t begin, end;
+    bool first, last; /* chunk: begin with the bias; write the output */
+    bool relu;
+};
+
+/* STEP: vectors from one output column's input to the next one's, the convolution's stride. */
+template <int R, int C, int STEP> void run_tile(const Job &job, const Tile &tile) {
+    /* Few sums would wait for each other: several weights at once then, each with its own sums. */
+    constexpr int CHAINS = R * C >= 8 ? 1 : R * C >= 4 ? 2 : R * C >= 2 ? 4 : 8;
+    const char *in[R];
+    for (int r = 0; r < R; r++) in[r] = (const char *)(job.in + tile.in[r]);
+
+    for (int channel = job.begin; channel < job.end; channel++) {
+        const fggp_entry *entry = job.entries + job.starts[channel];
+        const fggp_entry *end = job.entries + job.starts[channel + 1];
+        float *partial = job.scratch + (int64_t)(channel - job.begin) * (R * C * LANES);
+        vec sums[CHAINS][R][C];
+        if (job.first) {
+            vec bias = splat(job.bias[channel]);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+                for (int c = 0; c < C; c++) sums[0][r][c] = bias;
+        } else {
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+                for (int c = 0; c < C; c++) sums[0][r][c] = load(partial + (r * C + c) * LANES);
+        }
+        if (CHAINS > 1) {
+#pragma GCC unroll 8
+            for (int k = 1; k < CHAINS; k++)
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+                    for (int c = 0; c < C; c++) sums[k][r][c] = vec{};
+            for (; end - entry >= CHAINS; entry += CHAINS) {
+#pragma GCC unroll 8
+                for (int k = 0; k < CHAINS; k++) {
+                    vec value = splat(entry[k].value);
+                    int64_t offset = entry[k].offset;
+#pragma GCC unroll 8
+                    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+                        for (int c = 0; c < C; c++)
+                            sums[k][r][c] += value * load((const float *)(in[r] + offset) + c * STEP * LANES);
+                }
+            }
+        }
+        for (; entry < end; entry++) {
+            vec value = splat(entry->value);
+            int64_t offset = entry->offset;
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+                for (int c = 0; c < C; c++)
+                    sums[0][r][c] += value * load((const float *)(in[r] + offset) + c * STEP * LANES);
+        }
+        if (CHAINS > 1) {
+#pragma GCC unroll 8
+            for (int k = 1; k < CHAINS; k++)
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+                    for (int c = 0; c < C; c++) sums[0][r][c] += sums[k][r][c];
+        }
+        if (!job.last) {
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+                for (int c = 0; c < C; c++) store(partial + (r * C + c) * LANES, sums[0][r][c]);
+            continue;
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            float *out = job.out + tile.out[r] + channel * job.out_plane;
+#pragma GCC unroll 8
+            for (int c = 0; c < C; c++) {
+                vec sum = sums[0][r][c];
+                if (job.residual)
+                    sum += load(job.residual + tile.residual[r] + channel * job.residual_plane + c * LANES);
+                if (job.relu) sum = positive(sum);
+                if (job.mask) sum = (vec)((ivec)sum & *(const loose_ivec *)(job.mask + tile.mask[r] + c * LANES));
+                store(out + c * LANES, sum);
+            }
+        }
+    }
+}
+
+typedef void (*TileKernel)(const Job &, const Tile &);
+
+/* The kernel of a tile's shape; NULL where its sums do not fit the registers. */
+template <int R, int C, int STEP> constexpr TileKernel kernel_of() {
+    if constexpr (R * C <= REGISTERS)
+        return &run_tile<R, C, STEP>;
+    else
+        return nullptr;
+}
+
+#define FGGP_ROW(R, STEP)                                                                                              \
+    {kernel_of<R, 1, STEP>(), kernel_of<R, 2, STEP>(), kernel_of<R, 3, STEP>(), kernel_of<R, 4, STEP>(),               \
+     kernel_of<R, 5, STEP>(), kernel_of<R, 6, STEP>(), kernel_of<R, 7, STEP>(), kernel_of<R, 8, STEP>()}
+static const TileKernel KERNELS[2][MAX_ROWS][MAX_COLUMNS] = {
+    {FGGP_ROW(1, 1), FGGP_ROW(2, 1), FGGP_ROW(3, 1), FGGP_ROW(4, 1)},
+    {FGGP_ROW(1, 2), FGGP_ROW(2, 2), FGGP_ROW(3, 2), FGGP_ROW(4, 2)},
+};
+#undef FGGP_ROW
+
+} // namespace fggp
+#endif
