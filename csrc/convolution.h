@@ -5,7 +5,7 @@
 #include "operation.h"
 
 namespace fggp {
-Operation *new_convolution(const fggp_conv &);
+Operation *new_convolution(const fggp_conv *chain, int length);
 Operation *new_product(const fggp_conv &);
 } // namespace fggp
 #endif

@@ -11,6 +11,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /* An activation: `groups` × `channels` planes of `height` × `width` pixels, each pixel `lanes` floats wide.
  *
@@ -64,7 +65,9 @@ fggp_program *fggp_program_new(void);
 void fggp_program_free(fggp_program *);
 
 /* Each adds one operation. What they point to must live as long as the program. */
-void fggp_add_conv(fggp_program *, const fggp_conv *);
+/* A chain of convolutions. Each after the first is pointwise (1×1, stride 1) and reads what the one before it writes:
+ * it takes each tile while it is in the caches. The first one's tiles are everyone's. */
+void fggp_add_conv(fggp_program *, const fggp_conv *chain, int32_t length);
 /* out[n, o] = relu?(Σ value · in[n, offset] + bias) for single images; in and out are rows of features. */
 void fggp_add_product(fggp_program *, const fggp_conv *);
 void fggp_add_max_pool(fggp_program *, const fggp_pool *);
@@ -81,14 +84,21 @@ void fggp_add_copy(fggp_program *, const fggp_tensor *in, const fggp_tensor *out
 void fggp_add_flatten(fggp_program *, const fggp_tensor *in, const fggp_tensor *out);
 /* One channel for each input channel and kernel position: a convolution becomes one of a single pixel. */
 void fggp_add_unfold(fggp_program *, const fggp_pool *);
-/* From and to contiguous images (N, C, H, W) at the address in a slot. */
-void fggp_add_load(fggp_program *, int32_t slot, int32_t images, const fggp_tensor *out);
-void fggp_add_store(fggp_program *, const fggp_tensor *in, int32_t slot, int32_t images);
+/* Where a tensor of the caller's lies: floats from one image, channel, row and pixel to the next. */
+typedef struct {
+    int64_t image, channel, row, pixel;
+} fggp_strides;
 
-/* Run all operations in order, each on `threads` threads (the caller is one of them).
- * seconds: NULL, or one number an operation to which its time is added. */
-void fggp_run(fggp_program *, void *const *slots, int32_t threads, double *seconds);
+/* From and to the address in a slot. */
+void fggp_add_load(fggp_program *, int32_t slot, const fggp_strides *, const fggp_tensor *out);
+void fggp_add_store(fggp_program *, const fggp_tensor *in, int32_t slot, const fggp_strides *);
 
+/* Run all operations in order, each on `threads` threads, the caller's being one of them. One run of a program at a
+ * time. `images` of the last group's lanes may be fewer than there is room for. seconds: NULL, or one number an
+ * operation, to which its time is added. */
+void fggp_run(fggp_program *, void *const *slots, int32_t images, int32_t threads, double *seconds);
+
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

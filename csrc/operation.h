@@ -6,11 +6,17 @@
 
 namespace fggp {
 
+/* What is new in each run of a program. */
+struct Call {
+    void *const *slots; /* addresses of inputs and outputs */
+    int32_t images;
+};
+
 struct Operation {
     virtual ~Operation() = default;
     /* Into how many tasks it falls for so many threads. */
     virtual int tasks(int threads) const = 0;
-    virtual void run(int task, int tasks, void *const *slots, float *scratch) const = 0;
+    virtual void run(int task, int tasks, const Call &call, float *scratch) const = 0;
     /* Floats of scratch memory that a thread needs. */
     virtual int64_t scratch() const { return 0; }
 };

@@ -33,7 +33,7 @@ struct Plane {
         : data(t.data + (group * t.group + channel * t.plane) * t.lanes), row(t.row * t.lanes) {}
 };
 
-/* Calls work(group, channel) for each plane; WORK is a class with operator()<Pixel>. */
+/* Calls work.plane<Pixel>(group, channel, call) for each plane. */
 template <class Work> class PlaneWise final : public Operation {
   public:
     PlaneWise(const fggp_tensor &shape, const Work &work) : shape(shape), work(work) {}
@@ -44,14 +44,14 @@ template <class Work> class PlaneWise final : public Operation {
         return (int)std::max<int64_t>(1, std::min({planes, floats / LEAST_FLOATS, (int64_t)threads * 4}));
     }
 
-    void run(int task, int tasks, void *const *slots, float *) const override {
+    void run(int task, int tasks, const Call &call, float *) const override {
         Range planes((int64_t)shape.groups * shape.channels, task, tasks);
         for (int64_t i = planes.begin; i < planes.end; i++) {
             int64_t group = i / shape.channels, channel = i % shape.channels;
             if (shape.lanes == 1)
-                work.template plane<float>(group, channel, slots);
+                work.template plane<float>(group, channel, call);
             else
-                work.template plane<vec>(group, channel, slots);
+                work.template plane<vec>(group, channel, call);
         }
     }
 
@@ -75,7 +75,7 @@ struct Window {
 
 struct MaxPool {
     fggp_pool pool;
-    template <class Pixel> void plane(int64_t group, int64_t channel, void *const *) const {
+    template <class Pixel> void plane(int64_t group, int64_t channel, const Call &) const {
         constexpr int L = lanes_of<Pixel>();
         Plane in(pool.in, group, channel), out(pool.out, group, channel);
         for (int y = 0; y < pool.out.height; y++) {
@@ -96,7 +96,7 @@ struct MaxPool {
 
 struct AveragePool {
     fggp_pool pool;
-    template <class Pixel> void plane(int64_t group, int64_t channel, void *const *) const {
+    template <class Pixel> void plane(int64_t group, int64_t channel, const Call &) const {
         constexpr int L = lanes_of<Pixel>();
         Plane in(pool.in, group, channel), out(pool.out, group, channel);
         for (int y = 0; y < pool.out.height; y++) {
@@ -123,7 +123,7 @@ struct AveragePool {
 
 struct AdaptiveAverage {
     fggp_tensor in_shape, out_shape;
-    template <class Pixel> void plane(int64_t group, int64_t channel, void *const *) const {
+    template <class Pixel> void plane(int64_t group, int64_t channel, const Call &) const {
         constexpr int L = lanes_of<Pixel>();
         Plane in(in_shape, group, channel), out(out_shape, group, channel);
         for (int y = 0; y < out_shape.height; y++) {
@@ -144,7 +144,7 @@ struct AdaptiveAverage {
 struct Sum {
     fggp_tensor a_shape, b_shape, out_shape;
     bool relu;
-    template <class Pixel> void plane(int64_t group, int64_t channel, void *const *) const {
+    template <class Pixel> void plane(int64_t group, int64_t channel, const Call &) const {
         constexpr int L = lanes_of<Pixel>();
         Plane a(a_shape, group, channel), b(b_shape, group, channel), out(out_shape, group, channel);
         for (int y = 0; y < out_shape.height; y++)
@@ -159,7 +159,7 @@ struct Affine {
     fggp_tensor in_shape, out_shape;
     const float *scale, *shift;
     bool relu;
-    template <class Pixel> void plane(int64_t group, int64_t channel, void *const *) const {
+    template <class Pixel> void plane(int64_t group, int64_t channel, const Call &) const {
         constexpr int L = lanes_of<Pixel>();
         Plane in(in_shape, group, channel), out(out_shape, group, channel);
         Pixel times = all<Pixel>(scale ? scale[channel] : 1), plus = all<Pixel>(shift ? shift[channel] : 0);
@@ -175,7 +175,7 @@ struct Affine {
 struct Copy {
     fggp_tensor in_shape, out_shape;
     int32_t first;
-    template <class Pixel> void plane(int64_t group, int64_t channel, void *const *) const {
+    template <class Pixel> void plane(int64_t group, int64_t channel, const Call &) const {
         Plane in(in_shape, group, channel), out(out_shape, group, first + channel);
         for (int y = 0; y < in_shape.height; y++)
             std::copy_n(in.data + y * in.row, in_shape.width * lanes_of<Pixel>(), out.data + y * out.row);
@@ -184,7 +184,7 @@ struct Copy {
 
 struct Flatten {
     fggp_tensor in_shape, out_shape;
-    template <class Pixel> void plane(int64_t group, int64_t channel, void *const *) const {
+    template <class Pixel> void plane(int64_t group, int64_t channel, const Call &) const {
         constexpr int L = lanes_of<Pixel>();
         Plane in(in_shape, group, channel);
         int64_t pixels = (int64_t)in_shape.height * in_shape.width;
@@ -198,7 +198,7 @@ struct Flatten {
 
 struct Unfold {
     fggp_pool pool;
-    template <class Pixel> void plane(int64_t group, int64_t out_channel, void *const *) const {
+    template <class Pixel> void plane(int64_t group, int64_t out_channel, const Call &) const {
         constexpr int L = lanes_of<Pixel>();
         int positions = pool.kernel[0] * pool.kernel[1];
         int64_t channel = out_channel / positions;
@@ -216,39 +216,44 @@ struct Unfold {
     }
 };
 
+/* The caller's side of one plane: the pixels of the images that share a group's lanes. */
+struct Outside {
+    float *data;
+    int present; /* images */
+    Outside(const Call &call, int32_t slot, const fggp_strides &strides, int64_t group, int64_t channel, int lanes)
+        : data((float *)call.slots[slot] + group * lanes * strides.image + channel * strides.channel),
+          present((int)std::max<int64_t>(0, std::min<int64_t>(lanes, call.images - group * lanes))) {}
+};
+
 struct Load {
-    int32_t slot, images;
+    int32_t slot;
+    fggp_strides strides;
     fggp_tensor shape;
-    template <class Pixel> void plane(int64_t group, int64_t channel, void *const *slots) const {
+    template <class Pixel> void plane(int64_t group, int64_t channel, const Call &call) const {
         constexpr int L = lanes_of<Pixel>();
-        Plane out(shape, group, channel);
-        int64_t pixels = (int64_t)shape.height * shape.width;
-        const float *in = (const float *)slots[slot] + (group * L * shape.channels + channel) * pixels;
-        int64_t image = shape.channels * pixels;
-        int present = (int)std::min<int64_t>(L, images - group * L);
+        Plane to(shape, group, channel);
+        Outside from(call, slot, strides, group, channel, L);
         for (int y = 0; y < shape.height; y++)
-            for (int x = 0; x < shape.width; x++) {
-                float *to = out.data + y * out.row + x * L;
+            for (int x = 0; x < shape.width; x++)
                 for (int lane = 0; lane < L; lane++)
-                    to[lane] = lane < present ? in[lane * image + y * shape.width + x] : 0;
-            }
+                    to.data[y * to.row + x * L + lane] =
+                        lane < from.present ? from.data[lane * strides.image + y * strides.row + x * strides.pixel] : 0;
     }
 };
 
 struct Store {
-    int32_t slot, images;
+    int32_t slot;
+    fggp_strides strides;
     fggp_tensor shape;
-    template <class Pixel> void plane(int64_t group, int64_t channel, void *const *slots) const {
+    template <class Pixel> void plane(int64_t group, int64_t channel, const Call &call) const {
         constexpr int L = lanes_of<Pixel>();
-        Plane in(shape, group, channel);
-        int64_t pixels = (int64_t)shape.height * shape.width;
-        float *out = (float *)slots[slot] + (group * L * shape.channels + channel) * pixels;
-        int64_t image = shape.channels * pixels;
-        int present = (int)std::min<int64_t>(L, images - group * L);
-        for (int lane = 0; lane < present; lane++)
+        Plane from(shape, group, channel);
+        Outside to(call, slot, strides, group, channel, L);
+        for (int lane = 0; lane < to.present; lane++)
             for (int y = 0; y < shape.height; y++)
                 for (int x = 0; x < shape.width; x++)
-                    out[lane * image + y * shape.width + x] = in.data[y * in.row + x * L + lane];
+                    to.data[lane * strides.image + y * strides.row + x * strides.pixel] =
+                        from.data[y * from.row + x * L + lane];
     }
 };
 
@@ -271,11 +276,11 @@ Operation *new_copy(const fggp_tensor &in, const fggp_tensor &out, int32_t first
 }
 Operation *new_flatten(const fggp_tensor &in, const fggp_tensor &out) { return plane_wise(in, Flatten{in, out}); }
 Operation *new_unfold(const fggp_pool &pool) { return plane_wise(pool.out, Unfold{pool}); }
-Operation *new_load(int32_t slot, int32_t images, const fggp_tensor &out) {
-    return plane_wise(out, Load{slot, images, out});
+Operation *new_load(int32_t slot, const fggp_strides &strides, const fggp_tensor &out) {
+    return plane_wise(out, Load{slot, strides, out});
 }
-Operation *new_store(const fggp_tensor &in, int32_t slot, int32_t images) {
-    return plane_wise(in, Store{slot, images, in});
+Operation *new_store(const fggp_tensor &in, int32_t slot, const fggp_strides &strides) {
+    return plane_wise(in, Store{slot, strides, in});
 }
 
 } // namespace fggp

@@ -13,7 +13,7 @@ Operation *new_affine(const fggp_tensor &in, const fggp_tensor &out, const float
 Operation *new_copy(const fggp_tensor &in, const fggp_tensor &out, int32_t first);
 Operation *new_flatten(const fggp_tensor &in, const fggp_tensor &out);
 Operation *new_unfold(const fggp_pool &);
-Operation *new_load(int32_t slot, int32_t images, const fggp_tensor &out);
-Operation *new_store(const fggp_tensor &in, int32_t slot, int32_t images);
+Operation *new_load(int32_t slot, const fggp_strides &, const fggp_tensor &out);
+Operation *new_store(const fggp_tensor &in, int32_t slot, const fggp_strides &);
 } // namespace fggp
 #endif

@@ -23,7 +23,7 @@ namespace {
 /* One run of a program, as its threads see it. */
 struct Pass {
     const fggp_program &program;
-    void *const *slots;
+    Call call;
     int threads;
     double *seconds;
     int64_t scratch;
@@ -31,8 +31,8 @@ struct Pass {
     std::vector<std::atomic<int>> next; /* of each operation: the next task to do */
     Barrier barrier;
 
-    Pass(fggp_program &program, void *const *slots, int threads, double *seconds)
-        : program(program), slots(slots), threads(threads), seconds(seconds), next(program.operations.size()),
+    Pass(fggp_program &program, const Call &call, int threads, double *seconds)
+        : program(program), call(call), threads(threads), seconds(seconds), next(program.operations.size()),
           barrier(threads) {
         scratch = 0;
         for (auto &operation : program.operations) scratch = std::max(scratch, operation->scratch());
@@ -49,7 +49,7 @@ struct Pass {
             const Operation &operation = *program.operations[i];
             int tasks = operation.tasks(threads);
             for (int task; (task = next[i].fetch_add(1, std::memory_order_relaxed)) < tasks;)
-                operation.run(task, tasks, slots, memory + thread * scratch);
+                operation.run(task, tasks, call, memory + thread * scratch);
             barrier.wait();
             if (thread == 0 && seconds) {
                 auto now = std::chrono::steady_clock::now();
@@ -73,7 +73,7 @@ int32_t fggp_registers(void) { return REGISTERS; }
 fggp_program *fggp_program_new(void) { return new fggp_program; }
 void fggp_program_free(fggp_program *program) { delete program; }
 
-void fggp_add_conv(fggp_program *p, const fggp_conv *conv) { add(p, new_convolution(*conv)); }
+void fggp_add_conv(fggp_program *p, const fggp_conv *chain, int32_t length) { add(p, new_convolution(chain, length)); }
 void fggp_add_product(fggp_program *p, const fggp_conv *conv) { add(p, new_product(*conv)); }
 void fggp_add_max_pool(fggp_program *p, const fggp_pool *pool) { add(p, new_max_pool(*pool)); }
 void fggp_add_average_pool(fggp_program *p, const fggp_pool *pool) { add(p, new_average_pool(*pool)); }
@@ -94,15 +94,15 @@ void fggp_add_flatten(fggp_program *p, const fggp_tensor *in, const fggp_tensor 
     add(p, new_flatten(*in, *out));
 }
 void fggp_add_unfold(fggp_program *p, const fggp_pool *pool) { add(p, new_unfold(*pool)); }
-void fggp_add_load(fggp_program *p, int32_t slot, int32_t images, const fggp_tensor *out) {
-    add(p, new_load(slot, images, *out));
+void fggp_add_load(fggp_program *p, int32_t slot, const fggp_strides *strides, const fggp_tensor *out) {
+    add(p, new_load(slot, *strides, *out));
 }
-void fggp_add_store(fggp_program *p, const fggp_tensor *in, int32_t slot, int32_t images) {
-    add(p, new_store(*in, slot, images));
+void fggp_add_store(fggp_program *p, const fggp_tensor *in, int32_t slot, const fggp_strides *strides) {
+    add(p, new_store(*in, slot, *strides));
 }
 
-void fggp_run(fggp_program *program, void *const *slots, int32_t threads, double *seconds) {
-    Pass pass(*program, slots, threads, seconds);
+void fggp_run(fggp_program *program, void *const *slots, int32_t images, int32_t threads, double *seconds) {
+    Pass pass(*program, {slots, images}, threads, seconds);
     Team::instance().run([](void *context, int thread) { ((Pass *)context)->work(thread); }, &pass, threads);
 }
 }

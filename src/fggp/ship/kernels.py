@@ -1,0 +1,187 @@
+"""The C++ kernels (`csrc/`) from Python: which of them this processor can run, and their C interface."""
+
+import ctypes
+from collections.abc import Iterator
+from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fggp.ship
+
+# What PyTorch calls the vector instructions it found, and which builds of the kernels can use them, best first.
+BUILDS = {"AVX512": ("avx512", "avx2", "generic"), "AVX2": ("avx2", "generic")}
+
+
+class CTensor(Structure):
+    """`fggp_tensor`: where an activation lies, in pixels of ``lanes`` floats."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        ("lanes", c_int32),
+        ("groups", c_int32),
+        ("channels", c_int32),
+        ("height", c_int32),
+        ("width", c_int32),
+        ("row", c_int64),
+        ("plane", c_int64),
+        ("group", c_int64),
+    )
+
+
+class CConv(Structure):
+    """`fggp_conv`: a sparse convolution."""
+
+    _fields_ = (
+        ("input", CTensor),
+        ("out", CTensor),
+        ("residual", CTensor),
+        ("entries", c_void_p),
+        ("starts", c_void_p),
+        ("bias", c_void_p),
+        ("chunks", c_int32),
+        ("stride", c_int32),
+        ("relu", c_int32),
+        ("tile_rows", c_int32),
+        ("tile_columns", c_int32),
+    )
+
+
+class CPool(Structure):
+    """`fggp_pool`: windows of a plane."""
+
+    _fields_ = (
+        ("input", CTensor),
+        ("out", CTensor),
+        ("kernel", c_int32 * 2),
+        ("stride", c_int32 * 2),
+        ("padding", c_int32 * 2),
+        ("dilation", c_int32 * 2),
+        ("count_padding", c_int32),
+        ("divisor", c_float),
+    )
+
+
+class CStrides(Structure):
+    """`fggp_strides`: where a tensor of the caller's lies, in floats."""
+
+    _fields_ = (("image", c_int64), ("channel", c_int64), ("row", c_int64), ("pixel", c_int64))
+
+
+_TENSOR, _STRIDES = POINTER(CTensor), POINTER(CStrides)
+_ADD = {
+    "conv": (POINTER(CConv), c_int32),
+    "product": (POINTER(CConv),),
+    "max_pool": (POINTER(CPool),),
+    "average_pool": (POINTER(CPool),),
+    "unfold": (POINTER(CPool),),
+    "adaptive_average": (_TENSOR, _TENSOR),
+    "sum": (_TENSOR, _TENSOR, _TENSOR, c_int32),
+    "affine": (_TENSOR, _TENSOR, c_void_p, c_void_p, c_int32),
+    "copy": (_TENSOR, _TENSOR, c_int32),
+    "flatten": (_TENSOR, _TENSOR),
+    "load": (c_int32, _STRIDES, _TENSOR),
+    "store": (_TENSOR, c_int32, _STRIDES),
+}
+
+
+class KernelsMissingError(RuntimeError):
+    """The kernels were not built when fggp was installed, or cannot be loaded."""
+
+
+class Kernels:
+    """One build of the kernels, loaded.
+
+    Args:
+        path: of the shared library.
+
+    Attributes:
+        cpu: the vector instructions it uses.
+        lanes: floats in a vector.
+        registers: vectors whose sums a convolution can keep in registers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+        self.library.fggp_cpu.restype = c_char_p
+        self.library.fggp_program_new.restype = c_void_p
+        self.library.fggp_program_free.argtypes = (c_void_p,)
+        self.library.fggp_run.argtypes = (c_void_p, POINTER(c_void_p), c_int32, c_int32, POINTER(c_double))
+        for name, arguments in _ADD.items():
+            function = getattr(self.library, f"fggp_add_{name}")
+            function.argtypes = (c_void_p, *arguments)
+            function.restype = None
+        self.cpu: str = self.library.fggp_cpu().decode()
+        self.lanes: int = self.library.fggp_lanes()
+        self.registers: int = self.library.fggp_registers()
+
+
+class Program:
+    """A list of operations that run in one call.
+
+    Args:
+        kernels: what runs them.
+    """
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._library = kernels.library
+        self._handle = c_void_p(kernels.library.fggp_program_new())
+        self._kept: list[Any] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, name: str, *arguments: Any, keep: tuple[Any, ...] = ()) -> None:
+        """Add an operation, by the name it has in `fggp.h` after ``fggp_add_``.
+
+        Args:
+            name: which.
+            arguments: as the header says; structures go by reference.
+            keep: what owns the memory they point to; held as long as the program.
+        """
+        given = [byref(a) if isinstance(a, Structure) else a for a in arguments]
+        getattr(self._library, f"fggp_add_{name}")(self._handle, *given)
+        self._kept += keep
+        self._count += 1
+
+    def run(self, slots: list[int], images: int, threads: int, seconds: Any = None) -> None:
+        """Run all operations.
+
+        Args:
+            slots: the addresses of inputs and outputs.
+            images: how many there are.
+            threads: how many work, the caller's among them.
+            seconds: a C array of doubles, one an operation, to which its time is added.
+        """
+        addresses = (c_void_p * len(slots))(*slots)
+        self._library.fggp_run(self._handle, addresses, images, threads, seconds)
+
+    def __del__(self) -> None:
+        self._library.fggp_program_free(self._handle)
+
+
+def _builds() -> Iterator[Path]:
+    for build in BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("generic",)):
+        for folder in fggp.ship.__path__:
+            yield from Path(folder).glob(f"*fggp_{build}.*")
+
+
+@cache
+def load() -> Kernels:
+    """The kernels for this processor.
+
+    Raises:
+        KernelsMissingError: there are none; the message says what to do.
+    """
+    for path in _builds():
+        try:
+            return Kernels(path)
+        except OSError as error:
+            raise KernelsMissingError(f"the sparse kernels in {path} cannot be loaded: {error}") from error
+    raise KernelsMissingError(
+        "fggp was installed without its sparse kernels, because no C++ compiler (GCC or Clang) was found; install one "
+        "and run: pip install --force-reinstall --no-deps fggp"
+    )

@@ -1,0 +1,220 @@
+"""A network ready to run for one batch size: its memory, and its programs with PyTorch's steps in between."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fggp.ship.graph import Graph, Op, Value
+from fggp.ship.instructions import Buffer, Elementwise, Instruction, Lowering, Product, Step, Torch
+from fggp.ship.interpret import execute
+from fggp.ship.kernels import CTensor, Kernels, Program
+from fggp.ship.layout import Kind, Layout, like
+from fggp.ship.sparse_weight import SparseWeight
+from fggp.ship.tiles import c_chain, tuner
+
+LINE = 64  # bytes that caches move at once
+HUGE_PAGE = 2 << 20
+
+
+class Memory:
+    """All activations of one plan, in one stretch that begins as zeros.
+
+    A buffer takes over memory that is free again. Where there are zeros in it that must stay zero, only a buffer of the
+    very same layout may do so: nothing ever writes between its pixels.
+    """
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self._offsets: dict[Buffer, int] = {}
+        self._end = 0
+        self._place_all(steps)
+        # Planes lie far apart, so that small pages would each be looked up anew.
+        self._memory = mmap.mmap(-1, self._end + HUGE_PAGE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        everything = torch.frombuffer(self._memory, dtype=torch.float32)
+        skip = -everything.data_ptr() % HUGE_PAGE // 4
+        self.floats = everything[skip:]
+
+    def _place_all(self, steps: Sequence[Step]) -> None:
+        last: dict[Buffer, int] = {}
+        for i, step in enumerate(steps):
+            last.update(dict.fromkeys(_touched(step), i))
+        free: dict[int, tuple[int, Layout | None]] = {}  # offset: bytes, and the layout that must stay
+        size: dict[Buffer, int] = {}
+        for i, step in enumerate(steps):
+            for buffer in _touched(step):
+                if buffer in self._offsets:
+                    continue
+                if buffer.over is not None and last[buffer.over] == i:
+                    self._offsets[buffer], size[buffer] = self._offsets[buffer.over], size[buffer.over]
+                    last[buffer.over] = -1
+                else:
+                    self._offsets[buffer], size[buffer] = self._take(buffer.layout, free)
+            for buffer in _touched(step):
+                if last[buffer] == i:
+                    free[self._offsets[buffer]] = size[buffer], buffer.layout if buffer.layout.padded else None
+
+    def _take(self, layout: Layout, free: dict[int, tuple[int, Layout | None]]) -> tuple[int, int]:
+        needed = -(-layout.floats * 4 // LINE) * LINE
+        stays = layout if layout.padded else None
+        fitting = [(size, offset) for offset, (size, kept) in free.items() if kept == stays and size >= needed]
+        if fitting:
+            size, offset = min(fitting)
+            del free[offset]
+            return offset, size
+        offset, self._end = self._end, self._end + needed
+        return offset, needed
+
+    @property
+    def bytes(self) -> int:
+        """How much it is."""
+        return self._end
+
+    def at(self, buffer: Buffer | None) -> CTensor:
+        """Where a buffer lies; None: nowhere."""
+        if buffer is None:
+            return CTensor()
+        return buffer.layout.at(self.floats.data_ptr() + self._offsets[buffer])
+
+    def view(self, buffer: Buffer) -> Tensor:
+        """A buffer's memory, padding included."""
+        start = self._offsets[buffer] // 4
+        return self.floats[start : start + buffer.layout.floats]
+
+
+def _touched(step: Step) -> tuple[Buffer, ...]:
+    if isinstance(step, Torch):
+        return ()
+    return *step.reads, *step.writes
+
+
+Native = Instruction | Product
+
+
+class Segment:
+    """Instructions that follow each other, as one program."""
+
+    def __init__(self, kernels: Kernels, memory: Memory, instructions: Sequence[Native], threads: int) -> None:
+        self.instructions = instructions
+        self.program = Program(kernels)
+        self._slots: list[tuple[Value, bool]] = []  # a caller's tensor, and whether it is read
+        for instruction in instructions:
+            if isinstance(instruction, Product):
+                _, tiling = tuner(kernels, threads).choose(instruction.chain, memory.at)
+                convs, keep = c_chain(instruction.chain, tiling, memory.at)
+                if instruction.one_pixel:
+                    self.program.add("product", convs[0], keep=keep)
+                else:
+                    self.program.add("conv", convs, len(convs), keep=keep)
+                continue
+            arguments, keep = instruction.arguments(memory.at)
+            if instruction.slot is not None:
+                slot = len(self._slots)
+                reads = instruction.name == "load"
+                arguments = (slot, *arguments) if reads else (arguments[0], slot, *arguments[1:])
+                self._slots.append((instruction.slot, reads))
+            self.program.add(instruction.name, *arguments, keep=keep)
+
+    def run(self, values: dict[Value, Any], images: int, threads: int, seconds: Any) -> None:
+        """Run them: read from the values, and add to them what comes out."""
+        addresses = []
+        kept = []
+        for value, read in self._slots:
+            if read:
+                tensor = values[value].contiguous()
+                kept.append(tensor)
+            else:
+                tensor = values[value] = torch.empty(like(value, images), dtype=torch.float32)
+            addresses.append(tensor.data_ptr())
+        self.program.run(addresses, images, threads, seconds)
+
+
+def _chained(steps: Sequence[Step], kernels: Kernels, threads: int) -> list[Step]:
+    """The steps, products done together where that is faster."""
+    memory = Memory(steps)
+    best = tuner(kernels, threads)
+    done: list[Step] = []
+    for step in steps:
+        before = done[-1] if done else None
+        if isinstance(step, Product) and isinstance(before, Product) and before.takes(step):
+            together = Product((*before.chain, *step.chain))
+            apart = best.choose(before.chain, memory.at)[0] + best.choose(step.chain, memory.at)[0]
+            if best.choose(together.chain, memory.at)[0] < apart:
+                done[-1] = together
+                continue
+        done.append(step)
+    return done
+
+
+class Plan:
+    """A network ready to run.
+
+    Args:
+        graph: the network.
+        batch: images it is made for.
+        kernels: what runs sparse products.
+        lanes: images in a pixel: 1 or a whole vector (`fggp.ship.layout`).
+        sparse: the products that the kernels are to run, and what is left of their weights.
+
+    Attributes:
+        capacity: the most images it can take.
+        exact: whether it takes no other number.
+        steps: what it does, in order.
+    """
+
+    def __init__(
+        self, graph: Graph, batch: int, kernels: Kernels, lanes: int, sparse: Mapping[Op, SparseWeight]
+    ) -> None:
+        threads = torch.get_num_threads()
+        lowering = Lowering(graph, batch, kernels, lanes, sparse)
+        self.steps = _chained(lowering.steps, kernels, threads)
+        self.exact = lanes == 1 or Kind.TOKENS in lowering.native.values()
+        self.capacity = batch if self.exact else -(-batch // lanes) * lanes
+        self.native = not any(isinstance(step, (Torch, Elementwise)) for step in self.steps)
+        self.memory = Memory(self.steps)
+        self._graph = graph
+        self._parts: list[Segment | Elementwise | Torch] = []
+        pending: list[Native] = []
+        for step in self.steps:
+            if isinstance(step, Native):
+                pending.append(step)
+                continue
+            if pending:
+                self._parts.append(Segment(kernels, self.memory, pending, threads))
+                pending = []
+            self._parts.append(step)
+        if pending:
+            self._parts.append(Segment(kernels, self.memory, pending, threads))
+        self.memory.floats.zero_()  # trials of tilings wrote where zeros must be
+
+    def run(self, inputs: Sequence[Tensor], images: int, threads: int) -> list[Any]:
+        """Run the network.
+
+        Args:
+            inputs: one tensor for each of the graph's inputs.
+            images: their batch size.
+            threads: how many the kernels use.
+
+        Returns:
+            What the graph's outputs are.
+        """
+        values: dict[Value, Any] = dict(zip(self._graph.inputs, inputs, strict=True))
+        for part in self._parts:
+            self._do(part, values, images, threads, None)
+        return [values[x] if isinstance(x, Value) else x for x in self._graph.outputs]
+
+    def _do(
+        self, part: Segment | Elementwise | Torch, values: dict[Value, Any], images: int, threads: int, seconds: Any
+    ) -> None:
+        if isinstance(part, Segment):
+            part.run(values, images, threads, seconds)
+        elif isinstance(part, Torch):
+            values[part.op.output] = execute(part.op, values)
+        else:
+            read = self.memory.view(part.reads[0])
+            self.memory.view(part.writes[0]).copy_(execute(part.op, {part.op.inputs[0]: read}))
