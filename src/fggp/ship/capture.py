@@ -87,7 +87,7 @@ def capture(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Ten
     model = _unwrapped(model)
     _check_on_cpu(model, args, kwargs)
     batch = next((len(x) for x in (*args, *kwargs.values()) if x.dim()), None)
-    with _left_as_it_is(model), torch.no_grad(), warnings.catch_warnings():
+    with evaluation(model), torch.no_grad(), warnings.catch_warnings():
         # torch warns of its own internals, and of attributes set while tracing, which are put back here.
         warnings.simplefilter("ignore")
         errors = []
@@ -132,7 +132,7 @@ def _check_on_cpu(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[st
 
 
 @contextmanager
-def _left_as_it_is(model: nn.Module) -> Iterator[None]:
+def evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; after, all attributes of all modules as before.
 
     Only flags change, as eval() may be a method of the model's own that changes weights. A model that stores what it
@@ -253,7 +253,10 @@ class _Shapes:
         of = node.meta.get("val")
         if not isinstance(of, Tensor):
             return Value(node.name, (), None, ())
-        return Value(node.name, tuple(map(self._actual, of.shape)), of.dtype, tuple(map(self._symbolic, of.shape)))
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        module = stack[-1][0] if stack else ""
+        actual, symbolic = tuple(map(self._actual, of.shape)), tuple(map(self._symbolic, of.shape))
+        return Value(node.name, actual, of.dtype, symbolic, module)
 
     def is_batch(self, node: fx.Node) -> bool:
         """Whether a node produces the batch size as a number."""

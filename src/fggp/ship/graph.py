@@ -23,12 +23,14 @@ class Value:
         shape: for the example; () for what is not a tensor; a size that depends on the data is -1.
         dtype: None for what is not a tensor.
         sizes: the shape for any batch size N: a number where it is always the same, else an expression like "N".
+        module: the path of the module it is computed in, such as "layer1.0.conv1".
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype | None
     sizes: tuple[int | str, ...]
+    module: str = ""
 
     @property
     def batched(self) -> bool:
@@ -79,7 +81,7 @@ class Op:
         held = [
             f"{f.name} {list(value.shape) if isinstance(value, Tensor) else value}"
             for f in fields(self)
-            if f.name not in ("inputs", "output", "relu") and (value := getattr(self, f.name)) is not None
+            if f.name not in ("inputs", "output", "relu", "layer") and (value := getattr(self, f.name)) is not None
         ]
         relu = ["relu"] if getattr(self, "relu", False) else []
         return f"{self.output} = {type(self).__name__}({', '.join(read + held + relu)})"
@@ -90,7 +92,8 @@ Operation = TypeVar("Operation", bound=Op)
 
 @dataclass(frozen=True, eq=False)
 class _Weighted(Op):
-    """Inputs: (x,) or (x, residual). Computes the product, + bias, + residual, then ReLU."""
+    """Inputs: (x,) or (x, residual). Computes the product, + bias, + residual, then ReLU;
+    layer is the weight's module."""
 
     weight: Tensor
     bias: Tensor | None
@@ -110,6 +113,7 @@ class Conv2d(_Weighted):
     dilation: Pair
     groups: int
     relu: bool = False
+    layer: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +121,7 @@ class Linear(_Weighted):
     """x weightᵀ over the last dimension of float32 x, rank 2 or more; then + bias, + residual, ReLU."""
 
     relu: bool = False
+    layer: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -145,15 +145,16 @@ Step = Instruction | Product | Elementwise | Torch
 Key = tuple[Value, Kind]
 
 
-def kind_of(op: Op) -> Kind | None:
+def kind_of(op: Op, graph: Graph) -> Kind | None:
     """How the operation reads its inputs, where there are kernels for it; None: there are none."""
     values = (*op.inputs, op.output)
-    if any(v.dtype != torch.float32 or not (v.batched or not v.varies) for v in values):
+    if any(v.dtype != torch.float32 or (v.varies and not v.batched) for v in values):
         return None
     ranks = {len(v.shape) for v in values}
+    batched = all(v.batched or (graph.batch is not None and v.shape[:1] == (graph.batch,)) for v in values)
     if isinstance(op, Linear):
-        return Kind.IMAGES if ranks == {2} and op.output.batched else Kind.TOKENS
-    if not all(v.batched for v in values):
+        return Kind.IMAGES if ranks == {2} and batched else Kind.TOKENS
+    if not batched:
         return None
     if isinstance(op, Conv2d):
         return Kind.IMAGES
@@ -206,7 +207,7 @@ class Lowering:
         chosen: dict[Op, Kind] = {}
         theirs: set[Key] = set()
         for op in self.graph.ops:
-            kind = kind_of(op)
+            kind = kind_of(op, self.graph)
             if kind is None:
                 continue
             if op in self.sparse or (
@@ -278,13 +279,10 @@ class Lowering:
         if value in self._in_torch:
             return
         self._in_torch.add(value)
-        for kind in Kind:
-            if (value, kind) in self._buffers:
-                buffer = self._buffers[value, kind]
-                where = strides(like(value, self.batch), kind)
-                self.steps.append(Instruction("store", (buffer,), (), lambda c: ((c(buffer), where), ()), slot=value))
-                return
-        raise AssertionError(f"{value} was never made")
+        kind = next(kind for kind in Kind if (value, kind) in self._buffers)
+        buffer = self._buffers[value, kind]
+        where = strides(like(value, self.batch), kind)
+        self.steps.append(Instruction("store", (buffer,), (), lambda c: ((c(buffer), where), ()), slot=value))
 
     # Operations.
 

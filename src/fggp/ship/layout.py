@@ -123,4 +123,3 @@ def lay_out(shape: tuple[int, ...], kind: Kind, lanes: int, vector: int, margin:
 def like(value: Value, batch: int) -> tuple[int, ...]:
     """The value's shape for a batch."""
     return (batch, *value.shape[1:]) if value.batched else value.shape
-

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import time
 from collections.abc import Mapping, Sequence
+from ctypes import c_double
 from typing import Any
 
 import torch
@@ -120,6 +122,10 @@ class Segment:
                 self._slots.append((instruction.slot, reads))
             self.program.add(instruction.name, *arguments, keep=keep)
 
+    def reads(self) -> list[Value]:
+        """The callers' tensors it reads."""
+        return [value for value, read in self._slots if read]
+
     def run(self, values: dict[Value, Any], images: int, threads: int, seconds: Any) -> None:
         """Run them: read from the values, and add to them what comes out."""
         addresses = []
@@ -128,10 +134,15 @@ class Segment:
             if read:
                 tensor = values[value].contiguous()
                 kept.append(tensor)
+            elif value in values:
+                tensor = values[value]
             else:
                 tensor = values[value] = torch.empty(like(value, images), dtype=torch.float32)
             addresses.append(tensor.data_ptr())
         self.program.run(addresses, images, threads, seconds)
+
+
+Part = Segment | Elementwise | Torch
 
 
 def _chained(steps: Sequence[Step], kernels: Kernels, threads: int) -> list[Step]:
@@ -178,7 +189,7 @@ class Plan:
         self.native = not any(isinstance(step, (Torch, Elementwise)) for step in self.steps)
         self.memory = Memory(self.steps)
         self._graph = graph
-        self._parts: list[Segment | Elementwise | Torch] = []
+        self._parts: list[Part] = []
         pending: list[Native] = []
         for step in self.steps:
             if isinstance(step, Native):
@@ -190,27 +201,46 @@ class Plan:
             self._parts.append(step)
         if pending:
             self._parts.append(Segment(kernels, self.memory, pending, threads))
+        self._read_last = self._last_reads()
         self.memory.floats.zero_()  # trials of tilings wrote where zeros must be
 
-    def run(self, inputs: Sequence[Tensor], images: int, threads: int) -> list[Any]:
+    def run(
+        self, inputs: Sequence[Tensor], images: int, threads: int, into: Mapping[Value, Tensor] | None = None
+    ) -> list[Any]:
         """Run the network.
 
         Args:
             inputs: one tensor for each of the graph's inputs.
             images: their batch size.
             threads: how many the kernels use.
+            into: contiguous tensors to write outputs to; else they are new ones.
 
         Returns:
             What the graph's outputs are.
         """
-        values: dict[Value, Any] = dict(zip(self._graph.inputs, inputs, strict=True))
+        values: dict[Value, Any] = {**dict(zip(self._graph.inputs, inputs, strict=True)), **(into or {})}
         for part in self._parts:
             self._do(part, values, images, threads, None)
+            for value in self._read_last.get(part, ()):
+                del values[value]  # its memory is free
         return [values[x] if isinstance(x, Value) else x for x in self._graph.outputs]
 
-    def _do(
-        self, part: Segment | Elementwise | Torch, values: dict[Value, Any], images: int, threads: int, seconds: Any
-    ) -> None:
+    def profile(self, inputs: Sequence[Tensor], images: int, threads: int) -> list[tuple[Step, float]]:
+        """Run it once; the seconds of each step, in order."""
+        values: dict[Value, Any] = dict(zip(self._graph.inputs, inputs, strict=True))
+        taken: list[tuple[Step, float]] = []
+        for part in self._parts:
+            if isinstance(part, Segment):
+                seconds = (c_double * len(part.program))()
+                self._do(part, values, images, threads, seconds)
+                taken += zip(part.instructions, seconds, strict=True)
+            else:
+                start = time.perf_counter()
+                self._do(part, values, images, threads, None)
+                taken.append((part, time.perf_counter() - start))
+        return taken
+
+    def _do(self, part: Part, values: dict[Value, Any], images: int, threads: int, seconds: Any) -> None:
         if isinstance(part, Segment):
             part.run(values, images, threads, seconds)
         elif isinstance(part, Torch):
@@ -218,3 +248,18 @@ class Plan:
         else:
             read = self.memory.view(part.reads[0])
             self.memory.view(part.writes[0]).copy_(execute(part.op, {part.op.inputs[0]: read}))
+
+    def _last_reads(self) -> dict[Part, list[Value]]:
+        """After which part each of PyTorch's tensors is no longer needed; inputs and outputs stay."""
+        stay = {*self._graph.inputs, *self._graph.outputs}
+        last: dict[Value, Part] = {}
+        for part in self._parts:
+            reads = part.reads() if isinstance(part, Segment) else part.op.inputs if isinstance(part, Torch) else ()
+            last.update(dict.fromkeys(reads, part))
+            if isinstance(part, Torch):
+                last[part.op.output] = part
+        after: dict[Part, list[Value]] = {}
+        for value, part in last.items():
+            if value not in stay:
+                after.setdefault(part, []).append(value)
+        return after

@@ -64,7 +64,8 @@ def _conv2d(call: Call, a: dict[str, Any]) -> Read:
         if any(t % 2 for t in total):  # one more on one side
             return None
         padding = [t // 2 for t in total]
-    return [Conv2d((x,), call.output, weight, bias, _pair(a["stride"]), _pair(padding), dilation, int(a["groups"]))]
+    window = _pair(a["stride"]), _pair(padding), dilation, int(a["groups"])
+    return [Conv2d((x,), call.output, weight, bias, *window, layer=call.output.module)]
 
 
 def _linear(call: Call, a: dict[str, Any]) -> Read:
@@ -89,7 +90,7 @@ def _product(call: Call, x: Any, weight: Any, bias: Any) -> Read:
         return None
     if bias is not None and not (_is_float_constant(bias, 1) and len(bias) == len(weight)):
         return None
-    return [Linear((x,), call.output, weight, bias)]
+    return [Linear((x,), call.output, weight, bias, layer=call.output.module)]
 
 
 def _batch_norm(call: Call, a: dict[str, Any]) -> Read:

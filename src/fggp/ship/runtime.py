@@ -1,0 +1,156 @@
+"""`fggp.compile`: a network ready for inference on this machine's CPU, skipping the weights that are zero."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_unflatten
+
+from fggp.ship import interpret, kernels
+from fggp.ship.capture import CaptureError, capture, evaluation, normalise_example
+from fggp.ship.engine import Engine
+from fggp.ship.graph import Graph, Value
+from fggp.ship.inplace import MutationError
+from fggp.ship.kernels import KernelsMissingError
+from fggp.ship.simplify import simplify
+from fggp.ship.summary import summary
+
+# More than another order of additions makes, less than any mistake would.
+TOLERANCE = 1e-3
+
+
+def compile(model: nn.Module, example_input: Any) -> Compiled:
+    """Make a network ready for inference on the CPU, in float32, skipping the weights that are zero.
+
+    Batch norms are folded into the products before them; sparse convolutions and linear layers, and what lies between
+    them, run on fggp's own kernels, the rest on PyTorch. Layers too dense to gain stay PyTorch's, by measurement.
+
+    Args:
+        model: on the CPU; it is left as it is. Later changes of its weights do not reach what is returned.
+        example_input: a tensor; or a tuple of tensors, for several arguments; or a dict, for keyword arguments.
+            Dimension 0 is the batch. What is returned is made for batches of this size; another size is made ready
+            when it first comes.
+
+    Returns:
+        A function of the same arguments as the model's.
+
+    Raises:
+        TypeError: example_input is none of these.
+        ValueError: the model or example_input is not on the CPU.
+
+    Warns:
+        UserWarning: all of it runs on PyTorch, because fggp was installed without its kernels or the model cannot be
+            captured; the message says why.
+
+    Example:
+        >>> fast = fggp.compile(model, torch.randn(1, 3, 32, 32))
+        >>> y = fast(x)
+        >>> print(fast)  # what runs where, and for how long
+    """
+    args, kwargs = normalise_example(example_input)
+    return Compiled(model, args, kwargs)
+
+
+class Compiled:
+    """A network ready to run; `compile` makes it. Print it to see what runs where.
+
+    It may be called from several threads; they take turns. Gradients do not flow through it.
+    """
+
+    def __init__(self, model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        self._name = type(model).__name__
+        self._example = args, kwargs
+        self._turn = threading.Lock()
+        self._whole: nn.Module | None = None
+        self._graph: Graph | None = None
+        self._engine: Engine | None = None
+        self._reason = ""
+        try:
+            self._graph = simplify(capture(model, args, kwargs))
+            self._engine = Engine(self._graph, kernels.load())
+        except (CaptureError, MutationError) as error:
+            self._use_whole(model, str(error))
+        except KernelsMissingError as error:
+            self._warn(f"all of it runs on PyTorch's dense kernels: {error}")
+        if self._engine is not None:
+            with evaluation(model), torch.no_grad():
+                expected = model(*args, **kwargs)
+            difference = _difference(self(*args, **kwargs), expected)
+            if difference > TOLERANCE:
+                reason = f"compiled, it is off by {difference:.1e} of its output's size"
+                self._use_whole(model, f"{reason}, as if it drew random numbers or branched on the batch size")
+
+    def _use_whole(self, model: nn.Module, reason: str) -> None:
+        self._engine = self._graph = None
+        self._whole = copy.deepcopy(model).eval()
+        self._warn(f"the whole model runs on PyTorch: {reason}")
+
+    def _warn(self, reason: str) -> None:
+        self._reason = reason
+        warnings.warn(f"fggp.compile: {reason}", stacklevel=4)
+
+    @torch.no_grad()
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Any:
+        """Run the network.
+
+        Args:
+            args: as the model's; of the example's shapes and types, but for the batch.
+            kwargs: likewise.
+
+        Returns:
+            What the model returns, in new tensors.
+
+        Raises:
+            TypeError: other arguments than the example's.
+            ValueError: a tensor is not like the example's; the message says how.
+        """
+        if self._whole is not None:
+            return self._whole(*args, **kwargs)
+        assert self._graph is not None
+        inputs = self._graph.flatten(args, kwargs)
+        self._check(self._graph, inputs)
+        if self._engine is None:
+            return interpret.run(self._graph, inputs)
+        with self._turn:
+            leaves = self._engine.run(inputs)
+        fresh = [
+            x.clone() if isinstance(x, Tensor) and not isinstance(v, Value) else x
+            for v, x in zip(self._graph.outputs, leaves, strict=True)
+        ]
+        return tree_unflatten(fresh, self._graph.out_spec)
+
+    def _check(self, graph: Graph, inputs: list[Tensor]) -> None:
+        for value, x in zip(graph.inputs, inputs, strict=True):
+            varies = value.sizes[:1] == ("N",) or graph.batch is not None
+            right = (
+                (x.shape[1:] == value.shape[1:] and x.dim() == len(value.shape)) if varies else x.shape == value.shape
+            )
+            if not right or x.dtype != value.dtype or x.device.type != "cpu":
+                wanted = ("any", *value.shape[1:]) if varies else value.shape
+                raise ValueError(
+                    f"input {value.name!r} is {x.dtype} {tuple(x.shape)} on {x.device}; it must be {value.dtype} "
+                    f"{wanted} on the CPU, as the example was"
+                )
+
+    def __repr__(self) -> str:
+        if self._engine is None:
+            return f"{self._name} compiled by fggp: {self._reason}"
+        assert self._graph is not None
+        args, kwargs = self._example
+        inputs = self._graph.flatten(args, kwargs)
+        with self._turn, torch.no_grad():
+            return summary(self._name, self._engine, inputs)
+
+
+def _difference(ours: Any, expected: Any) -> float:
+    """The largest distance of an output from the expected one, relative to that one's size."""
+    most = 0.0
+    for a, b in zip(tree_leaves(ours), tree_leaves(expected), strict=True):
+        if isinstance(a, Tensor) and a.is_floating_point() and b.isfinite().all():
+            most = max(most, float((a - b).double().norm() / b.double().norm().clamp_min(1e-30)))
+    return most
