@@ -34,10 +34,6 @@ class Engine:
         self._plans: dict[tuple[int, int], Plan] = {}
         self._lanes: dict[int, int] = {}
 
-    def prepare(self, inputs: Sequence[Tensor]) -> None:
-        """Make ready for inputs of this batch size."""
-        self.run(inputs)
-
     def run(self, inputs: Sequence[Tensor]) -> list[Any]:
         """What the graph's outputs are for these inputs, one for each of the graph's."""
         batch, threads = self.batch(inputs), torch.get_num_threads()
