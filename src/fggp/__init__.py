@@ -25,6 +25,8 @@ from fggp.pruner import Pruner
 from fggp.schedule import Schedule, cubic, linear
 from fggp.scores import Score
 from fggp.select import Exchange, TopK
+from fggp.ship.runtime import Compiled, compile
+from fggp.ship.small_file import load, save
 
 __version__ = "0.1.0"
 
@@ -33,6 +35,7 @@ __all__ = [
     "GMP",
     "SET",
     "SNIP",
+    "Compiled",
     "Exchange",
     "GraNet",
     "GraSP",
@@ -52,9 +55,12 @@ __all__ = [
     "Taylor",
     "TopK",
     "Update",
+    "compile",
     "cubic",
     "linear",
+    "load",
     "methods",
+    "save",
     "schedule",
     "scores",
 ]
