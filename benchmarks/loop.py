@@ -1,10 +1,12 @@
 """The lab's training loop beside a bare PyTorch loop of the same network and precision.
 
     python benchmarks/loop.py                     prints the table, appends the raw record to results/benchmarks/
+    python benchmarks/loop.py --device cuda --model vgg19 --steps 100
 
 The bare loop is fed normalised batches that were cut before the clock starts; the lab's cuts, augments and normalises
 its own, counts hits, follows the learning-rate schedule and, in the second row, prunes. Both train on random 32×32
-images, in turn, `--steps` steps a round; figures are medians over the rounds.
+images, in turn, `--steps` steps a round; figures are medians over the rounds. On a GPU the lab's steps are captured in
+CUDA graphs and the bare loop's are not: what a graph is worth alone is seen in the row of the lab's eager steps.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from fggp.lab import models
 from fggp.lab.data import Augmentation, ImageData, Split
 from fggp.lab.record import device_name
 from fggp.lab.settings import ResolvedSettings, TrainSettings
+from fggp.lab.step import EagerStep
 from fggp.lab.trainer import Trainer
 
 RESULTS = Path(__file__).parent.parent / "results" / "benchmarks" / "loop.ndjson"
@@ -68,14 +71,15 @@ class BareLoop:
 class LabLoop:
     """An epoch of the lab's trainer."""
 
-    def __init__(self, settings: ResolvedSettings, steps: int) -> None:
+    def __init__(self, settings: ResolvedSettings, steps: int, eager: bool = False) -> None:
         self.trainer = Trainer(settings, random_data(steps * settings.batch_size))
+        if eager:
+            self.trainer.compute = EagerStep(self.trainer.model, self.trainer._loss)
         self.epoch = 0
 
     def run(self) -> None:
-        tally = self.trainer.train_epoch(self.epoch, lambda tally: None)
+        self.trainer.train_epoch(self.epoch, lambda tally: None)
         self.epoch += 1
-        float(tally.loss_sum)
 
 
 def main() -> None:
@@ -83,16 +87,19 @@ def main() -> None:
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
 
     def settings(method: str) -> ResolvedSettings:
-        return TrainSettings(method=method, model=args.model, epochs=args.rounds + 1).resolve()
+        return TrainSettings(method=method, model=args.model, epochs=args.rounds + 1, device=args.device).resolve()
 
-    loops = {
+    loops: dict[str, BareLoop | LabLoop] = {
         "bare": BareLoop(settings("dense"), args.steps),
         "lab, dense": LabLoop(settings("dense"), args.steps),
         "lab, FGGP to 95 %": LabLoop(settings("fggp"), args.steps),
     }
+    if settings("dense").device != "cpu":
+        loops["lab, dense, eager"] = LabLoop(settings("dense"), args.steps, eager=True)
     speeds: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(args.rounds + 1):
         for name, loop in loops.items():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fggp.layers import Layer
 from fggp.prunable import Prunable
-from fggp.select import count_marked
+from fggp.select import count_marked, counts_marked
 
 
 class Masks:
@@ -41,12 +41,10 @@ class Masks:
             marks: the weights that are active from now on, [n] for each layer.
         """
         new = [layer.layout.shaped(m) for layer, m in zip(layers, marks, strict=True)]
-        for mask, now_active in zip(self._tensors, new, strict=True):
-            mask.logical_and_(now_active)
+        torch._foreach_mul_(self._tensors, new)  # of bools: and
         self.apply(optimizer)
-        for mask, now_active in zip(self._tensors, new, strict=True):
-            mask.copy_(now_active)
-        self.active = count_marked(self._tensors)
+        torch._foreach_copy_(self._tensors, new)
+        self.active = count_marked(marks)
 
     def flat(self, layers: Sequence[Layer]) -> list[Tensor]:
         """The masks as marks on these layers: [n] in memory order, views."""
@@ -54,7 +52,7 @@ class Masks:
 
     def counts(self) -> list[int]:
         """How many weights of each layer are active."""
-        return [int(m.count_nonzero()) for m in self._tensors]
+        return counts_marked(self._tensors)
 
     @property
     def by_name(self) -> Mapping[str, Tensor]:

@@ -269,10 +269,11 @@ class Pruner:
         grads = [g if g.layout == torch.strided else g.coalesce().values() for g in grads]
         if not grads:
             return f"no weight has a gradient, and {self.method.name!r} ranks by it" if plan.needs_gradient else None
-        # A norm is one cheap pass and catches every inf and NaN; only one that overflows is looked into.
-        for grad, norm in zip(grads, torch._foreach_norm(grads, 1), strict=True):
-            if not norm.isfinite() and not grad.isfinite().all():
-                return "a gradient is not finite"
+        # A norm is one cheap pass and catches every inf and NaN; only where one overflows is looked into. On a GPU the
+        # host waits once for all of them.
+        norms = torch.stack([norm.to(grads[0].device, torch.float32) for norm in torch._foreach_norm(grads, 1)])
+        if not norms.isfinite().all() and not all(bool(grad.isfinite().all()) for grad in grads):
+            return "a gradient is not finite"
         return None
 
     def _select(self, plan: _Plan) -> tuple[list[Layer], Marks]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fggp.joined import keep_smallest_joined
 from fggp.layers import Layer
 from fggp.scores import Score, largest
 
@@ -64,7 +65,10 @@ def run_chain(layers: Sequence[Layer], active: Sequence[Tensor], chain: Sequence
     Returns:
         Exactly ``chain[-1].quota`` marked weights.
     """
-    marks = [m.clone() for m in active]
+    if _on_one_gpu(active):
+        marks = list(torch.split(torch.cat(list(active)), [len(m) for m in active]))
+    else:
+        marks = [m.clone() for m in active]
     count = count_marked(marks)
     for step in chain:
         keep_smallest(layers, marks, count, step.score, step.quota)
@@ -93,7 +97,18 @@ def run_exchange(layers: Sequence[Layer], active: Sequence[Tensor], exchange: Ex
 
 def count_marked(marks: Sequence[Tensor]) -> int:
     """How many weights are marked."""
-    return sum(int(m.count_nonzero()) for m in marks)
+    if _on_one_gpu(marks):
+        return int(torch.cat([m.reshape(-1) for m in marks]).count_nonzero())
+    return sum(counts_marked(marks))
+
+
+def counts_marked(marks: Sequence[Tensor]) -> list[int]:
+    """How many weights of each tensor are marked; on a GPU the host waits once, not once a tensor."""
+    counts = [m.count_nonzero() for m in marks]
+    if any(c.device != counts[0].device for c in counts):
+        counts = [c.cpu() for c in counts]
+    numbers: list[int] = torch.stack(counts).tolist() if counts else []
+    return numbers
 
 
 def keep_smallest(layers: Sequence[Layer], marks: Marks, count: int, score: Score, k: int) -> None:
@@ -109,6 +124,9 @@ def keep_smallest(layers: Sequence[Layer], marks: Marks, count: int, score: Scor
     if k == 0:
         for m in marks:
             m.zero_()
+        return
+    if _on_one_gpu(marks):
+        keep_smallest_joined(layers, marks, count, score, k)
         return
 
     # Invariant: the k-th smallest score lies strictly between low and high, and `at_most_low` scores are ≤ low.
@@ -134,6 +152,11 @@ def keep_smallest(layers: Sequence[Layer], marks: Marks, count: int, score: Scor
             raise ValueError(f"score {score.name!r} is NaN for {count - at_most} of the {count} weights to be ranked")
         else:
             low, at_most_low = end, at_most
+
+
+def _on_one_gpu(tensors: Sequence[Tensor]) -> bool:
+    """Whether few large passes over all tensors at once beat many small ones."""
+    return len({t.device for t in tensors}) == 1 and tensors[0].is_cuda
 
 
 @dataclass(frozen=True)

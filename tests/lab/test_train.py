@@ -58,6 +58,7 @@ def test_record(unbroken):
     assert record["settings"] == json.loads((unbroken / "settings.json").read_text())
     assert len(record["curve"]["val_accuracy"]) == EPOCHS
     assert 10 < record["test_accuracy"] <= 100
+    assert record["execution"] == "eager"
     assert str(unbroken) not in text
 
 

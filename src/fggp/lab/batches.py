@@ -10,6 +10,9 @@ from torch import Tensor
 
 from fggp.lab.data import Augmentation, Split
 
+BYTES_AT_ONCE = 1 << 26
+"""Images that a GPU augments at a time: for many small batches, launching the kernels would take the longest."""
+
 
 def epoch_seeds(seed: int, epoch: int) -> tuple[int, int]:
     """Mix a run's seed and an epoch into two seeds: for the epoch's batches, and for the network's own draws."""
@@ -30,22 +33,34 @@ def training_batches(
     The batches differ in size by one image at most: no small last one to feed batch norm with noise.
 
     Args:
-        split: images and labels, on the generator's device.
+        split: images and labels, on any device; the batches are made there.
         batch_size: images in the largest batch.
         augmentation: how far to shift, whether to flip.
-        generator: the only source of randomness; all of the epoch is drawn before the first batch.
+        generator: the only source of randomness, on the CPU, so that all devices are fed the same; all of the epoch is
+            drawn before the first batch.
     """
     count, device = len(split), split.labels.device
-    order = torch.randperm(count, generator=generator, device=device)
-    offsets = torch.randint(2 * augmentation.shift + 1, (2, count), generator=generator, device=device)
-    flips = torch.randint(2, (count,), generator=generator, device=device, dtype=torch.bool)
-    for places in torch.arange(count, device=device).tensor_split(batches_per_epoch(count, batch_size)):
-        batch = split[order[places]]
+    order = torch.randperm(count, generator=generator).to(device)
+    offsets = torch.randint(2 * augmentation.shift + 1, (2, count), generator=generator).to(device)
+    flips = torch.randint(2, (count,), generator=generator, dtype=torch.bool).to(device)
+    sizes = [len(part) for part in torch.arange(count).tensor_split(batches_per_epoch(count, batch_size))]
+    at_once, start = _batches_at_once(split, batch_size), 0
+    for first in range(0, len(sizes), at_once):
+        group = sizes[first : first + at_once]
+        places = slice(start, start := start + sum(group))
+        chosen = split[order[places]]
         top, left = offsets[:, places]
-        images = shifted(batch.images, top, left, augmentation.shift)
+        images = shifted(chosen.images, top, left, augmentation.shift)
         if augmentation.flip:
             images = flipped(images, flips[places])
-        yield Split(images, batch.labels)
+        yield from map(Split, torch.split(images, group), torch.split(chosen.labels, group))
+
+
+def _batches_at_once(split: Split, batch_size: int) -> int:
+    """How many batches are made together: one that stays in a CPU's cache, or enough to keep a GPU busy."""
+    if split.images.device.type == "cpu":
+        return 1
+    return max(1, BYTES_AT_ONCE // (batch_size * split.images[:1].nbytes))
 
 
 def shifted(images: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:

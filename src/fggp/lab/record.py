@@ -5,12 +5,12 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import fggp
 from fggp.lab.errors import UsageError
 from fggp.lab.trainer import Tally, Trainer
 
@@ -69,7 +69,7 @@ def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds
     Returns:
         Accuracies are percent, sparsities shares. ``sparsity`` is measured: pruned weights over prunable ones;
         ``network_sparsity`` is the same over all parameters. ``densities`` are the shares of the weights kept in the
-        end, by layer; empty for a dense run.
+        end, by layer; empty for a dense run. ``execution`` is how steps were made, "captured" or "eager".
     """
     settings = trainer.settings
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -104,7 +104,8 @@ def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": device_name(trainer.device),
         "threads": torch.get_num_threads(),
-        "versions": {"fggp": version("fggp"), "torch": torch.__version__, "python": platform.python_version()},
+        "execution": trainer.compute.name,
+        "versions": {"fggp": fggp.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "commit": source_commit(),
         "settings": settings.as_json(),
         "curve": {name: [epoch[name] for epoch in epochs] for name in epochs[-1] if name != "kind"},
