@@ -61,42 +61,44 @@ const char *fggp_cpu(void); /* "avx512", "avx2", … : the kernels in use */
 int32_t fggp_lanes(void);
 int32_t fggp_registers(void); /* most vectors a tile may have */
 
-fggp_program *fggp_program_new(void);
+fggp_program *fggp_program_new(void); /* NULL: no memory */
 void fggp_program_free(fggp_program *);
+
+/* What returns an int32_t returns 0, or 1 where memory ran out. */
 
 /* Each adds one operation. What they point to must live as long as the program. */
 /* A chain of convolutions. Each after the first is pointwise (1×1, stride 1) and reads what the one before it writes:
  * it takes each tile while it is in the caches. The first one's tiles are everyone's. */
-void fggp_add_conv(fggp_program *, const fggp_conv *chain, int32_t length);
+int32_t fggp_add_conv(fggp_program *, const fggp_conv *chain, int32_t length);
 /* out[n, o] = relu?(Σ value · in[n, offset] + bias) for single images; in and out are rows of features. */
-void fggp_add_product(fggp_program *, const fggp_conv *);
-void fggp_add_max_pool(fggp_program *, const fggp_pool *);
-void fggp_add_average_pool(fggp_program *, const fggp_pool *);
+int32_t fggp_add_product(fggp_program *, const fggp_conv *);
+int32_t fggp_add_max_pool(fggp_program *, const fggp_pool *);
+int32_t fggp_add_average_pool(fggp_program *, const fggp_pool *);
 /* Each output pixel is the mean of its share of the input, shares as even as they can be. */
-void fggp_add_adaptive_average(fggp_program *, const fggp_tensor *in, const fggp_tensor *out);
-void fggp_add_sum(fggp_program *, const fggp_tensor *a, const fggp_tensor *b, const fggp_tensor *out, int32_t relu);
+int32_t fggp_add_adaptive_average(fggp_program *, const fggp_tensor *in, const fggp_tensor *out);
+int32_t fggp_add_sum(fggp_program *, const fggp_tensor *a, const fggp_tensor *b, const fggp_tensor *out, int32_t relu);
 /* out = relu?(scale · in + shift), a scale and a shift a channel; NULL: 1 and 0. */
-void fggp_add_affine(fggp_program *, const fggp_tensor *in, const fggp_tensor *out, const float *scale,
-                     const float *shift, int32_t relu);
+int32_t fggp_add_affine(fggp_program *, const fggp_tensor *in, const fggp_tensor *out, const float *scale,
+                        const float *shift, int32_t relu);
 /* Copy into channels first … of out. */
-void fggp_add_copy(fggp_program *, const fggp_tensor *in, const fggp_tensor *out, int32_t first);
+int32_t fggp_add_copy(fggp_program *, const fggp_tensor *in, const fggp_tensor *out, int32_t first);
 /* Pixels become channels: out has in.channels * height * width channels of one pixel. */
-void fggp_add_flatten(fggp_program *, const fggp_tensor *in, const fggp_tensor *out);
+int32_t fggp_add_flatten(fggp_program *, const fggp_tensor *in, const fggp_tensor *out);
 /* One channel for each input channel and kernel position: a convolution becomes one of a single pixel. */
-void fggp_add_unfold(fggp_program *, const fggp_pool *);
+int32_t fggp_add_unfold(fggp_program *, const fggp_pool *);
 /* Where a tensor of the caller's lies: floats from one image, channel, row and pixel to the next. */
 typedef struct {
     int64_t image, channel, row, pixel;
 } fggp_strides;
 
 /* From and to the address in a slot. */
-void fggp_add_load(fggp_program *, int32_t slot, const fggp_strides *, const fggp_tensor *out);
-void fggp_add_store(fggp_program *, const fggp_tensor *in, int32_t slot, const fggp_strides *);
+int32_t fggp_add_load(fggp_program *, int32_t slot, const fggp_strides *, const fggp_tensor *out);
+int32_t fggp_add_store(fggp_program *, const fggp_tensor *in, int32_t slot, const fggp_strides *);
 
-/* Run all operations in order, each on `threads` threads, the caller's being one of them. One run of a program at a
- * time. `images` of the last group's lanes may be fewer than there is room for. seconds: NULL, or one number an
- * operation, to which its time is added. */
-void fggp_run(fggp_program *, void *const *slots, int32_t images, int32_t threads, double *seconds);
+/* Run all operations in order, each on `threads` threads, the caller's being one of them; on fewer, where the system
+ * gives no more. One run of a program at a time. `images` of the last group's lanes may be fewer than there is room
+ * for. seconds: NULL, or one number an operation, to which its time is added. */
+int32_t fggp_run(fggp_program *, void *const *slots, int32_t images, int32_t threads, double *seconds);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

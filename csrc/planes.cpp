@@ -274,47 +274,6 @@ struct Unfold : NoScratch {
     }
 };
 
-/* The caller's side of one plane: the pixels of the images that share a group's lanes. */
-struct Outside {
-    float *data;
-    int present; /* images */
-    Outside(const Call &call, int32_t slot, const fggp_strides &strides, int64_t group, int64_t channel, int lanes)
-        : data((float *)call.slots[slot] + group * lanes * strides.image + channel * strides.channel),
-          present((int)std::max<int64_t>(0, std::min<int64_t>(lanes, call.images - group * lanes))) {}
-};
-
-struct Load : NoScratch {
-    int32_t slot;
-    fggp_strides strides;
-    fggp_tensor shape;
-    template <class Pixel> void plane(int64_t group, int64_t channel, const Call &call, float *) const {
-        constexpr int L = lanes_of<Pixel>();
-        Plane to(shape, group, channel);
-        Outside from(call, slot, strides, group, channel, L);
-        for (int y = 0; y < shape.height; y++)
-            for (int x = 0; x < shape.width; x++)
-                for (int lane = 0; lane < L; lane++)
-                    to.data[y * to.row + x * L + lane] =
-                        lane < from.present ? from.data[lane * strides.image + y * strides.row + x * strides.pixel] : 0;
-    }
-};
-
-struct Store : NoScratch {
-    int32_t slot;
-    fggp_strides strides;
-    fggp_tensor shape;
-    template <class Pixel> void plane(int64_t group, int64_t channel, const Call &call, float *) const {
-        constexpr int L = lanes_of<Pixel>();
-        Plane from(shape, group, channel);
-        Outside to(call, slot, strides, group, channel, L);
-        for (int lane = 0; lane < to.present; lane++)
-            for (int y = 0; y < shape.height; y++)
-                for (int x = 0; x < shape.width; x++)
-                    to.data[lane * strides.image + y * strides.row + x * strides.pixel] =
-                        from.data[y * from.row + x * L + lane];
-    }
-};
-
 } // namespace
 
 Operation *new_max_pool(const fggp_pool &pool) { return plane_wise(pool.out, Pool<Largest>(pool, {})); }
@@ -334,11 +293,5 @@ Operation *new_copy(const fggp_tensor &in, const fggp_tensor &out, int32_t first
 }
 Operation *new_flatten(const fggp_tensor &in, const fggp_tensor &out) { return plane_wise(in, Flatten{{}, in, out}); }
 Operation *new_unfold(const fggp_pool &pool) { return plane_wise(pool.out, Unfold{{}, pool}); }
-Operation *new_load(int32_t slot, const fggp_strides &strides, const fggp_tensor &out) {
-    return plane_wise(out, Load{{}, slot, strides, out});
-}
-Operation *new_store(const fggp_tensor &in, int32_t slot, const fggp_strides &strides) {
-    return plane_wise(in, Store{{}, slot, strides, in});
-}
 
 } // namespace fggp

@@ -1,4 +1,4 @@
-/* Everything that is done plane by plane: pooling, sums, copies, and the way in and out. */
+/* Everything that is done plane by plane: pooling, sums and copies. */
 #ifndef FGGP_PLANES_H
 #define FGGP_PLANES_H
 
@@ -13,7 +13,5 @@ Operation *new_affine(const fggp_tensor &in, const fggp_tensor &out, const float
 Operation *new_copy(const fggp_tensor &in, const fggp_tensor &out, int32_t first);
 Operation *new_flatten(const fggp_tensor &in, const fggp_tensor &out);
 Operation *new_unfold(const fggp_pool &);
-Operation *new_load(int32_t slot, const fggp_strides &, const fggp_tensor &out);
-Operation *new_store(const fggp_tensor &in, int32_t slot, const fggp_strides &);
 } // namespace fggp
 #endif

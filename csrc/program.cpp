@@ -2,14 +2,17 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "convolution.h"
 #include "fggp.h"
+#include "openmp.h"
 #include "operation.h"
 #include "planes.h"
 #include "threads.h"
 #include "tiles.h"
+#include "transfers.h"
 
 using namespace fggp;
 
@@ -20,11 +23,12 @@ struct fggp_program {
 
 namespace {
 
+constexpr int64_t LINE = 16; /* floats in a cache line */
+
 /* One run of a program, as its threads see it. */
 struct Pass {
     const fggp_program &program;
     Call call;
-    int threads;
     double *seconds;
     int64_t scratch;
     float *memory;
@@ -32,25 +36,24 @@ struct Pass {
     Barrier barrier;
 
     Pass(fggp_program &program, const Call &call, int threads, double *seconds)
-        : program(program), call(call), threads(threads), seconds(seconds), next(program.operations.size()),
-          barrier(threads) {
+        : program(program), call(call), seconds(seconds), next(program.operations.size()) {
         scratch = 0;
         for (auto &operation : program.operations) scratch = std::max(scratch, operation->scratch());
-        scratch = (scratch + 2 * LANES - 1) / LANES * LANES; /* to a cache line, and one between threads */
-        if ((int64_t)program.scratch.size() < scratch * threads + LANES) program.scratch.resize(scratch * threads + LANES);
-        uintptr_t start = (uintptr_t)program.scratch.data();
-        memory = (float *)((start + 63) / 64 * 64);
+        scratch = (scratch + 2 * LINE - 1) / LINE * LINE; /* whole cache lines, and one between threads */
+        if ((int64_t)program.scratch.size() < scratch * threads + LINE) program.scratch.resize(scratch * threads + LINE);
+        constexpr uintptr_t bytes = LINE * sizeof(float);
+        memory = (float *)(((uintptr_t)program.scratch.data() + bytes - 1) / bytes * bytes);
         for (auto &counter : next) counter.store(0, std::memory_order_relaxed);
     }
 
-    void work(int thread) {
+    void work(int thread, int threads) {
         auto before = std::chrono::steady_clock::now();
         for (size_t i = 0; i < next.size(); i++) {
             const Operation &operation = *program.operations[i];
             int tasks = operation.tasks(threads);
             for (int task; (task = next[i].fetch_add(1, std::memory_order_relaxed)) < tasks;)
                 operation.run(task, tasks, call, memory + thread * scratch);
-            barrier.wait();
+            barrier.wait(threads);
             if (thread == 0 && seconds) {
                 auto now = std::chrono::steady_clock::now();
                 seconds[i] += std::chrono::duration<double>(now - before).count();
@@ -60,7 +63,19 @@ struct Pass {
     }
 };
 
-void add(fggp_program *program, Operation *operation) { program->operations.emplace_back(operation); }
+/* Nothing may be thrown at a caller in C. */
+template <class Work> int32_t without_throwing(const Work &work) {
+    try {
+        work();
+        return 0;
+    } catch (const std::bad_alloc &) {
+        return 1;
+    }
+}
+
+template <class Make> int32_t add(fggp_program *program, const Make &make) {
+    return without_throwing([&] { program->operations.push_back(std::unique_ptr<Operation>(make())); });
+}
 
 } // namespace
 
@@ -70,39 +85,58 @@ const char *fggp_cpu(void) { return FGGP_CPU; }
 int32_t fggp_lanes(void) { return LANES; }
 int32_t fggp_registers(void) { return REGISTERS; }
 
-fggp_program *fggp_program_new(void) { return new fggp_program; }
+fggp_program *fggp_program_new(void) { return new (std::nothrow) fggp_program; }
 void fggp_program_free(fggp_program *program) { delete program; }
 
-void fggp_add_conv(fggp_program *p, const fggp_conv *chain, int32_t length) { add(p, new_convolution(chain, length)); }
-void fggp_add_product(fggp_program *p, const fggp_conv *conv) { add(p, new_product(*conv)); }
-void fggp_add_max_pool(fggp_program *p, const fggp_pool *pool) { add(p, new_max_pool(*pool)); }
-void fggp_add_average_pool(fggp_program *p, const fggp_pool *pool) { add(p, new_average_pool(*pool)); }
-void fggp_add_adaptive_average(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out) {
-    add(p, new_adaptive_average(*in, *out));
+int32_t fggp_add_conv(fggp_program *p, const fggp_conv *chain, int32_t length) {
+    return add(p, [&] { return new_convolution(chain, length); });
 }
-void fggp_add_sum(fggp_program *p, const fggp_tensor *a, const fggp_tensor *b, const fggp_tensor *out, int32_t relu) {
-    add(p, new_sum(*a, *b, *out, relu));
+int32_t fggp_add_product(fggp_program *p, const fggp_conv *conv) {
+    return add(p, [&] { return new_product(*conv); });
 }
-void fggp_add_affine(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out, const float *scale,
-                     const float *shift, int32_t relu) {
-    add(p, new_affine(*in, *out, scale, shift, relu));
+int32_t fggp_add_max_pool(fggp_program *p, const fggp_pool *pool) {
+    return add(p, [&] { return new_max_pool(*pool); });
 }
-void fggp_add_copy(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out, int32_t first) {
-    add(p, new_copy(*in, *out, first));
+int32_t fggp_add_average_pool(fggp_program *p, const fggp_pool *pool) {
+    return add(p, [&] { return new_average_pool(*pool); });
 }
-void fggp_add_flatten(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out) {
-    add(p, new_flatten(*in, *out));
+int32_t fggp_add_adaptive_average(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out) {
+    return add(p, [&] { return new_adaptive_average(*in, *out); });
 }
-void fggp_add_unfold(fggp_program *p, const fggp_pool *pool) { add(p, new_unfold(*pool)); }
-void fggp_add_load(fggp_program *p, int32_t slot, const fggp_strides *strides, const fggp_tensor *out) {
-    add(p, new_load(slot, *strides, *out));
+int32_t fggp_add_sum(fggp_program *p, const fggp_tensor *a, const fggp_tensor *b, const fggp_tensor *out, int32_t relu) {
+    return add(p, [&] { return new_sum(*a, *b, *out, relu); });
 }
-void fggp_add_store(fggp_program *p, const fggp_tensor *in, int32_t slot, const fggp_strides *strides) {
-    add(p, new_store(*in, slot, *strides));
+int32_t fggp_add_affine(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out, const float *scale,
+                        const float *shift, int32_t relu) {
+    return add(p, [&] { return new_affine(*in, *out, scale, shift, relu); });
+}
+int32_t fggp_add_copy(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out, int32_t first) {
+    return add(p, [&] { return new_copy(*in, *out, first); });
+}
+int32_t fggp_add_flatten(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out) {
+    return add(p, [&] { return new_flatten(*in, *out); });
+}
+int32_t fggp_add_unfold(fggp_program *p, const fggp_pool *pool) {
+    return add(p, [&] { return new_unfold(*pool); });
+}
+int32_t fggp_add_load(fggp_program *p, int32_t slot, const fggp_strides *strides, const fggp_tensor *out) {
+    return add(p, [&] { return new_load(slot, *strides, *out); });
+}
+int32_t fggp_add_store(fggp_program *p, const fggp_tensor *in, int32_t slot, const fggp_strides *strides) {
+    return add(p, [&] { return new_store(*in, slot, *strides); });
 }
 
-void fggp_run(fggp_program *program, void *const *slots, int32_t images, int32_t threads, double *seconds) {
-    Pass pass(*program, {slots, images}, threads, seconds);
-    Team::instance().run([](void *context, int thread) { ((Pass *)context)->work(thread); }, &pass, threads);
+int32_t fggp_run(fggp_program *program, void *const *slots, int32_t images, int32_t threads, double *seconds) {
+    return without_throwing([&] {
+        Work work = [](void *context, int thread, int threads) { ((Pass *)context)->work(thread, threads); };
+        if (threads > 1) {
+            Pass pass(*program, {slots, images}, threads, seconds);
+            if (run_on_openmp(work, &pass, threads)) return;
+        }
+        Team &team = Team::instance();
+        int ready = team.ready(threads);
+        Pass pass(*program, {slots, images}, ready, seconds);
+        team.run(work, &pass, ready);
+    });
 }
 }

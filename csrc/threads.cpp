@@ -1,6 +1,9 @@
 #include "threads.h"
 
+#include <algorithm>
 #include <chrono>
+#include <new>
+#include <system_error>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -24,9 +27,18 @@ inline void pause() {
 Team *team = nullptr;
 std::mutex making;
 
+#if defined(__unix__) || defined(__APPLE__)
+/* In a forked child there are no threads of the team's, and whatever held the lock is not there to let go of it. */
+void begin_child() {
+    new (&making) std::mutex;
+    team = nullptr;
+}
+const int at_fork = pthread_atfork(nullptr, nullptr, begin_child);
+#endif
+
 } // namespace
 
-void Barrier::wait() {
+void Barrier::wait(int threads) {
     int now = round.load(std::memory_order_relaxed);
     if (here.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
         here.store(0, std::memory_order_relaxed);
@@ -39,25 +51,21 @@ void Barrier::wait() {
 
 Team &Team::instance() {
     std::lock_guard<std::mutex> lock(making);
-    if (!team) {
-        team = new Team; /* never deleted: its threads may outlive static objects at exit */
-#if defined(__unix__) || defined(__APPLE__)
-        static bool once = false;
-        if (!once) pthread_atfork(nullptr, nullptr, [] {
-            new (&making) std::mutex; /* another thread may have held it */
-            team = nullptr;
-        });
-        once = true;
-#endif
-    }
+    if (!team) team = new Team; /* never deleted: its threads may outlive static objects at exit */
     return *team;
 }
 
-void Team::grow(int threads) {
-    while ((int)members.size() < threads - 1) {
-        int thread = (int)members.size() + 1;
-        members.emplace_back(&Team::attend, this, thread, call.load());
+int Team::ready(int threads) {
+    if (threads <= 1) return 1;
+    std::lock_guard<std::mutex> lock(one_run);
+    try {
+        while ((int)members.size() < threads - 1) {
+            int thread = (int)members.size() + 1;
+            members.emplace_back(&Team::attend, this, thread, call.load());
+        }
+    } catch (const std::system_error &) {
     }
+    return std::min(threads, (int)members.size() + 1);
 }
 
 void Team::attend(int thread, int seen) {
@@ -79,18 +87,17 @@ void Team::attend(int thread, int seen) {
         }
         seen = call.load(std::memory_order_acquire);
         if (stop) return;
-        if (thread < wanted) work(context, thread);
+        if (thread < wanted) work(context, thread, wanted);
         working.fetch_sub(1, std::memory_order_acq_rel);
     }
 }
 
 void Team::run(Work new_work, void *new_context, int threads) {
-    std::lock_guard<std::mutex> lock(one_run);
     if (threads <= 1) {
-        new_work(new_context, 0);
+        new_work(new_context, 0, 1);
         return;
     }
-    grow(threads);
+    std::lock_guard<std::mutex> lock(one_run);
     work = new_work;
     context = new_context;
     wanted = threads;
@@ -100,7 +107,7 @@ void Team::run(Work new_work, void *new_context, int threads) {
         call.fetch_add(1);
     }
     if (sleeping.load() > 0) wake.notify_all();
-    new_work(new_context, 0);
+    new_work(new_context, 0, threads);
     for (int look = 0; working.load(std::memory_order_acquire) > 0; look++)
         look < LOOKS ? pause() : std::this_thread::yield();
 }

@@ -13,28 +13,31 @@ namespace fggp {
 /* Where threads meet; nobody passes before all have come. */
 class Barrier {
   public:
-    explicit Barrier(int threads) : threads(threads) {}
-    void wait();
+    void wait(int threads);
 
   private:
-    const int threads;
     std::atomic<int> here{0};
     std::atomic<int> round{0};
 };
 
+/* What thread number `thread` of `threads` is to do. */
+typedef void (*Work)(void *context, int thread, int threads);
+
 class Team {
   public:
-    typedef void (*Work)(void *context, int thread);
 
     ~Team();
-    /* Call work(context, i) for i from 0 to threads - 1, at once; the caller's thread does 0. */
+    /* Start threads until there are so many, the caller's among them. Returns how many there are of these, which is
+     * fewer where the system gives no more. */
+    int ready(int threads);
+    /* Call work(context, i, threads) for i from 0 to threads - 1, at once; the caller's thread does 0.
+     * There must be as many, by ready(). */
     void run(Work work, void *context, int threads);
 
     /* The process's one team. Made anew in a forked child, where no thread is left. */
     static Team &instance();
 
   private:
-    void grow(int threads);
     void attend(int thread, int seen);
 
     std::vector<std::thread> members;

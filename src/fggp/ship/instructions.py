@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from fggp.ship.graph import (
     Value,
 )
 from fggp.ship.kernels import CPool, CTensor, Kernels
-from fggp.ship.layout import Kind, Layout, Margin, lay_out, like, strides
+from fggp.ship.layout import Kind, Layout, Margin, lay_out, like, scales, sizes, strides
 from fggp.ship.sparse_weight import SparseWeight
 
 aten = torch.ops.aten
@@ -148,7 +150,7 @@ Key = tuple[Value, Kind]
 def kind_of(op: Op, graph: Graph) -> Kind | None:
     """How the operation reads its inputs, where there are kernels for it; None: there are none."""
     values = (*op.inputs, op.output)
-    if any(v.dtype != torch.float32 or (v.varies and not v.batched) for v in values):
+    if any(v.dtype != torch.float32 or not scales(v) for v in values):
         return None
     ranks = {len(v.shape) for v in values}
     batched = all(v.batched or (graph.batch is not None and v.shape[:1] == (graph.batch,)) for v in values)
@@ -187,6 +189,10 @@ class Lowering:
         self.steps: list[Step] = []
         self.native = self._choose()
         self._margins, self._rows = self._surroundings()
+        while far := [op for op in self.native if isinstance(op, (Conv2d, Linear)) and self._is_far(op)]:
+            self.sparse = {op: weight for op, weight in self.sparse.items() if op not in far}
+            self.native = self._choose()
+            self._margins, self._rows = self._surroundings()
         self._buffers: dict[Key, Buffer] = {}
         self._in_torch: set[Value] = set(graph.inputs)
         for op in graph.ops:
@@ -221,8 +227,11 @@ class Lowering:
 
     def _surroundings(self) -> tuple[dict[Key, Margin], dict[Key, int]]:
         margins: dict[Key, Margin] = {}
-        linked = _Links()
+        linked, alike = _Links(), _Links()
         for op, kind in self.native.items():
+            if isinstance(op, Call):  # PyTorch goes over the memory as a whole, zeros included
+                for links in (linked, alike):
+                    links.join([(op.inputs[0], kind), (op.output, kind)])
             if not isinstance(op, Conv2d):
                 continue
             unfolds = self._by_unfolding(op)
@@ -237,9 +246,12 @@ class Lowering:
             margin = Margin(*op.padding, reach=(beyond[0], beyond[1]))
             read = (op.inputs[0], kind)
             margins[read] = margins.get(read, Margin()) | margin
+        for group in alike.groups():
+            widest = reduce(or_, (margins.get(key, Margin()) for key in group))
+            margins.update(dict.fromkeys(group, widest))
         rows: dict[Key, int] = {}
         for group in linked.groups():
-            row = max(value.shape[3] + margins.get((value, kind), Margin()).columns for value, kind in group)
+            row = max(sizes(key[0].shape, key[1])[3] + margins.get(key, Margin()).columns for key in group)
             rows.update(dict.fromkeys(group, row))
         return margins, rows
 
@@ -251,6 +263,12 @@ class Lowering:
     def _to_one_pixel(self, op: Conv2d) -> bool:
         """Whether single images come out as one pixel a channel, which no vector could run along."""
         return self.lanes == 1 and op.output.shape[2:] == (1, 1)
+
+    def _is_far(self, op: Conv2d | Linear) -> bool:
+        """Whether a product's input is too large for the kernels."""
+        if isinstance(op, Conv2d) and self._by_unfolding(op):
+            return self._unfolded(op).far
+        return self._layout(op.inputs[0], self.native[op]).far
 
     # Buffers, and the ways in and out.
 
@@ -370,11 +388,16 @@ class Lowering:
 
     def _unfold(self, op: Conv2d, read: Buffer) -> Buffer:
         kernel = (op.weight.shape[2], op.weight.shape[3])
-        shape = (self.batch, read.layout.channels * kernel[0] * kernel[1], *op.output.shape[2:])
-        row = self._rows.get((op.output, Kind.IMAGES), 0)
-        out = Buffer(lay_out(shape, Kind.IMAGES, self.lanes, self.kernels.lanes, Margin(), row))
+        out = Buffer(self._unfolded(op))
         self._window("unfold", op, read, out, (kernel, op.stride, op.padding, op.dilation), False, 0)
         return out
+
+    def _unfolded(self, op: Conv2d) -> Layout:
+        """A convolution's input with a channel for each input channel and kernel position."""
+        channels = op.inputs[0].shape[1] * op.weight.shape[2] * op.weight.shape[3]
+        shape = (self.batch, channels, *op.output.shape[2:])
+        row = self._rows.get((op.output, Kind.IMAGES), 0)
+        return lay_out(shape, Kind.IMAGES, self.lanes, self.kernels.lanes, Margin(), row)
 
 
 class _Links:

@@ -1,5 +1,6 @@
 """Where the pixels of an activation lie while it is in the kernels' hands, and how a caller's tensor maps to them."""
 
+import re
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -7,6 +8,9 @@ import torch
 
 from fggp.ship.graph import Value
 from fggp.ship.kernels import CStrides, CTensor
+
+# Bytes from one of an image's pixels to another that a sparse weight's offset can tell.
+FARTHEST = 2**31
 
 
 class Kind(Enum):
@@ -67,6 +71,11 @@ class Layout:
         return (self.lead + self.groups * self.channels * self.plane + self.tail) * self.lanes
 
     @property
+    def far(self) -> bool:
+        """Whether a group is too large for the offsets of sparse weights."""
+        return self.channels * self.plane * self.lanes * 4 >= FARTHEST
+
+    @property
     def padded(self) -> bool:
         """Whether there are zeros in it that must stay zero."""
         return self.lead > 0
@@ -121,5 +130,24 @@ def lay_out(shape: tuple[int, ...], kind: Kind, lanes: int, vector: int, margin:
 
 
 def like(value: Value, batch: int) -> tuple[int, ...]:
-    """The value's shape for a batch."""
-    return (batch, *value.shape[1:]) if value.batched else value.shape
+    """The value's shape for a batch.
+
+    Raises:
+        ValueError: a size depends on the batch in another way than as a multiple of it.
+    """
+    return tuple(size if isinstance(size, int) else _multiple(size) * batch for size in value.sizes)
+
+
+def scales(value: Value) -> bool:
+    """Whether its sizes are fixed or multiples of the batch size."""
+    return all(isinstance(size, int) or _MULTIPLE.fullmatch(size) for size in value.sizes)
+
+
+_MULTIPLE = re.compile(r"(?:(\d+)\*)?N")
+
+
+def _multiple(size: str) -> int:
+    found = _MULTIPLE.fullmatch(size)
+    if found is None:
+        raise ValueError(f"a size of {size}, which is no multiple of the batch size N")
+    return int(found[1] or 1)
