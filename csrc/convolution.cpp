@@ -108,6 +108,7 @@ class Stage {
         job.entries = spec.entries;
         job.bias = spec.bias;
         job.relu = spec.relu;
+        job.ahead = spec.in.lanes > 1; /* of single images, all is near */
         for (int64_t begin = channels.begin; begin < channels.end; begin += block) {
             job.begin = (int32_t)begin;
             job.end = (int32_t)std::min(begin + block, channels.end);

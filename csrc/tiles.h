@@ -52,6 +52,7 @@ struct Job {
     const uint32_t *starts;
     const float *bias;
     int32_t begin, end;
+    bool ahead; /* fetch the lines of the next channel's output: stores would wait for them one after the other */
     bool first, last; /* chunk: begin with the bias; write the output */
     bool relu;
 };
@@ -66,6 +67,13 @@ template <int R, int C, int STEP> void run_tile(const Job &job, const Tile &tile
     for (int channel = job.begin; channel < job.end; channel++) {
         const fggp_entry *entry = job.entries + job.starts[channel];
         const fggp_entry *end = job.entries + job.starts[channel + 1];
+        if (job.last && job.ahead) {
+            const float *next = job.out + (channel + 1) * job.out_plane;
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+                for (int c = 0; c < C; c++) __builtin_prefetch(next + tile.out[r] + c * LANES, 1, 3);
+        }
         float *partial = job.scratch + (int64_t)(channel - job.begin) * (R * C * LANES);
         vec sums[CHAINS][R][C];
         if (job.first) {

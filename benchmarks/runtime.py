@@ -1,0 +1,228 @@
+"""fggp.compile beside every engine that can be had: the twelve cells (two networks, three sparsities, two batches).
+
+    python benchmarks/runtime.py --deepsparse deepsparse-venv/bin/python      the twelve cells
+    python benchmarks/runtime.py --more                                       larger networks, transformers
+    python benchmarks/runtime.py --picture                                    draws the last record of the cells
+
+Engines run in processes of their own, in turns (`fggp.lab.engines`); figures are medians of the turns' medians, and
+only their ratios are meant to last. Networks are the lab's CIFAR forms with random weights, each layer pruned by
+magnitude to the same sparsity, and random batch norms. `benchmarks/deepsparse_worker.py` says how to install DeepSparse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import fggp
+from fggp.lab import models
+from fggp.lab.bench import magnitude_pruned, with_random_norms
+from fggp.lab.engines import Engine, Job, Measurement, engines, measure
+from fggp.lab.onnx_file import write_onnx
+from fggp.lab.record import device_name, source_commit
+
+RESULTS = Path(__file__).parent.parent / "results" / "benchmarks"
+SPARSITIES = (0.9, 0.95, 0.98)
+BATCHES = (1, 32)
+WORKER = Path(__file__).with_name("deepsparse_worker.py")
+
+
+def cells() -> Iterator[tuple[str, nn.Module, float, list[Tensor]]]:
+    """Name, pruned network, sparsity, input: the twelve cells."""
+    for name in ("vgg19", "resnet50"):
+        torch.manual_seed(0)
+        dense = with_random_norms(models.create(name, classes=10)).eval()
+        for sparsity in SPARSITIES:
+            pruned = magnitude_pruned(dense, sparsity)
+            for batch in BATCHES:
+                yield f"{name} (CIFAR form)", pruned, sparsity, [torch.randn(batch, 3, 32, 32)]
+
+
+def more() -> Iterator[tuple[str, nn.Module, float, list[Tensor]]]:
+    """Networks of other sizes and kinds."""
+    torch.manual_seed(0)
+    resnet = with_random_norms(torchvision.models.resnet50()).eval()
+    for sparsity in (0.9, 0.95):
+        pruned = magnitude_pruned(resnet, sparsity)
+        for batch in (1, 8):
+            yield "resnet50 (ImageNet form)", pruned, sparsity, [torch.randn(batch, 3, 224, 224)]
+    vit = torchvision.models.vit_b_16()
+    nn.init.normal_(vit.heads.head.weight, std=0.02)  # it begins as zeros
+    vit = magnitude_pruned(vit.eval(), 0.95)
+    for batch in (1, 8):
+        yield "vit_b_16", vit, 0.95, [torch.randn(batch, 3, 224, 224)]
+    bert = magnitude_pruned(BertSize().eval(), 0.95)
+    for batch in (1, 8):
+        yield "encoder of BERT-base's size, 128 tokens", bert, 0.95, [torch.randn(batch, 128, 768)]
+
+
+class BertSize(nn.Module):
+    """Twelve encoder layers of BERT-base's size, without its embeddings, which are not prunable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(768, 12, 3072, dropout=0.0, activation="gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
+        for parameter in self.parameters():  # layers begin as copies of each other
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(x)
+
+
+def deepsparse(python: str) -> Engine:
+    return Engine("deepsparse", "DeepSparse", "deepsparse", (python, str(WORKER)))
+
+
+def write(model: nn.Module, inputs: list[Tensor], kind: str, folder: Path) -> Path:
+    path = folder / f"model.{kind}"
+    if kind == "torch":
+        torch.save(model, path)
+    elif kind == "onnx":
+        write_onnx(model, {"x": inputs[0]}, path)
+    else:
+        # DeepSparse knows ONNX as it was in 2023, and wants the batch size in the file.
+        torch.onnx.export(
+            model, tuple(inputs), str(path), dynamo=False, opset_version=13, input_names=["x"], output_names=["y"]
+        )
+    return path
+
+
+def line(
+    m: Measurement, name: str, sparsity: float, batch: int, expected: Tensor, model: nn.Module
+) -> dict[str, object]:
+    given = {"model": name, "sparsity": sparsity, "batch": batch, "engine": m.job.engine.name}
+    if m.error:
+        return {**given, "error": m.error}
+    assert m.output is not None
+    off = torch.from_numpy(m.output) - expected
+    low, high = m.quartiles
+    return {
+        **given,
+        "version": m.version,
+        "ms": round(m.median * 1e3, 4),
+        "quartiles_ms": [round(low * 1e3, 4), round(high * 1e3, 4)],
+        "turns_ms": [round(s * 1e3, 4) for s in m.seconds],
+        "runs": m.runs,
+        "load_seconds": round(m.load_seconds or 0, 3),
+        "peak_bytes": m.peak_bytes,
+        "base_bytes": m.base_bytes,
+        "difference": float(off.norm() / expected.norm()),
+        "note": m.note,
+    }
+
+
+def run(options: argparse.Namespace) -> dict[str, object]:
+    wanted = engines()
+    chosen = [wanted[name] for name in ("pytorch", "torch.compile", "onnxruntime", "openvino", "fggp")]
+    if options.skip:
+        chosen = [engine for engine in chosen if engine.name not in options.skip]
+    if options.deepsparse:
+        chosen.insert(-1, deepsparse(options.deepsparse))
+    lines: list[dict[str, object]] = []
+    for name, model, sparsity, inputs in more() if options.more else cells():
+        batch = len(inputs[0])
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            kinds = {kind: write(copy.deepcopy(model), inputs, kind, folder) for kind in {e.file for e in chosen}}
+            np.savez(folder / "inputs.npz", x=inputs[0].numpy())
+            jobs = [Job(engine, kinds[engine.file], folder / "inputs.npz") for engine in chosen]
+            measured = measure(jobs, options.threads, options.rounds, options.seconds)
+        with torch.no_grad():
+            expected = model(*inputs)
+        here = [line(m, name, sparsity, batch, expected, model) for m in measured]
+        lines += here
+        print(row(here), flush=True)
+    return {
+        "benchmark": "runtime, more" if options.more else "runtime, cells",
+        "command": "python benchmarks/runtime.py" + (" --more" if options.more else ""),
+        "date": date.today().isoformat(),
+        "device": device_name(torch.device("cpu")),
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "turn_seconds": options.seconds,
+        "fggp": fggp.__version__,
+        "torch": torch.__version__,
+        "commit": source_commit(),
+        "measured": lines,
+    }
+
+
+def row(lines: list[dict[str, object]]) -> str:
+    """One Markdown row: a cell, every engine's milliseconds, and how many times faster ours is than the next best."""
+    first = lines[0]
+    texts = [f"{line['ms']:.2f}" if "ms" in line else "–" for line in lines]
+    ours = next((line["ms"] for line in lines if line["engine"] == "fggp" and "ms" in line), None)
+    others = {line["engine"]: line["ms"] for line in lines if line["engine"] != "fggp" and "ms" in line}
+    factors = [f"{others[name] / ours:.1f}×" for name in ("pytorch", "deepsparse") if ours and name in others]
+    return f"| {first['model']} | {first['sparsity']:.0%} | {first['batch']} | {' | '.join(texts + factors)} |"
+
+
+def draw(record: dict) -> Path:
+    from matplotlib.figure import Figure
+
+    order = {"pytorch": "PyTorch", "torch.compile": "torch.compile", "onnxruntime": "ONNX Runtime",
+             "openvino": "OpenVINO", "deepsparse": "DeepSparse 1.8", "fggp": "fggp"}  # fmt: skip
+    colours = dict(zip(order, ("#b8b8b8", "#9a9a9a", "#8fb3d9", "#5b86b8", "#e0a458", "#b3245a"), strict=True))
+    lines = [each for each in record["measured"] if "ms" in each]
+    names = list(dict.fromkeys(each["model"] for each in lines))
+    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    axes = figure.subplots(len(BATCHES), len(names), squeeze=False)
+    for column, name in enumerate(names):
+        for i, batch in enumerate(BATCHES):
+            ax = axes[i, column]
+            here = [each for each in lines if each["model"] == name and each["batch"] == batch]
+            present = [engine for engine in order if any(each["engine"] == engine for each in here)]
+            width = 0.8 / len(present)
+            for k, engine in enumerate(present):
+                own = {each["sparsity"]: each["ms"] for each in here if each["engine"] == engine}
+                at = [s + (k - (len(present) - 1) / 2) * width for s in range(len(SPARSITIES))]
+                heights = [own.get(sparsity, np.nan) for sparsity in SPARSITIES]
+                bars = ax.bar(at, heights, 0.92 * width, color=colours[engine], label=order[engine])
+                if engine in ("fggp", "deepsparse"):
+                    ax.bar_label(bars, [f"{h:.3g}" for h in heights], padding=2, fontsize=7)
+            ax.set_yscale("log")
+            ax.margins(y=0.12)
+            ax.set_xticks(range(len(SPARSITIES)), [f"{sparsity:.0%} sparse" for sparsity in SPARSITIES])
+            ax.set_title(f"{name}, batch {batch}", fontsize=10, loc="left")
+            ax.set_ylabel("ms a batch")
+            ax.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    path = RESULTS / "runtime.png"
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--deepsparse", metavar="PYTHON", help="interpreter of a virtual environment with DeepSparse")
+    parser.add_argument("--more", action="store_true", help="larger networks instead of the twelve cells")
+    parser.add_argument("--skip", nargs="*", default=[], help="engines to leave out")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
+    parser.add_argument("--picture", action="store_true", help="only draw the last record of the cells")
+    options = parser.parse_args()
+    file = RESULTS / "runtime.ndjson"
+    if not options.picture:
+        record = run(options)
+        with file.open("a") as out:
+            out.write(json.dumps(record) + "\n")
+    records = [json.loads(each) for each in file.read_text().splitlines()]
+    print(draw([each for each in records if each["benchmark"] == "runtime, cells"][-1]))
+
+
+if __name__ == "__main__":
+    main()
