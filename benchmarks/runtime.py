@@ -6,7 +6,7 @@
 
 Engines run in processes of their own, in turns (`fggp.lab.engines`); figures are medians of the turns' medians, and
 only their ratios are meant to last. Networks are the lab's CIFAR forms with random weights, each layer pruned by
-magnitude to the same sparsity, and random batch norms. `benchmarks/deepsparse_worker.py` says how to install DeepSparse.
+magnitude to the same sparsity, and random batch norms. How to install DeepSparse: `benchmarks/deepsparse_worker.py`.
 """
 
 from __future__ import annotations
