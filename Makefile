@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 READY = $(VENV)/.fggp-installed
 
-.PHONY: demo test lint format benchmark clean
+.PHONY: demo test lint format benchmark sanitize clean
 
 demo: $(READY)
 	$(VENV)/bin/fggp demo
@@ -22,6 +22,16 @@ format: $(READY)
 
 benchmark: $(READY)
 	$(VENV)/bin/python benchmarks/update.py
+
+# The kernels' tests with kernels that check their own memory accesses and arithmetic. An interpreter that was built
+# without the checks needs their libraries loaded before anything else; its own leaks at exit are not looked for.
+sanitize: $(READY)
+	cmake -S . -B build/sanitize -DFGGP_SANITIZE=ON -DCMAKE_BUILD_TYPE=Debug
+	cmake --build build/sanitize --parallel
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		FGGP_TEST_KERNELS=build/sanitize HYPOTHESIS_EXAMPLES=25 \
+		$(VENV)/bin/pytest -p no:cacheprovider tests/ship/test_kernels.py
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,12 +1,19 @@
 """Small networks to compile: random ones, and those of torchvision, transformers and the lab."""
 
+import math
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 import torchvision
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_structure
 
 from fggp.lab.models import create
+from fggp.ship.graph import Call, Conv2d, Graph, Linear, Value
+from fggp.ship.interpret import execute, run
+from fggp.ship.sparse_weight import SparseWeight
 
 
 def randomised(model, seed=0):
@@ -119,3 +126,89 @@ def nets(kinds=KINDS):
     back = st.sampled_from([0, 0, 0, 1, 2, 5])
     steps = st.lists(st.tuples(st.sampled_from(kinds), back, back), min_size=3, max_size=10)
     return st.builds(lambda plan, seed: randomised(Net(plan), seed), steps, st.integers(0, 99))
+
+
+class Builder:
+    """A graph, operation by operation, as `capture` and `simplify` would make it, without the time they take.
+
+    Args:
+        batch: images of the example.
+        seed: of all that is drawn.
+    """
+
+    def __init__(self, batch=2, seed=0):
+        self.batch, self.ops, self.inputs = batch, [], []
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def randn(self, *shape):
+        return torch.randn(shape, generator=self.generator)
+
+    def sparse(self, *shape, density=0.3):
+        """A weight of which about so much is left."""
+        left = torch.rand(shape, generator=self.generator) < density
+        return self.randn(*shape) * left / max(1, (density * math.prod(shape[1:])) ** 0.5)
+
+    def input(self, *shape):
+        """An input's value; shape: without the batch."""
+        self.inputs.append(Value(f"x{len(self.inputs)}", (self.batch, *shape), torch.float32, ("N", *shape)))
+        return self.inputs[-1]
+
+    def add(self, kind, *inputs, **settings):
+        """An operation; returns the value it makes."""
+        op = kind(inputs, None, **settings)
+        shape = execute(op, {v: torch.zeros(v.shape) for v in inputs}).shape
+        return self._add(op, shape)
+
+    def call(self, target, *args):
+        """A call of an operator."""
+        op = Call.of(target, args, {}, None)
+        return self._add(op, execute(op, {v: torch.zeros(v.shape) for v in op.inputs}).shape)
+
+    def _add(self, op, shape):
+        value = Value(f"v{len(self.ops)}", tuple(shape), torch.float32, ("N", *shape[1:]))
+        self.ops.append(replace(op, output=value))
+        return value
+
+    def conv(self, *inputs, weight, stride=1, padding=0, dilation=1, groups=1, relu=False, bias=None):
+        """A convolution of inputs, that is of one input, or of one and a residual."""
+        pair = [(x, x) if isinstance(x, int) else tuple(x) for x in (stride, padding, dilation)]
+        return self.add(
+            Conv2d, *inputs, weight=weight, bias=bias, **dict(zip(PAIRS, pair, strict=True)), groups=groups, relu=relu
+        )
+
+    def graph(self, *outputs):
+        """What has been built, with these outputs."""
+        return Graph(tuple(self.inputs), (), tuple(self.ops), outputs, tree_structure(list(outputs)))
+
+
+PAIRS = ("stride", "padding", "dilation")
+
+
+def products(graph):
+    """What is left of the weights of all convolutions and linear layers."""
+    return {op: SparseWeight.of(op) for op in graph.ops if isinstance(op, (Conv2d, Linear))}
+
+
+def exact(graph, inputs):
+    """What a graph's outputs are, computed in float64."""
+    wide = replace(graph, ops=tuple(op.holding(lambda t: t.double()) for op in graph.ops))
+    return tree_leaves(run(wide, [x.double() for x in inputs]))
+
+
+class Tilings:
+    """In place of `tiles.tuner`: nothing is timed.
+
+    Args:
+        tiling: the tiling of a chain of convolutions.
+        chained: whether products are done together wherever they can.
+    """
+
+    def __init__(self, tiling, chained=False):
+        self.tiling, self.chained = tiling, chained
+
+    def __call__(self, kernels, threads):
+        return self
+
+    def choose(self, chain, place):
+        length = len(chain)
+        return (1 / length**2 if self.chained else length**2), self.tiling(chain)

@@ -67,7 +67,8 @@ class Choice:
         inputs = tuple(dict.fromkeys(op.inputs))
         graph = Graph(inputs, (), (op,), (op.output,), tree_structure(0), self._graph.batch)
         plan = Plan(graph, batch, self._kernels, lanes, {op: left})
-        given = [torch.randn(like(value, batch)) for value in inputs]
+        # A generator of its own: compiling must not change what the caller's draws next.
+        given = [torch.randn(like(value, batch), generator=torch.Generator()) for value in inputs]
         threads = torch.get_num_threads()
         product = conversions = float("inf")
         for _ in range(TRIALS):

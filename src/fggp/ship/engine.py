@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from fggp.ship import interpret
 from fggp.ship.choice import Choice
 from fggp.ship.graph import Graph, Value
 from fggp.ship.instructions import Step
@@ -37,6 +39,8 @@ class Engine:
     def run(self, inputs: Sequence[Tensor]) -> list[Any]:
         """What the graph's outputs are for these inputs, one for each of the graph's."""
         batch, threads = self.batch(inputs), torch.get_num_threads()
+        if batch == 0:
+            return tree_leaves(interpret.run(self.graph, inputs))  # PyTorch knows what nothing comes to
         if self.graph.batch is not None and batch != self.graph.batch:
             return self._in_fixed_pieces(inputs, batch, self.graph.batch)
         piece = self.piece(batch)
@@ -65,7 +69,9 @@ class Engine:
         return sizes.pop() if sizes else 1
 
     def _has_batch(self, value: Value) -> bool:
-        return value.sizes[:1] == ("N",) or (self.graph.batch is not None and value.shape[:1] == (self.graph.batch,))
+        # Of any name: of several inputs, tracing may take each one's batch size for another number.
+        varies = any(isinstance(size, str) for size in value.sizes[:1])
+        return varies or (self.graph.batch is not None and value.shape[:1] == (self.graph.batch,))
 
     # Plans.
 
@@ -111,8 +117,11 @@ class Engine:
         return piece if alone else batch
 
     def _in_pieces(self, inputs: Sequence[Tensor], batch: int, piece: int, threads: int) -> list[Any]:
+        given = dict(zip(self.graph.inputs, inputs, strict=True))
         outputs: dict[Value, Tensor] = {
-            value: torch.empty((batch, *value.shape[1:])) for value in self.graph.outputs if isinstance(value, Value)
+            value: torch.empty((batch, *value.shape[1:]), dtype=torch.float32)
+            for value in self.graph.outputs
+            if isinstance(value, Value) and value not in given
         }
         for start in range(0, batch, piece):
             here = slice(start, min(start + piece, batch))
@@ -120,7 +129,8 @@ class Engine:
             into = {value: x[here] for value, x in outputs.items()}
             images = here.stop - here.start
             self._plan(part, images).run(part, images, threads, into)
-        return [outputs[x] if isinstance(x, Value) else x for x in self.graph.outputs]
+        values = {**given, **outputs}
+        return [values[x] if isinstance(x, Value) else x for x in self.graph.outputs]
 
     def _in_fixed_pieces(self, inputs: Sequence[Tensor], batch: int, piece: int) -> list[Any]:
         """For a network that was captured for one batch size: the last piece is filled up with copies."""

@@ -229,7 +229,8 @@ class Lowering:
         margins: dict[Key, Margin] = {}
         linked, alike = _Links(), _Links()
         for op, kind in self.native.items():
-            if isinstance(op, Call):  # PyTorch goes over the memory as a whole, zeros included
+            # PyTorch goes over the memory as a whole, zeros included. (Tokens have nothing around them.)
+            if isinstance(op, Call) and kind is Kind.IMAGES:
                 for links in (linked, alike):
                     links.join([(op.inputs[0], kind), (op.output, kind)])
             if not isinstance(op, Conv2d):

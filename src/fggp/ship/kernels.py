@@ -87,6 +87,12 @@ _ADD = {
 }
 
 
+def _checked(status: Any, function: Any, arguments: Any) -> Any:
+    if status:
+        raise MemoryError("the sparse kernels ran out of memory")
+    return status
+
+
 class KernelsMissingError(RuntimeError):
     """The kernels were not built when fggp was installed, or cannot be loaded."""
 
@@ -109,10 +115,11 @@ class Kernels:
         self.library.fggp_program_new.restype = c_void_p
         self.library.fggp_program_free.argtypes = (c_void_p,)
         self.library.fggp_run.argtypes = (c_void_p, POINTER(c_void_p), c_int32, c_int32, POINTER(c_double))
+        self.library.fggp_run.errcheck = _checked
         for name, arguments in _ADD.items():
             function = getattr(self.library, f"fggp_add_{name}")
             function.argtypes = (c_void_p, *arguments)
-            function.restype = None
+            function.errcheck = _checked
         self.cpu: str = self.library.fggp_cpu().decode()
         self.lanes: int = self.library.fggp_lanes()
         self.registers: int = self.library.fggp_registers()
@@ -128,6 +135,8 @@ class Program:
     def __init__(self, kernels: Kernels) -> None:
         self._library = kernels.library
         self._handle = c_void_p(kernels.library.fggp_program_new())
+        if not self._handle:
+            raise MemoryError("the sparse kernels ran out of memory")
         self._kept: list[Any] = []
         self._count = 0
 

@@ -26,8 +26,9 @@ HUGE_PAGE = 2 << 20
 class Memory:
     """All activations of one plan, in one stretch that begins as zeros.
 
-    A buffer takes over memory that is free again. Where there are zeros in it that must stay zero, only a buffer of the
-    very same layout may do so: nothing ever writes between its pixels.
+    A buffer takes over memory that is free again, or that is read for the last time where the buffer is written. Where
+    there are zeros in it that must stay zero, only a buffer of the very same layout may do so: nothing ever writes
+    between its pixels.
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
@@ -35,7 +36,9 @@ class Memory:
         self._end = 0
         self._place_all(steps)
         # Planes lie far apart, so that small pages would each be looked up anew.
-        self._memory = mmap.mmap(-1, self._end + HUGE_PAGE)
+        # Private: a forked process is to have its own.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        self._memory = mmap.mmap(-1, self._end + HUGE_PAGE, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         everything = torch.frombuffer(self._memory, dtype=torch.float32)
@@ -52,7 +55,8 @@ class Memory:
             for buffer in _touched(step):
                 if buffer in self._offsets:
                     continue
-                if buffer.over is not None and last[buffer.over] == i:
+                # Read twice, it is read by another product of a chain too, which may do so after this one writes.
+                if buffer.over is not None and last[buffer.over] == i and _touched(step).count(buffer.over) == 1:
                     self._offsets[buffer], size[buffer] = self._offsets[buffer.over], size[buffer.over]
                     last[buffer.over] = -1
                 else:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -74,25 +75,30 @@ class Compiled:
             self._graph = simplify(capture(model, args, kwargs))
             self._engine = Engine(self._graph, kernels.load())
         except (CaptureError, MutationError) as error:
-            self._use_whole(model, str(error))
+            self._fall_back(f"the whole model runs on PyTorch: {error}", model)
         except KernelsMissingError as error:
-            self._warn(f"all of it runs on PyTorch's dense kernels: {error}")
+            self._fall_back(f"all of it runs on PyTorch's dense kernels: {error}")
         if self._engine is not None:
             with evaluation(model), torch.no_grad():
                 expected = model(*args, **kwargs)
             difference = _difference(self(*args, **kwargs), expected)
             if difference > TOLERANCE:
                 reason = f"compiled, it is off by {difference:.1e} of its output's size"
-                self._use_whole(model, f"{reason}, as if it drew random numbers or branched on the batch size")
+                reason = f"{reason}, as if it drew random numbers or branched on the batch size"
+                self._fall_back(f"the whole model runs on PyTorch: {reason}", model)
 
-    def _use_whole(self, model: nn.Module, reason: str) -> None:
-        self._engine = self._graph = None
-        self._whole = copy.deepcopy(model).eval()
-        self._warn(f"the whole model runs on PyTorch: {reason}")
-
-    def _warn(self, reason: str) -> None:
+    def _fall_back(self, reason: str, whole: nn.Module | None = None) -> None:
         self._reason = reason
-        warnings.warn(f"fggp.compile: {reason}", stacklevel=4)
+        if whole is not None:
+            self._engine = self._graph = None
+            self._whole = copy.deepcopy(whole).eval()
+        warnings.warn(f"fggp.compile: {reason}", stacklevel=4)  # at the line that calls compile
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a compiled network is made for the processor and process it is in, and cannot be copied or pickled; save "
+            "the model itself (fggp.save), and compile it where it is to run"
+        )
 
     @torch.no_grad()
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Any:
@@ -126,7 +132,9 @@ class Compiled:
 
     def _check(self, graph: Graph, inputs: list[Tensor]) -> None:
         for value, x in zip(graph.inputs, inputs, strict=True):
-            varies = value.sizes[:1] == ("N",) or graph.batch is not None
+            if not isinstance(x, Tensor):
+                raise TypeError(f"input {value.name!r} is of type {type(x).__name__}; it must be a tensor")
+            varies = any(isinstance(size, str) for size in value.sizes[:1]) or graph.batch is not None
             right = (
                 (x.shape[1:] == value.shape[1:] and x.dim() == len(value.shape)) if varies else x.shape == value.shape
             )
@@ -148,9 +156,10 @@ class Compiled:
 
 
 def _difference(ours: Any, expected: Any) -> float:
-    """The largest distance of an output from the expected one, relative to that one's size."""
+    """The largest distance of an output from the expected one, relative to that one's size; inf where it is NaN."""
     most = 0.0
     for a, b in zip(tree_leaves(ours), tree_leaves(expected), strict=True):
         if isinstance(a, Tensor) and a.is_floating_point() and b.isfinite().all():
-            most = max(most, float((a - b).double().norm() / b.double().norm().clamp_min(1e-30)))
+            distance = float((a - b).double().norm() / b.double().norm().clamp_min(1e-30))
+            most = max(most, math.inf if math.isnan(distance) else distance)
     return most

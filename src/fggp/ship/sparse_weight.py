@@ -68,15 +68,11 @@ class SparseWeight:
         Returns:
             int32 [weights, 2], each an offset in bytes and a weight's bits; int32 [chunks · output channels + 1], where
             each chunk's output channel begins.
-
-        Raises:
-            ValueError: the input is larger than an offset can tell.
         """
+        assert not layout.far
         outputs, inputs, *_ = self.shape
         pixel = self.input * layout.plane
         pixel += (self.row * dilation[0] - padding[0]) * layout.row + self.column * dilation[1] - padding[1]
-        if layout.channels * layout.plane * layout.lanes * 4 >= 2**31:
-            raise ValueError(f"an activation of {layout.channels} channels of {layout.plane} pixels is over 2 GiB")
         chunks = -(-inputs // chunk)
         part = self.input // chunk * outputs + self.output
         starts = torch.zeros(chunks * outputs + 1, dtype=torch.int32)
