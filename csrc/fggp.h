@@ -57,6 +57,10 @@ typedef struct {
 
 typedef struct fggp_program fggp_program;
 
+/* Goes up with every change of this header: Python must not load kernels that were built from another one. */
+#define FGGP_INTERFACE 1
+int32_t fggp_interface(void);
+
 const char *fggp_cpu(void); /* "avx512", "avx2", … : the kernels in use */
 int32_t fggp_lanes(void);
 int32_t fggp_registers(void); /* most vectors a tile may have */

@@ -81,6 +81,7 @@ template <class Make> int32_t add(fggp_program *program, const Make &make) {
 
 extern "C" {
 
+int32_t fggp_interface(void) { return FGGP_INTERFACE; }
 const char *fggp_cpu(void) { return FGGP_CPU; }
 int32_t fggp_lanes(void) { return LANES; }
 int32_t fggp_registers(void) { return REGISTERS; }

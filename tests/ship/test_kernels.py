@@ -393,3 +393,13 @@ def test_nan_and_infinities_go_through_a_convolution(build, wide):
 def test_all_builds_of_this_processor_are_tested():
     names = kernels.BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("generic",))
     assert [build.cpu for build in KERNELS] == list(names)
+
+
+def test_kernels_of_another_version_are_refused(tmp_path, monkeypatch):
+    path = next(kernels._builds())
+    monkeypatch.setattr(kernels, "INTERFACE", kernels.INTERFACE + 1)
+    with pytest.raises(kernels.KernelsMissingError, match="another version"):
+        kernels.Kernels(path)
+    (tmp_path / "libfggp_x.so").write_bytes(b"no library")
+    with pytest.raises(kernels.KernelsMissingError, match="cannot be loaded"):
+        kernels.Kernels(tmp_path / "libfggp_x.so")

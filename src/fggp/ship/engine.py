@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from fggp.ship.kernels import Kernels
 from fggp.ship.plan import Plan
 
 TRIALS = 3
+# Batch sizes that stay ready; each holds memory for its activations and its own copy of the weights that are left.
+MOST_PLANS = 8
 # Threads that one group of images, as many as a vector has lanes, can keep busy.
 THREADS_A_GROUP = 8
 
@@ -33,7 +36,7 @@ class Engine:
     def __init__(self, graph: Graph, kernels: Kernels) -> None:
         self.graph, self.kernels = graph, kernels
         self._choice = Choice(graph, kernels)
-        self._plans: dict[tuple[int, int], Plan] = {}
+        self._plans: OrderedDict[tuple[int, int], Plan] = OrderedDict()
         self._lanes: dict[int, int] = {}
 
     def run(self, inputs: Sequence[Tensor]) -> list[Any]:
@@ -87,9 +90,12 @@ class Engine:
         groups = -(-batch // lanes)
         for key in ((lanes, batch), (lanes, groups * lanes)):
             if key in self._plans:
+                self._plans.move_to_end(key)
                 return self._plans[key]
         plan = Plan(self.graph, batch, self.kernels, lanes, self._choice.products(batch, lanes))
         self._plans[lanes, batch if plan.exact else plan.capacity] = plan
+        if len(self._plans) > MOST_PLANS:
+            self._plans.popitem(last=False)
         return plan
 
     def _seconds(self, inputs: Sequence[Tensor], batch: int, lanes: int) -> float:

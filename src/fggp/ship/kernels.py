@@ -13,6 +13,8 @@ import fggp.ship
 
 # What PyTorch calls the vector instructions it found, and which builds of the kernels can use them, best first.
 BUILDS = {"AVX512": ("avx512", "avx2", "generic"), "AVX2": ("avx2", "generic")}
+REINSTALL = "run: pip install --force-reinstall --no-deps fggp (with -v it says what fails)"
+INTERFACE = 1  # FGGP_INTERFACE in csrc/fggp.h, which the structures below repeat
 
 
 class CTensor(Structure):
@@ -103,6 +105,9 @@ class Kernels:
     Args:
         path: of the shared library.
 
+    Raises:
+        KernelsMissingError: it cannot be loaded, or is of another version.
+
     Attributes:
         cpu: the vector instructions it uses.
         lanes: floats in a vector.
@@ -110,7 +115,13 @@ class Kernels:
     """
 
     def __init__(self, path: Path) -> None:
-        self.library = ctypes.CDLL(str(path))
+        try:
+            self.library = ctypes.CDLL(str(path))
+            interface = self.library.fggp_interface()
+        except (OSError, AttributeError) as error:
+            raise KernelsMissingError(f"the sparse kernels in {path} cannot be loaded: {error}") from error
+        if interface != INTERFACE:
+            raise KernelsMissingError(f"the sparse kernels in {path} are of another version of fggp; {REINSTALL}")
         self.library.fggp_cpu.restype = c_char_p
         self.library.fggp_program_new.restype = c_void_p
         self.library.fggp_program_free.argtypes = (c_void_p,)
@@ -186,11 +197,8 @@ def load() -> Kernels:
         KernelsMissingError: there are none; the message says what to do.
     """
     for path in _builds():
-        try:
-            return Kernels(path)
-        except OSError as error:
-            raise KernelsMissingError(f"the sparse kernels in {path} cannot be loaded: {error}") from error
+        return Kernels(path)
     raise KernelsMissingError(
-        "fggp was installed without its sparse kernels, because no C++ compiler (GCC or Clang) was found; install one "
-        "and run: pip install --force-reinstall --no-deps fggp"
+        f"fggp was installed without its sparse kernels, as there was no C++ compiler (GCC or Clang) or it failed; "
+        f"install one, and then {REINSTALL}"
     )
