@@ -1,21 +1,44 @@
 import json
 
+import pytest
+import torch
 from rich.console import Console
 
+import fggp
 from fggp.lab import demo
+from fggp.lab.bench import magnitude_pruned
+from fggp.lab.models import create
 from fggp.lab.settings import DemoSettings
+from fggp.lab.trained import weights
+from fggp.ship import kernels
 
 
-def test_demo(tmp_path, monkeypatch, capsys):
+def fixed(model):
+    """Parameters that are never pruned."""
+    return sum(p.numel() for p in model.parameters()) - sum(w.numel() for w in weights(model))
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(demo, "TURNS", 1)
+    monkeypatch.setattr(demo, "TURN_SECONDS", 0.001)
     monkeypatch.setattr(demo, "EPOCHS", 2)
     monkeypatch.setattr(demo, "GRID", (("dense", None), ("gmp", 0.95), ("fggp", 0.95)))
     monkeypatch.setattr("os.cpu_count", lambda: 1)  # one worker: starting them is what takes the time
+
+
+def test_demo(tmp_path, capsys):
     records = demo.demo(DemoSettings(seeds=2, out=tmp_path), Console(width=120))
     assert [(record["method"], record["seed"]) for record in records] == [
         (method, seed) for seed in (0, 1) for method in ("dense", "gmp", "fggp")
     ]
     assert [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()] == records
-    assert {file.name for file in tmp_path.iterdir()} == {"runs.jsonl", "accuracy.png", "curves.png"}
+    made = {file.name for file in tmp_path.iterdir()}
+    assert made == {"runs.jsonl", "accuracy.png", "curves.png", "fggp.safetensors"}
+    model = create("digits-cnn", 10, 1)
+    fggp.load(tmp_path / "fggp.safetensors", model)
+    assert sum(int(weight.count_nonzero()) for weight in weights(model)) == records[2]["parameters_left"] - fixed(model)
+    size = (tmp_path / "fggp.safetensors").stat().st_size
     output = capsys.readouterr().out
     for shown in (
         "GMP",
@@ -26,5 +49,27 @@ def test_demo(tmp_path, monkeypatch, capsys):
         "curves.png",
         "runs.jsonl",
         "fggp train --data folder:",
+        "fggp export RUN_FOLDER",
+        f"{size:,}",
+        "ms, batch 1",
+        "ms, batch 32",
+        "FGGP 95 %, fggp.compile",
     ):
         assert shown in output
+
+
+def test_without_kernels_it_ships_and_says_so(tmp_path, monkeypatch):
+    def missing():
+        raise kernels.KernelsMissingError("no kernels here")
+
+    monkeypatch.setattr(kernels, "load", missing)
+    records = []
+    for method, sparsity in (("dense", 0.0), ("fggp", 0.95)):
+        model = magnitude_pruned(create("digits-cnn", 10, 1), sparsity)
+        torch.save(model.state_dict(), demo._state_file(tmp_path, method, sparsity))
+        records.append({"model": "digits-cnn", "method": method, "settings": {"sparsity": sparsity}})
+    table, remarks = demo._ship(tmp_path, records, tmp_path / "fggp.safetensors")
+    assert len(table.rows) == 3
+    assert len(remarks) == 1
+    assert "no kernels here" in remarks[0]
+    fggp.load(tmp_path / "fggp.safetensors", create("digits-cnn", 10, 1))

@@ -3,18 +3,34 @@
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EXTRAS = ("jinja2", "matplotlib", "rich", "sklearn", "timm", "torchvision", "tyro")
 
-DESCRIPTION = """Prune a neural network while it trains.
+DESCRIPTION = """Prune a neural network while it trains, and ship it small and fast.
 
 $ fggp demo                        see it work
 $ fggp train --data folder:PATH    train on your own pictures
 $ fggp train --help                what can be chosen
 $ fggp grid FILE.toml              many runs, several at once, killed and resumed at will
 $ fggp report FOLDER               compare finished runs: a page, tables and pictures
+$ fggp export RUN_FOLDER           the files to ship: small, without the zeros, or ONNX
+$ fggp bench RUN_FOLDER            size, speed and memory beside the dense network
 $ fggp --version
 """
+
+COMMANDS = {
+    "demo": "See it work, on handwritten digits.",
+    "train": "Train a network and prune it meanwhile.",
+    "grid": "Train every combination of settings.",
+    "report": "Compare finished runs.",
+    "export": "Write a trained network's files to ship.",
+    "bench": "Measure a pruned network beside the dense one.",
+}
+"""What each command is for, in a line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,38 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    import tyro
     from rich.console import Console
 
     from fggp.lab.errors import UsageError
-    from fggp.lab.report.settings import ReportSettings
-    from fggp.lab.settings import DemoSettings, GridSettings, TrainSettings
+    from fggp.lab.settings import GridSettings, TrainSettings
 
-    command: DemoSettings | GridSettings | ReportSettings | TrainSettings = tyro.extras.subcommand_cli_from_dict(
-        {"demo": DemoSettings, "train": TrainSettings, "grid": GridSettings, "report": ReportSettings},
-        prog="fggp",
-        description=DESCRIPTION,
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    console = Console()
+    command = _parsed(arguments)
     try:
-        if isinstance(command, DemoSettings):
-            from fggp.lab.demo import demo
-
-            demo(command, console)
-        elif isinstance(command, GridSettings):
-            from fggp.lab.grid import grid
-
-            return 0 if grid(command, console).complete else 1
-        elif isinstance(command, ReportSettings):
-            from fggp.lab.report.report import report
-
-            report(command, console)
-        else:
-            from fggp.lab.train import train
-
-            train(command, console)
+        return _carry_out(command, Console())
     except UsageError as error:
         print(f"fggp: {error}", file=sys.stderr)
         return 2
@@ -83,4 +75,61 @@ def _run(arguments: list[str]) -> int:
             again = "; the same command goes on where it stopped"
         print(f"fggp: interrupted{again}", file=sys.stderr)
         return 130
+
+
+def _parsed(arguments: list[str]) -> Any:
+    """The settings of the command that is asked for; help and mistakes end here."""
+    import tyro
+
+    from fggp.lab.bench import BenchSettings
+    from fggp.lab.export import ExportSettings
+    from fggp.lab.report.settings import ReportSettings
+    from fggp.lab.settings import DemoSettings, GridSettings, TrainSettings
+
+    kinds: dict[str, Any] = {
+        "demo": DemoSettings,
+        "train": TrainSettings,
+        "grid": GridSettings,
+        "report": ReportSettings,
+        "export": ExportSettings,
+        "bench": BenchSettings,
+    }
+    config = (tyro.conf.FlagCreatePairsOff,)
+    if arguments and arguments[0] in kinds:
+        name, *rest = arguments
+        return tyro.cli(kinds[name], prog=f"fggp {name}", args=rest, config=config)
+    # A command's own help is its class's text; in the list of all of them a line is enough.
+    listed: Any = Union[  # noqa: UP007 (a union of a list has no other form)
+        tuple(Annotated[kind, tyro.conf.subcommand(name, description=COMMANDS[name])] for name, kind in kinds.items())
+    ]
+    return tyro.cli(listed, prog="fggp", description=DESCRIPTION, args=arguments, config=config)
+
+
+def _carry_out(command: Any, console: "Console") -> int:
+    """Do what the settings are of, and return the exit code."""
+    from fggp.lab.bench import BenchSettings, bench
+    from fggp.lab.export import ExportSettings, export
+    from fggp.lab.report.settings import ReportSettings
+    from fggp.lab.settings import DemoSettings, GridSettings
+
+    if isinstance(command, DemoSettings):
+        from fggp.lab.demo import demo
+
+        demo(command, console)
+    elif isinstance(command, GridSettings):
+        from fggp.lab.grid import grid
+
+        return 0 if grid(command, console).complete else 1
+    elif isinstance(command, ReportSettings):
+        from fggp.lab.report.report import report
+
+        report(command, console)
+    elif isinstance(command, ExportSettings):
+        export(command, console)
+    elif isinstance(command, BenchSettings):
+        bench(command, console)
+    else:
+        from fggp.lab.train import train
+
+        train(command, console)
     return 0
