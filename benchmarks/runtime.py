@@ -2,7 +2,7 @@
 
     python benchmarks/runtime.py --deepsparse deepsparse-venv/bin/python      the twelve cells
     python benchmarks/runtime.py --more                                       larger networks, transformers
-    python benchmarks/runtime.py --picture                                    draws the last record of the cells
+    python benchmarks/runtime.py --show                                       prints and draws the last records
 
 Engines run in processes of their own, in turns (`fggp.lab.engines`); figures are medians of the turns' medians, and
 only their ratios are meant to last. Networks are the lab's CIFAR forms with random weights, each layer pruned by
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import statistics
 import tempfile
 from collections.abc import Iterator
 from datetime import date
@@ -34,6 +35,15 @@ from fggp.lab.record import device_name, source_commit
 RESULTS = Path(__file__).parent.parent / "results" / "benchmarks"
 SPARSITIES = (0.9, 0.95, 0.98)
 BATCHES = (1, 32)
+LABELS = {
+    "pytorch": "PyTorch",
+    "torch.compile": "torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "deepsparse": "DeepSparse 1.8",
+    "fggp": "fggp",
+}
+CELLS = "runtime, cells"
 WORKER = Path(__file__).with_name("deepsparse_worker.py")
 
 
@@ -61,24 +71,19 @@ def more() -> Iterator[tuple[str, nn.Module, float, list[Tensor]]]:
     vit = magnitude_pruned(vit.eval(), 0.95)
     for batch in (1, 8):
         yield "vit_b_16", vit, 0.95, [torch.randn(batch, 3, 224, 224)]
-    bert = magnitude_pruned(BertSize().eval(), 0.95)
+    bert = magnitude_pruned(bert_size().eval(), 0.95)
     for batch in (1, 8):
         yield "encoder of BERT-base's size, 128 tokens", bert, 0.95, [torch.randn(batch, 128, 768)]
 
 
-class BertSize(nn.Module):
+def bert_size() -> nn.Module:
     """Twelve encoder layers of BERT-base's size, without its embeddings, which are not prunable."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(768, 12, 3072, dropout=0.0, activation="gelu", batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
-        for parameter in self.parameters():  # layers begin as copies of each other
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.encoder(x)
+    layer = nn.TransformerEncoderLayer(768, 12, 3072, dropout=0.0, activation="gelu", batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
+    for parameter in encoder.parameters():  # its layers begin as copies of each other
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+    return encoder
 
 
 def deepsparse(python: str) -> Engine:
@@ -143,9 +148,9 @@ def run(options: argparse.Namespace) -> dict[str, object]:
             expected = model(*inputs)
         here = [line(m, name, sparsity, batch, expected, model) for m in measured]
         lines += here
-        print(row(here), flush=True)
+        print(name, f"{sparsity:.0%}", batch, {each["engine"]: each.get("ms") for each in here}, flush=True)
     return {
-        "benchmark": "runtime, more" if options.more else "runtime, cells",
+        "benchmark": "runtime, more" if options.more else CELLS,
         "command": "python benchmarks/runtime.py" + (" --more" if options.more else ""),
         "date": date.today().isoformat(),
         "device": device_name(torch.device("cpu")),
@@ -159,22 +164,31 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def row(lines: list[dict[str, object]]) -> str:
-    """One Markdown row: a cell, every engine's milliseconds, and how many times faster ours is than the next best."""
-    first = lines[0]
-    texts = [f"{line['ms']:.2f}" if "ms" in line else "–" for line in lines]
-    ours = next((line["ms"] for line in lines if line["engine"] == "fggp" and "ms" in line), None)
-    others = {line["engine"]: line["ms"] for line in lines if line["engine"] != "fggp" and "ms" in line}
-    factors = [f"{others[name] / ours:.1f}×" for name in ("pytorch", "deepsparse") if ours and name in others]
-    return f"| {first['model']} | {first['sparsity']:.0%} | {first['batch']} | {' | '.join(texts + factors)} |"
+def table(record: dict) -> Iterator[str]:
+    """Markdown: every cell's milliseconds, and how many times as long as ours the engines before us take."""
+    names = list(dict.fromkeys(each["engine"] for each in record["measured"]))
+    against = [name for name in ("pytorch", "deepsparse") if name in names]
+    heads = ["", "sparsity", "batch", *(f"{LABELS[name]}, ms" for name in names), *(f"× {LABELS[n]}" for n in against)]
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    for cell in dict.fromkeys((each["model"], each["sparsity"], each["batch"]) for each in record["measured"]):
+        own = {e["engine"]: e for e in record["measured"] if (e["model"], e["sparsity"], e["batch"]) == cell}
+        texts = [f"{own[name]['ms']:.3g}" if "ms" in own[name] else "–" for name in names]
+        texts[names.index("fggp")] = f"**{texts[names.index('fggp')]}**"
+        factors = [f"{factor(own['fggp'], own[name]):.1f}" if "ms" in own[name] else "–" for name in against]
+        yield f"| {cell[0]} | {cell[1]:.0%} | {cell[2]} | {' | '.join(texts + factors)} |"
+
+
+def factor(ours: dict, theirs: dict) -> float:
+    """How many times as long they take: the median over the turns, in each of which both met the same machine."""
+    return statistics.median(b / a for a, b in zip(ours["turns_ms"], theirs["turns_ms"], strict=True))
 
 
 def draw(record: dict) -> Path:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    order = {"pytorch": "PyTorch", "torch.compile": "torch.compile", "onnxruntime": "ONNX Runtime",
-             "openvino": "OpenVINO", "deepsparse": "DeepSparse 1.8", "fggp": "fggp"}  # fmt: skip
-    colours = dict(zip(order, ("#b8b8b8", "#9a9a9a", "#8fb3d9", "#5b86b8", "#e0a458", "#b3245a"), strict=True))
+    colours = dict(zip(LABELS, ("#b8b8b8", "#9a9a9a", "#8fb3d9", "#5b86b8", "#e0a458", "#b3245a"), strict=True))
     lines = [each for each in record["measured"] if "ms" in each]
     names = list(dict.fromkeys(each["model"] for each in lines))
     figure = Figure(figsize=(11, 6.4), layout="constrained")
@@ -183,16 +197,19 @@ def draw(record: dict) -> Path:
         for i, batch in enumerate(BATCHES):
             ax = axes[i, column]
             here = [each for each in lines if each["model"] == name and each["batch"] == batch]
-            present = [engine for engine in order if any(each["engine"] == engine for each in here)]
+            present = [engine for engine in LABELS if any(each["engine"] == engine for each in here)]
             width = 0.8 / len(present)
             for k, engine in enumerate(present):
                 own = {each["sparsity"]: each["ms"] for each in here if each["engine"] == engine}
                 at = [s + (k - (len(present) - 1) / 2) * width for s in range(len(SPARSITIES))]
                 heights = [own.get(sparsity, np.nan) for sparsity in SPARSITIES]
-                bars = ax.bar(at, heights, 0.92 * width, color=colours[engine], label=order[engine])
+                bars = ax.bar(at, heights, 0.92 * width, color=colours[engine], label=LABELS[engine])
                 if engine in ("fggp", "deepsparse"):
                     ax.bar_label(bars, [f"{h:.3g}" for h in heights], padding=2, fontsize=7)
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(NullFormatter())
             ax.margins(y=0.12)
             ax.set_xticks(range(len(SPARSITIES)), [f"{sparsity:.0%} sparse" for sparsity in SPARSITIES])
             ax.set_title(f"{name}, batch {batch}", fontsize=10, loc="left")
@@ -213,15 +230,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
-    parser.add_argument("--picture", action="store_true", help="only draw the last record of the cells")
+    parser.add_argument("--show", action="store_true", help="measure nothing; show the last records")
     options = parser.parse_args()
     file = RESULTS / "runtime.ndjson"
-    if not options.picture:
+    if not options.show:
         record = run(options)
         with file.open("a") as out:
             out.write(json.dumps(record) + "\n")
-    records = [json.loads(each) for each in file.read_text().splitlines()]
-    print(draw([each for each in records if each["benchmark"] == "runtime, cells"][-1]))
+    last = {record["benchmark"]: record for record in map(json.loads, file.read_text().splitlines())}
+    for record in last.values():
+        print("\n".join(table(record)))
+    if CELLS in last:
+        print(draw(last[CELLS]))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ def test_there_are_blocks():
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_code_blocks_run(block):
+def test_code_blocks_run(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # they leave files
     model = helpers.mlp()
     optimizer = helpers.sgd(model)
     loader = [(torch.randn(4, 6), torch.randint(3, (4,))) for _ in range(3)]

@@ -133,7 +133,7 @@ def check_optimizer(weights: Iterable[Prunable], optimizer: torch.optim.Optimize
     missing = [w.name for w in weights if id(w.parameter) not in held]
     if missing:
         raise ValueError(
-            f"optimizer={type(optimizer).__name__} does not hold {_listing(missing)}: give it all weights to be "
+            f"optimizer={type(optimizer).__name__} does not hold {listing(missing)}: give it all weights to be "
             f"pruned, or leave these out with exclude="
         )
 
@@ -148,7 +148,7 @@ def check_attached(weights: Iterable[Prunable], model: nn.Module) -> None:
     gone = [w.name for w in weights if any(id(module) not in present for module, _, _ in w.owners)]
     if gone:
         raise RuntimeError(
-            f"the module of {_listing(gone)} is no longer part of the model: make optimizer and Pruner anew "
+            f"the module of {listing(gone)} is no longer part of the model: make optimizer and Pruner anew "
             f"(init='keep' goes on with the zeros)"
         )
 
@@ -157,6 +157,16 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """All modules, each once, with the prefix of their parameters' names, wrappers' parts of it left out."""
     for prefix, lineage in _lineages(model):
         yield prefix, lineage[-1]
+
+
+def is_wrapped(module: nn.Module | None, child: str) -> bool:
+    """Whether a child is what the module wraps: its name is then no part of plain names.
+
+    Args:
+        module: None where only the name is known.
+        child: the child's name in the module.
+    """
+    return child in _WRAPPER_PARTS or (child == "module" and isinstance(module, _WRAPPERS))
 
 
 def _lineages(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, ...]]]:
@@ -170,8 +180,7 @@ def _lineages(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, ...]]]:
         yield prefix, lineage
         for name, child in module._modules.items():
             if child is not None:
-                unnamed = name in _WRAPPER_PARTS or (name == "module" and isinstance(module, _WRAPPERS))
-                yield from walk(prefix if unnamed else f"{prefix}{name}.", (*lineage, child))
+                yield from walk(prefix if is_wrapped(module, name) else f"{prefix}{name}.", (*lineage, child))
 
     seen: set[int] = set()
     yield from walk("", (model,))
@@ -199,7 +208,7 @@ def _matches(f: Filter, weights: dict[int, Prunable], above: dict[int, list[nn.M
     else:
         matched = {key for key, modules in above.items() if any(isinstance(module, f) for module in modules)}
     if not matched:
-        names = _listing([w.name for w in weights.values()]) if weights else "nothing"
+        names = listing([w.name for w in weights.values()]) if weights else "nothing"
         raise ValueError(f"{argument}={f!r} matches no trainable weight; the model has {names}")
     return matched
 
@@ -212,13 +221,14 @@ def _warn_parametrized(model: nn.Module) -> None:
     ]
     if computed:
         warnings.warn(
-            f"{_listing(computed)} will not be pruned: computed at each forward pass (a parametrization, weight norm), "
+            f"{listing(computed)} will not be pruned: computed at each forward pass (a parametrization, weight norm), "
             f"not a parameter",
             UserWarning,
             stacklevel=4,
         )
 
 
-def _listing(names: Sequence[str], most: int = 4) -> str:
+def listing(names: Sequence[str], most: int = 4) -> str:
+    """The names for an error message: the first few, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more

@@ -100,6 +100,13 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         folder.name_runs(plan())
 
 
+def test_a_folder_of_a_grid_that_was_killed_as_it_began_is_taken(tmp_path):
+    (tmp_path / "grid.json.0a1b2c3d.partial").touch()
+    folder = GridFolder(tmp_path)
+    with folder.locked():
+        assert folder.name_runs(plan())
+
+
 def test_a_run_folder_of_other_settings_is_refused(folder):
     folder.run_folder("fggp-0.95-seed0").begin({**plan()[0].as_json(), "lr": 3.0})
     with pytest.raises(UsageError, match=r"lr is 0\.1, the run's is 3\.0"):

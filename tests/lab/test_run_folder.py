@@ -1,11 +1,9 @@
-import os
-
 import pytest
 import safetensors.torch
 import torch
 
 from fggp.lab.errors import UsageError
-from fggp.lab.run_folder import RunFolder, atomic_write
+from fggp.lab.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -13,34 +11,6 @@ def folder(tmp_path) -> RunFolder:
     folder = RunFolder(tmp_path / "runs" / "one")
     folder.begin({"lr": 0.1, "seed": 0})
     return folder
-
-
-def test_atomic_write_leaves_the_old_file_if_interrupted(tmp_path):
-    file = tmp_path / "file"
-    file.write_bytes(b"old")
-
-    def interrupted() -> None:
-        with atomic_write(file) as new:
-            new.write(b"half of the n")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert file.read_bytes() == b"old"
-    with atomic_write(file) as new:
-        new.write(b"new")
-    assert file.read_bytes() == b"new"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_atomic_write_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
-    calls = []
-    for name in ("fsync", "replace"):
-        original = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *args, name=name, original=original: (calls.append(name), original(*args)))
-    with atomic_write(tmp_path / "file") as new:
-        new.write(b"new")
-    assert calls == ["fsync", "replace", "fsync"]
 
 
 def test_metrics_after_the_checkpoint_are_dropped(folder):
@@ -58,6 +28,15 @@ def test_without_a_checkpoint_all_metrics_are_dropped(folder):
     folder.log({"kind": "update", "step": 12})
     assert folder.load_checkpoint() is None
     assert folder.metrics_file.read_text() == ""
+
+
+def test_what_a_kill_left_half_written_goes_when_the_run_goes_on(folder):
+    folder.log({"kind": "epoch", "epoch": 1})
+    folder.save_checkpoint({"epochs": 1})
+    files = set(folder.path.iterdir())
+    (folder.path / "checkpoint.pt.0a1b2c3d.partial").write_bytes(b"half of a ch")
+    assert folder.load_checkpoint()["epochs"] == 1
+    assert set(folder.path.iterdir()) == files
 
 
 def test_other_settings_are_named(folder):

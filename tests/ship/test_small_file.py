@@ -21,7 +21,8 @@ from torch import nn
 import fggp
 import helpers
 from fggp.lab import models
-from fggp.ship import small_file
+from fggp.ship import container, small_file
+from fggp.ship.container import CODES
 from tensors import layouts, shapes
 
 PAGE = (Path(__file__).parents[2] / "docs" / "small-file.md").read_text()
@@ -81,7 +82,7 @@ def holders(draw):
     tensors = []
     for _ in range(draw(st.integers(0, 4))):
         shape = draw(st.one_of(shapes(600), st.sampled_from([(), (0,), (3, 0, 2), (1,), (1000,), (40, 30)])))
-        dtype = draw(st.sampled_from(list(small_file._CODES)))
+        dtype = draw(st.sampled_from(list(CODES)))
         density = draw(st.sampled_from([0.0, 0.02, 0.2, 0.7, 1.0]))
         tensor = random_bits(shape, dtype, density, draw(st.integers(0, 99)))
         tensors.append(draw(layouts(tensor)) if tensor.numel() and tensor.ndim and dtype.is_floating_point else tensor)
@@ -142,7 +143,7 @@ def test_escapes_count_too(tmp_path):
     assert "t0" in entries(tmp_path / "f")[0]
 
 
-@pytest.mark.parametrize("dtype", small_file._CODES, ids=str)
+@pytest.mark.parametrize("dtype", CODES, ids=str)
 def test_every_dtype_is_stored_sparse_and_dense(tmp_path, dtype):
     model = Holder(random_bits((50, 40), dtype, 0.05, 1), random_bits((7, 3), dtype, 1.0, 2))
     fggp.save(model, tmp_path / "f")
@@ -318,6 +319,14 @@ def test_files_of_wrapped_and_bare_models_are_the_same(tmp_path, wrap):
     assert states_equal(loaded, model)
 
 
+@pytest.mark.parametrize("part", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_names_have_no_part_from_any_wrapper(tmp_path, part):
+    model = mlp()
+    fggp.save(model, tmp_path / "bare")
+    fggp.save(nn.ModuleDict({part: model}), tmp_path / "wrapped")
+    assert (tmp_path / "bare").read_bytes() == (tmp_path / "wrapped").read_bytes()
+
+
 def test_a_compiled_part_and_a_module_that_is_called_module(tmp_path):
     model = nn.ModuleDict({"module": mlp(), "part": mlp(1)})
     fggp.save(model, tmp_path / "bare")
@@ -326,6 +335,9 @@ def test_a_compiled_part_and_a_module_that_is_called_module(tmp_path):
     fggp.load(tmp_path / "bare", partly)
     fggp.save(partly, tmp_path / "partly")
     assert (tmp_path / "bare").read_bytes() == (tmp_path / "partly").read_bytes()
+    for wrapped in (nn.DataParallel(model), nn.ModuleDict({**model, "module": nn.DataParallel(model["module"])})):
+        fggp.save(wrapped, tmp_path / "wrapped")
+        assert (tmp_path / "bare").read_bytes() == (tmp_path / "wrapped").read_bytes()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
@@ -701,7 +713,8 @@ def test_hostile_headers_are_refused(sample, header, match):
 
 
 @pytest.mark.parametrize("name", ["0.bias", GAPS])
-def test_a_file_that_claims_more_than_the_model_holds_is_not_read(sample, name):
+def test_a_file_that_claims_more_than_the_model_holds_is_not_read(sample, name, monkeypatch):
+    monkeypatch.setattr(container, "read_data", lambda *_: pytest.fail("it is read"))
     model, path, raw = sample
     header, data = parts(raw)
     end, size = len(data), 1 << 40

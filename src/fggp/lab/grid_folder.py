@@ -12,9 +12,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from fggp.atomic import atomic_write
 from fggp.lab.errors import UsageError
 from fggp.lab.grid_plan import run_names
-from fggp.lab.run_folder import Json, RunFolder, atomic_write
+from fggp.lab.run_folder import Json, RunFolder
 from fggp.lab.settings import ResolvedSettings
 
 AXES = ("data", "model", "method", "sparsity", "init_sparsity", "rate", "seed")
@@ -101,7 +102,9 @@ class GridFolder:
     def _named(self) -> dict[str, Json]:
         """Read the settings of the runs that are there."""
         if not self.grid_file.exists():
-            others = sorted({file.name for file in self.path.glob("*")} - {self.lock_file.name, "grid.json.partial"})
+            # What a kill left of a grid that was never begun is no other folder's content.
+            ours = {self.lock_file, *self.path.glob(f"{self.grid_file.name}.*.partial")}
+            others = sorted(file.name for file in {*self.path.glob("*")} - ours)
             if others:
                 raise UsageError(f"out is {self.path}, which holds {others[0]!r} but no grid; choose another --out")
             return {}

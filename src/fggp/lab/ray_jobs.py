@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from fggp.atomic import atomic_write
 from fggp.lab.errors import UsageError
 from fggp.lab.grid_folder import GridFolder
 from fggp.lab.grid_plan import Table, plan_runs
 from fggp.lab.grid_work import Event, Task, data_of, work
-from fggp.lab.run_folder import RunFolder, atomic_write
+from fggp.lab.run_folder import RunFolder
 from fggp.lab.settings import ResolvedSettings
 
 RETRIES = 3

@@ -2,14 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import safetensors.torch
 import torch
 
+from fggp.atomic import atomic_write
 from fggp.lab.errors import UsageError
 
 Json = dict[str, Any]
@@ -90,7 +89,12 @@ class RunFolder:
             torch.save({**state, "metrics_bytes": metrics_bytes}, file)
 
     def load_checkpoint(self) -> Json | None:
-        """Return the checkpoint's state, None where no epoch was finished; drop metrics that came after it."""
+        """Return the checkpoint's state, None where no epoch was finished; drop what came after it.
+
+        That is metrics, and files that a kill left half written.
+        """
+        for partial in self.path.glob("*.partial"):
+            partial.unlink()
         state = None
         if self.checkpoint_file.exists():
             state = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
@@ -109,21 +113,3 @@ class RunFolder:
         """Write the record: the run is finished."""
         with atomic_write(self.record_file) as file:
             file.write(json.dumps(record).encode() + b"\n")
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes its name once it is complete and on the disk: a kill leaves the old one or the new."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    # The rename itself is in the folder; only POSIX can and must flush that.
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

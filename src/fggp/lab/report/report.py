@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as ConsoleTable
 
+from fggp.atomic import atomic_write
 from fggp.lab.report import markdown, page
 from fggp.lab.report.canvas import Canvas
 from fggp.lab.report.content import Accuracy, Content, Section, compose
@@ -17,7 +18,6 @@ from fggp.lab.report.pictures import draw
 from fggp.lab.report.records import load
 from fggp.lab.report.settings import ReportSettings
 from fggp.lab.report.tables import rows_of, tabulate
-from fggp.lab.run_folder import atomic_write
 
 NOTES = 10
 """How many notes the console shows; the report has them all."""
