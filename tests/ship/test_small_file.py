@@ -376,6 +376,11 @@ class ExtraState(nn.Linear):
         (Holder(torch.ones(3).to_sparse()), ValueError, r"'t0' is torch.sparse_coo"),
         (Holder(torch.ones(3, dtype=torch.complex128)), ValueError, r"'t0' is torch.complex128"),
         (Holder(torch.ones(3, dtype=torch.complex64).conj()), ValueError, "'t0' is conjugated"),
+        (
+            nn.ModuleDict({"a": nn.Linear(2, 2), "_orig_mod": nn.ModuleDict({"a": nn.Linear(2, 2)})}),
+            ValueError,
+            "'_orig_mod.a.weight' and 'a.weight' have the same name",
+        ),
         (nn.ParameterDict({":crc32": torch.ones(1)}), ValueError, "':crc32' is taken"),
         (nn.ParameterDict({"__metadata__": torch.ones(1)}), ValueError, "'__metadata__' is taken"),
         (nn.ParameterDict({"a": torch.zeros(999), "a:gaps": torch.ones(1)}), ValueError, "'a:gaps' is taken"),
@@ -637,6 +642,11 @@ def edit_data(name, **bytes_at):
     return apply
 
 
+def long_checksum(header, data):
+    """Nothing but a checksum, of 8 bytes."""
+    return {META: header[META], ":crc32": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}}, data[:4]
+
+
 META, GAPS, VALUES = "__metadata__", "0.weight:gaps", "0.weight:values"
 
 
@@ -661,6 +671,7 @@ META, GAPS, VALUES = "__metadata__", "0.weight:gaps", "0.weight:values"
         (edit("0.bias", "shape", value=[2**62]), "another model"),
         (edit("0.bias", "shape", value=[[[]]]), "a tensor that is F32"),
         (edit("0.bias", "shape", value=[20.0]), "a tensor that is F32"),
+        (edit("0.bias", "shape", value=[True]), "a tensor that is F32"),
         (edit("0.bias", "shape", value=20), "a tensor that is F32"),
         (edit("0.bias", "dtype", value="I32"), "another model"),
         (edit("0.bias", "dtype", value=None), "has '0.bias', which is no tensor"),
@@ -674,6 +685,7 @@ META, GAPS, VALUES = "__metadata__", "0.weight:gaps", "0.weight:values"
         (moved("2.t0:values", 0, b"\1"), "lies at bytes"),
         (moved(VALUES, -1, b"\1"), "what it holds of '0.weight' cannot be float32"),
         (renamed(":crc32", "crc32"), "no checksum at its end"),
+        (long_checksum, "no checksum at its end"),
         (edit(VALUES, "shape", value=[3]), "what it holds of '0.weight' cannot be float32"),
         (edit(VALUES, "dtype", value="BF16"), "what it holds of '0.weight' cannot be float32"),
         (edit(VALUES, "dtype", value="I32"), "what it holds of '0.weight' cannot be float32"),
@@ -688,6 +700,27 @@ def test_hostile_files_are_refused(sample, change, match):
     model, path, raw = sample
     path.write_bytes(sealed(*change(*parts(raw))))
     refused(path, copy.deepcopy(model), match)
+
+
+def test_gaps_that_run_one_element_too_far_are_refused(tmp_path):
+    model = Holder(torch.zeros(1000))
+    model.t0[-1] = 1
+    fggp.save(model, tmp_path / "f")
+    header, data = parts((tmp_path / "f").read_bytes())
+    header, data = edit_data("t0:gaps", _3=235)(header, data)  # 255, 255, 255, and 234 as it was
+    (tmp_path / "f").write_bytes(sealed(header, data))
+    refused(tmp_path / "f", model, "its gaps run to 1001, beyond its 1000 elements")
+
+
+def test_a_tensor_without_zeros_may_be_sparse(tmp_path):
+    # More bytes than it takes dense: `save` does not write so.
+    header = {META: {"fggp": "1", "sparse:t0": "U8 [3]"}}
+    for name, begin, end in (("t0:gaps", 0, 3), ("t0:values", 3, 6), (":crc32", 6, 10)):
+        header[name] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
+    (tmp_path / "f").write_bytes(sealed(header, bytes([0, 0, 0, 1, 2, 3])))
+    model = Holder(torch.zeros(3, dtype=torch.uint8))
+    fggp.load(tmp_path / "f", model)
+    assert model.t0.tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

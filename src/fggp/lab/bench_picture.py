@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from fggp.lab.pictures import BLUE, GREY, _figure
 
@@ -100,6 +101,8 @@ def _bars(
                 fontsize=7,
             )
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     if known:
         low, high = min(known), max(known)
         # Room below the smallest bar, so that it is one, and above the largest for its figure.
