@@ -13,7 +13,8 @@ from fggp.ship import kernels
 from fggp.ship.engine import Engine
 from fggp.ship.graph import AdaptiveAvgPool2d, Add, Affine, AvgPool2d, Concat, Flatten, Linear, MaxPool2d, ReLU
 from fggp.ship.instructions import Instruction, Product, Torch
-from fggp.ship.plan import Memory, Plan
+from fggp.ship.memory import Memory
+from fggp.ship.plan import Plan
 from fggp.ship.tiles import Tiling, candidates
 
 aten = torch.ops.aten

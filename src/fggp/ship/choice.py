@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_structure
 
 from fggp.ship.graph import Conv2d, Graph, Linear, Op
-from fggp.ship.instructions import Product, kind_of
+from fggp.ship.instructions import Product
 from fggp.ship.interpret import execute
 from fggp.ship.kernels import Kernels
 from fggp.ship.layout import Kind, like
+from fggp.ship.lowering import kind_of
 from fggp.ship.plan import Plan
 from fggp.ship.sparse_weight import SparseWeight
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import time
 from collections.abc import Mapping, Sequence
 from ctypes import c_double
@@ -12,92 +11,14 @@ import torch
 from torch import Tensor
 
 from fggp.ship.graph import Graph, Op, Value
-from fggp.ship.instructions import Buffer, Elementwise, Instruction, Lowering, Product, Step, Torch
+from fggp.ship.instructions import Elementwise, Instruction, Product, Step, Torch
 from fggp.ship.interpret import execute
-from fggp.ship.kernels import CTensor, Kernels, Program
-from fggp.ship.layout import Kind, Layout, like
+from fggp.ship.kernels import Kernels, Program
+from fggp.ship.layout import Kind, like
+from fggp.ship.lowering import Lowering
+from fggp.ship.memory import Memory
 from fggp.ship.sparse_weight import SparseWeight
 from fggp.ship.tiles import c_chain, tuner
-
-LINE = 64  # bytes that caches move at once
-HUGE_PAGE = 2 << 20
-
-
-class Memory:
-    """All activations of one plan, in one stretch that begins as zeros.
-
-    A buffer takes over memory that is free again, or that is read for the last time where the buffer is written. Where
-    there are zeros in it that must stay zero, only a buffer of the very same layout may do so: nothing ever writes
-    between its pixels.
-    """
-
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self._offsets: dict[Buffer, int] = {}
-        self._end = 0
-        self._place_all(steps)
-        # Planes lie far apart, so that small pages would each be looked up anew.
-        # Private: a forked process is to have its own.
-        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-        self._memory = mmap.mmap(-1, self._end + HUGE_PAGE, **private)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        everything = torch.frombuffer(self._memory, dtype=torch.float32)
-        skip = -everything.data_ptr() % HUGE_PAGE // 4
-        self.floats = everything[skip:]
-
-    def _place_all(self, steps: Sequence[Step]) -> None:
-        last: dict[Buffer, int] = {}
-        for i, step in enumerate(steps):
-            last.update(dict.fromkeys(_touched(step), i))
-        free: dict[int, tuple[int, Layout | None]] = {}  # offset: bytes, and the layout that must stay
-        size: dict[Buffer, int] = {}
-        for i, step in enumerate(steps):
-            for buffer in _touched(step):
-                if buffer in self._offsets:
-                    continue
-                # Read twice, it is read by another product of a chain too, which may do so after this one writes.
-                if buffer.over is not None and last[buffer.over] == i and _touched(step).count(buffer.over) == 1:
-                    self._offsets[buffer], size[buffer] = self._offsets[buffer.over], size[buffer.over]
-                    last[buffer.over] = -1
-                else:
-                    self._offsets[buffer], size[buffer] = self._take(buffer.layout, free)
-            for buffer in _touched(step):
-                if last[buffer] == i:
-                    free[self._offsets[buffer]] = size[buffer], buffer.layout if buffer.layout.padded else None
-
-    def _take(self, layout: Layout, free: dict[int, tuple[int, Layout | None]]) -> tuple[int, int]:
-        needed = -(-layout.floats * 4 // LINE) * LINE
-        stays = layout if layout.padded else None
-        fitting = [(size, offset) for offset, (size, kept) in free.items() if kept == stays and size >= needed]
-        if fitting:
-            size, offset = min(fitting)
-            del free[offset]
-            return offset, size
-        offset, self._end = self._end, self._end + needed
-        return offset, needed
-
-    @property
-    def bytes(self) -> int:
-        """How much it is."""
-        return self._end
-
-    def at(self, buffer: Buffer | None) -> CTensor:
-        """Where a buffer lies; None: nowhere."""
-        if buffer is None:
-            return CTensor()
-        return buffer.layout.at(self.floats.data_ptr() + self._offsets[buffer])
-
-    def view(self, buffer: Buffer) -> Tensor:
-        """A buffer's memory, padding included."""
-        start = self._offsets[buffer] // 4
-        return self.floats[start : start + buffer.layout.floats]
-
-
-def _touched(step: Step) -> tuple[Buffer, ...]:
-    if isinstance(step, Torch):
-        return ()
-    return *step.reads, *step.writes
-
 
 Native = Instruction | Product
 
