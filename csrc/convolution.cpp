@@ -1,6 +1,7 @@
 #include "convolution.h"
 
 #include <algorithm>
+#include <tuple>
 #include <vector>
 
 #include "tiles.h"
@@ -26,11 +27,8 @@ class Cover {
     Cover(const fggp_conv *chain, int length) : lanes(chain[0].out.lanes) {
         const fggp_tensor &out = chain[0].out;
         columns = chain[0].tile_columns;
-        flat = lanes == 1;
-        if (lanes > 1) {
-            flat = true;
-            for (int i = 0; i < length; i++) flat = flat && is_flat(chain[i]);
-        }
+        flat = true;
+        for (int i = 0; i < length; i++) flat = flat && (lanes == 1 || is_flat(chain[i]));
         height = flat ? 1 : out.height;
         width = flat ? (out.height - 1) * (int)out.row + out.width : out.width;
         if (lanes == 1) width = (width + LANES - 1) / LANES; /* over the margins between rows, which come out as zeros */
@@ -43,8 +41,8 @@ class Cover {
             for (int group = 0; group < groups; group++)
                 for (int y = 0; y < height; y++) runs.push_back({std::min(columns, width - x), group, y, x});
         if (flat) /* neighbours make a tile */
-            std::stable_sort(runs.begin(), runs.end(), [](const Run &a, const Run &b) {
-                return a.columns != b.columns ? a.columns > b.columns : a.group != b.group ? a.group < b.group : a.x < b.x;
+            std::sort(runs.begin(), runs.end(), [](const Run &a, const Run &b) {
+                return std::make_tuple(-a.columns, a.group, a.x) < std::make_tuple(-b.columns, b.group, b.x);
             });
         std::vector<std::vector<Run>> all;
         for (const Run &run : runs) {
