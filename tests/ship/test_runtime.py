@@ -444,3 +444,22 @@ def test_no_warning_where_all_is_well():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fggp.compile(cnn(), images(2))(images(3))
+
+
+def test_the_check_of_a_large_batch_bears_constants_among_the_outputs():
+    class WithConstant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+            self.conv.weight.data *= torch.rand_like(self.conv.weight) < 0.1
+            self.register_buffer("classes", torch.arange(5.0))
+
+        def forward(self, x):
+            return self.conv(x), self.classes
+
+    model = WithConstant().eval()
+    x = torch.randn(40, 3, 6, 6)
+    fast = fggp.compile(model, x)
+    for ours, theirs in zip(fast(x), model(x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert "on the sparse" in repr(fast)

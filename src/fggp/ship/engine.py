@@ -112,15 +112,22 @@ class Engine:
     def piece(self, batch: int) -> int:
         """How many images go through the network at once.
 
-        Where the kernels do all of it, no image depends on another one: then only as many as keep the threads busy,
-        because what they leave between layers shall still be in the caches when the next layer reads it.
+        Where no image depends on another one, only as many as keep the threads busy, because what they leave between
+        layers shall still be in the caches when the next layer reads it.
         """
         piece = self.kernels.lanes * -(-torch.get_num_threads() // THREADS_A_GROUP)
-        if batch <= piece or self.graph.batch is not None:
-            return batch
+        return piece if batch > piece and self._alone(self._plan_for(piece, self.kernels.lanes)) else batch
+
+    def first(self, inputs: Sequence[Tensor], count: int) -> list[Tensor] | None:
+        """The inputs for the first few images alone; None where what comes of them may depend on the others."""
+        batch = self.batch(inputs)
+        plan = self._plan(inputs, min(batch, self.piece(batch)))
+        return [x[:count] for x in inputs] if self._alone(plan) else None
+
+    def _alone(self, plan: Plan) -> bool:
+        """Whether images go through a plan each for itself: the kernels do all of it."""
         ends = (*self.graph.inputs, *(x for x in self.graph.outputs if isinstance(x, Value)))
-        alone = all(value.batched for value in ends) and self._plan_for(piece, self.kernels.lanes).native
-        return piece if alone else batch
+        return plan.native and self.graph.batch is None and all(value.batched for value in ends)
 
     def _in_pieces(self, inputs: Sequence[Tensor], batch: int, piece: int, threads: int) -> list[Any]:
         given = dict(zip(self.graph.inputs, inputs, strict=True))
