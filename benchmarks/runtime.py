@@ -151,7 +151,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         print(name, f"{sparsity:.0%}", batch, {each["engine"]: each.get("ms") for each in here}, flush=True)
     return {
         "benchmark": "runtime, more" if options.more else CELLS,
-        "command": "python benchmarks/runtime.py" + (" --more" if options.more else ""),
+        "command": command(options),
         "date": date.today().isoformat(),
         "device": device_name(torch.device("cpu")),
         "threads": options.threads,
@@ -162,6 +162,14 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         "commit": source_commit(),
         "measured": lines,
     }
+
+
+def command(options: argparse.Namespace) -> str:
+    """What was run, as anyone would run it again."""
+    parts = ["python benchmarks/runtime.py"]
+    parts += ["--more"] * options.more + ["--deepsparse PYTHON"] * bool(options.deepsparse)
+    parts += [f"--skip {' '.join(options.skip)}"] * bool(options.skip)
+    return " ".join((*parts, f"--threads {options.threads} --rounds {options.rounds} --seconds {options.seconds}"))
 
 
 def table(record: dict) -> Iterator[str]:

@@ -463,3 +463,8 @@ def test_the_check_of_a_large_batch_bears_constants_among_the_outputs():
     for ours, theirs in zip(fast(x), model(x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert "on the sparse" in repr(fast)
+
+
+def test_an_empty_example_is_refused():
+    with pytest.raises(ValueError, match="batch of 0"):
+        fggp.compile(nn.Conv2d(3, 8, 3), torch.randn(0, 3, 8, 8))

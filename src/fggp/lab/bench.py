@@ -16,11 +16,11 @@ import torch
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from torch import Tensor, nn
 
 import fggp
 from fggp.lab import models
+from fggp.lab.bench_tables import show
 from fggp.lab.engines import Engine, Job, Measurement, engines, measure
 from fggp.lab.errors import UsageError
 from fggp.lab.export import dense_bytes, small_bytes
@@ -35,8 +35,6 @@ SPARSITIES = (0.9, 0.95, 0.98)
 ON_REQUEST = ("torch.compile",)
 # A turn is long enough for a hundred runs of what takes milliseconds.
 TURN_SECONDS = 0.3
-# More than another order of additions makes, less than any mistake would.
-TOLERANCE = 1e-3
 # Sides of the images that the lab's own networks are made for; torchvision's and timm's are mostly for 224.
 SIDES = {"digits-cnn": 8, "resnet20": 32, "resnet50": 32, "vgg19": 32}
 INPUT = "images"
@@ -143,7 +141,7 @@ def bench(settings: BenchSettings, console: Console) -> Json:
         file.write(json.dumps(record) + "\n")
     stem = Path(settings.source).resolve().name if Path(settings.source).is_dir() else settings.source
     picture = draw_bench(settings.out / f"{stem.replace(':', '-').replace('/', '-')}.png", record)
-    _show(record, console)
+    show(record, console)
     for what, path in (("picture", picture), ("record", records)):
         console.print(f"{what:10}{path}", highlight=False, soft_wrap=True)
     return record
@@ -388,105 +386,3 @@ def _record(
         ],
         "measured": measured,
     }
-
-
-# Showing
-
-
-def _show(record: Json, console: Console) -> None:
-    image = "×".join(map(str, record["image"]))
-    console.print(
-        f"[bold]{record['title']}[/], images {image}, {_threads(record['threads'])}, {record['device']}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(_sizes_table(record), highlight=False)
-    for batch in dict.fromkeys(line["batch"] for line in record["measured"]):
-        lines = [line for line in record["measured"] if line["batch"] == batch]
-        console.print(_speed_table(f"batch {batch}: ms a run, × PyTorch dense", lines), highlight=False)
-    console.print(_memory_table(record["measured"]), highlight=False)
-    for line in record["measured"]:
-        where = f"{line['label']}, {line['variant']}, batch {line['batch']}"
-        if "error" in line:
-            console.print(f"[red]{where} failed: {line['error']}[/]", highlight=False, soft_wrap=True)
-        elif not line["difference"] <= TOLERANCE:
-            off = f"is off by {line['difference']:.1e} of PyTorch's output"
-            console.print(f"[red]{where} {off}[/]", highlight=False, soft_wrap=True)
-        elif line["note"]:
-            console.print(f"{where}: {line['note']}", highlight=False, soft_wrap=True)
-    worst = max((line["difference"] for line in record["measured"] if "difference" in line), default=0.0)
-    console.print(
-        f"± is half the range of the middle half of {record['rounds']} turns; outputs differ from PyTorch's by at most "
-        f"{worst:.0e}",
-        style="dim",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table("", *columns, title=title, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    return table
-
-
-def _sizes_table(record: Json) -> Table:
-    variants = record["variants"]
-    table = _table("files, MB, × smaller than dense", [variant["name"] for variant in variants])
-    table.add_row("weights left", *(f"{variant['weights_left']:,}" for variant in variants))
-    names = {"dense": "dense", "onnx": "ONNX", "small": "small, fp32", "small_bf16": "small, bf16"}
-    for kind, name in names.items():
-        if kind in variants[0]["bytes"]:
-            sizes = [(variant["bytes"][kind], variant["bytes"]["dense"]) for variant in variants]
-            table.add_row(name, *(f"{_digits(size / 1e6)}  {dense / size:5.1f}×" for size, dense in sizes))
-    return table
-
-
-def _speed_table(title: str, lines: Sequence[Json]) -> Table:
-    table = _table(title, list(dict.fromkeys(line["variant"] for line in lines)))
-    base = next((line["median_ms"] for line in lines if line["engine"] == "pytorch" and "median_ms" in line), None)
-    for label in dict.fromkeys(line["label"] for line in lines):
-        table.add_row(label, *(_time(line, base) for line in lines if line["label"] == label))
-    return table
-
-
-def _time(line: Json, base: float | None) -> str:
-    if "median_ms" not in line:
-        return "failed"
-    ms = line["median_ms"]
-    low, high = line["quartiles_ms"]
-    factor = "" if base is None else f" {base / ms:5.1f}×"
-    return f"{_digits(ms)} ± {_digits((high - low) / 2, like=ms)}{factor}"
-
-
-def _digits(x: float, like: float | None = None) -> str:
-    """Three digits, or as many places as another number gets."""
-    size = x if like is None else like
-    return f"{x:.{0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3}f}"
-
-
-def _memory_table(measured: Sequence[Json]) -> Table:
-    columns = list(dict.fromkeys((line["batch"], line["variant"]) for line in measured))
-    ends = [(batch, variant) for batch in dict.fromkeys(c[0] for c in columns) for variant in _outer(columns, batch)]
-    title = "peak memory, MB (+ over libraries)"
-    table = _table(title, [f"batch {batch},\n{variant}" for batch, variant in ends])
-    for label in dict.fromkeys(line["label"] for line in measured):
-        own = {(line["batch"], line["variant"]): line for line in measured if line["label"] == label}
-        table.add_row(label, *(_memory(own[end]) for end in ends))
-    return table
-
-
-def _memory(line: Json) -> str:
-    peak, base = line.get("peak_bytes"), line.get("base_bytes")
-    return "–" if peak is None or base is None else f"{peak / 1e6:,.0f} {f'+{(peak - base) / 1e6:,.0f}':>5}"
-
-
-def _outer(columns: Sequence[tuple[int, str]], batch: int) -> list[str]:
-    """The first variant and the last: the ones between lie between."""
-    own = [variant for each, variant in columns if each == batch]
-    return own[:1] + own[1:][-1:]

@@ -82,11 +82,13 @@ def capture(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Ten
     Raises:
         CaptureError: torch.export cannot trace it, in most cases because its control flow depends on data.
         MutationError: the model changes its inputs, parameters or buffers.
-        ValueError: model or example is not on the CPU.
+        ValueError: model or example is not on the CPU, or the example is an empty batch.
     """
     model = _unwrapped(model)
     _check_on_cpu(model, args, kwargs)
     batch = next((len(x) for x in (*args, *kwargs.values()) if x.dim()), None)
+    if batch == 0:
+        raise ValueError("example_input is a batch of 0; it must hold at least one")
     with evaluation(model), torch.no_grad(), warnings.catch_warnings():
         # torch warns of its own internals, and of attributes set while tracing, which are put back here.
         warnings.simplefilter("ignore")

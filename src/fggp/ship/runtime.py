@@ -42,7 +42,7 @@ def compile(model: nn.Module, example_input: Any) -> Compiled:
 
     Raises:
         TypeError: example_input is none of these.
-        ValueError: the model or example_input is not on the CPU.
+        ValueError: the model or example_input is not on the CPU, or example_input is an empty batch.
 
     Warns:
         UserWarning: all of it runs on PyTorch, because fggp was installed without its kernels or the model cannot be
