@@ -1,7 +1,8 @@
-/* The sparse runtime's C interface: plain pointers and integers, so that it outlives any version of PyTorch.
+/* The kernels' C interface: plain pointers and integers, so that it outlives any version of PyTorch.
  *
- * A program is a list of operations on activations that stay where they are. It is built once for given shapes and
- * then run with nothing but the addresses of its inputs and outputs. All numbers are float32.
+ * First the sparse runtime. A program is a list of operations on activations that stay where they are. It is built once
+ * for given shapes and then run with nothing but the addresses of its inputs and outputs. All numbers are float32.
+ * Then the selection: passes over the weights of a network that is being pruned.
  */
 #ifndef FGGP_H
 #define FGGP_H
@@ -58,7 +59,7 @@ typedef struct {
 typedef struct fggp_program fggp_program;
 
 /* Goes up with every change of this header: Python must not load kernels that were built from another one. */
-#define FGGP_INTERFACE 1
+#define FGGP_INTERFACE 2
 int32_t fggp_interface(void);
 
 const char *fggp_cpu(void); /* "avx512", "avx2", … : the kernels in use */
@@ -103,6 +104,63 @@ int32_t fggp_add_store(fggp_program *, const fggp_tensor *in, int32_t slot, cons
  * gives no more. One run of a program at a time. `images` of the last group's lanes may be fewer than there is room
  * for. seconds: NULL, or one number an operation, to which its time is added. */
 int32_t fggp_run(fggp_program *, void *const *slots, int32_t images, int32_t threads, double *seconds);
+
+/* The type of a layer's numbers. */
+enum { FGGP_FLOAT32, FGGP_BFLOAT16 };
+
+/* What a selection reads of a layer, and the marks it makes: `count` weights one after the other. */
+typedef struct {
+    const void *weight;
+    const void *grad; /* of the same type; NULL: zero */
+    uint8_t *marks;
+    int64_t count;
+    int64_t type;
+} fggp_layer;
+
+/* What weights are ranked by: |θ|, |g| or |θ·g| as a float32, or its negative. */
+enum { FGGP_WEIGHT, FGGP_GRADIENT, FGGP_PRODUCT };
+typedef struct {
+    int32_t quantity, negated;
+} fggp_score;
+
+/* How many scores are < a, = a, strictly between a and b, and = b. */
+typedef struct {
+    int64_t below_a, at_a, inside, at_b;
+} fggp_counts;
+
+/* Count the weights marked `among` around a ≤ b (where they are equal, at a alone), and gather the scores strictly
+ * between into `inside`, in any order. Where there is no room for all, all are counted and some gathered. NaN is in
+ * none of these. */
+int32_t fggp_survey(const fggp_layer *layers, int32_t count, fggp_score score, int32_t among, float a, float b,
+                    float *inside, int64_t room, int32_t threads, fggp_counts *counts);
+/* Gather the scores of some of the weights marked `among` into `values`, in any order, NaN left out: of each layer
+ * ⌈share · count⌉ are looked at, spread evenly. There must be room for all of these. */
+int32_t fggp_draw(const fggp_layer *layers, int32_t count, fggp_score score, int32_t among, double share, float *values,
+                  int32_t threads, int64_t *drawn);
+/* What is marked `among` becomes 1 where the score is < value, `equal` where it is = value, and 0 elsewhere. */
+int32_t fggp_cut(const fggp_layer *layers, int32_t count, fggp_score score, int32_t among, float value, int32_t equal,
+                 int32_t threads);
+
+/* `count` numbers of 1, 2, 4 or 8 bytes, and for each 1, or 0 where it is to be zero. */
+typedef struct {
+    void *data;
+    const uint8_t *mask;
+    int64_t count;
+    int64_t bytes;
+} fggp_masked;
+
+int32_t fggp_zero(const fggp_masked *tensors, int32_t count, int32_t threads);
+
+/* `count` floats of 2, 4 or 8 bytes, and which of their bits are the exponent. */
+typedef struct {
+    const void *data;
+    int64_t count;
+    int64_t bytes;
+    uint64_t exponent;
+} fggp_numbers;
+
+/* Whether none is infinite or NaN. */
+int32_t fggp_finite(const fggp_numbers *tensors, int32_t count, int32_t threads, int32_t *yes);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -2,15 +2,13 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
-#include <new>
 #include <vector>
 
 #include "convolution.h"
 #include "fggp.h"
-#include "openmp.h"
 #include "operation.h"
+#include "parallel.h"
 #include "planes.h"
-#include "threads.h"
 #include "tiles.h"
 #include "transfers.h"
 
@@ -62,16 +60,6 @@ struct Pass {
         }
     }
 };
-
-/* Nothing may be thrown at a caller in C. */
-template <class Work> int32_t without_throwing(const Work &work) {
-    try {
-        work();
-        return 0;
-    } catch (const std::bad_alloc &) {
-        return 1;
-    }
-}
 
 template <class Make> int32_t add(fggp_program *program, const Make &make) {
     return without_throwing([&] { program->operations.push_back(std::unique_ptr<Operation>(make())); });
@@ -129,15 +117,9 @@ int32_t fggp_add_store(fggp_program *p, const fggp_tensor *in, int32_t slot, con
 
 int32_t fggp_run(fggp_program *program, void *const *slots, int32_t images, int32_t threads, double *seconds) {
     return without_throwing([&] {
+        Pass pass(*program, {slots, images}, threads, seconds);
         Work work = [](void *context, int thread, int threads) { ((Pass *)context)->work(thread, threads); };
-        if (threads > 1) {
-            Pass pass(*program, {slots, images}, threads, seconds);
-            if (run_on_openmp(work, &pass, threads)) return;
-        }
-        Team &team = Team::instance();
-        int ready = team.ready(threads);
-        Pass pass(*program, {slots, images}, ready, seconds);
-        team.run(work, &pass, ready);
+        run_on_threads(work, &pass, threads);
     });
 }
 }

@@ -3,37 +3,11 @@
 #define FGGP_TILES_H
 
 #include "fggp.h"
-
-#if defined(__AVX512F__)
-#define FGGP_CPU "avx512"
-#define FGGP_LANES 16
-#define FGGP_REGISTERS 16
-#elif defined(__AVX2__)
-#define FGGP_CPU "avx2"
-#define FGGP_LANES 8
-#define FGGP_REGISTERS 12
-#else
-#define FGGP_CPU "generic"
-#define FGGP_LANES 4
-#define FGGP_REGISTERS 8
-#endif
+#include "vectors.h"
 
 namespace fggp {
 
-constexpr int LANES = FGGP_LANES;
-constexpr int REGISTERS = FGGP_REGISTERS; /* of the processor's, as many as sums may take */
 constexpr int MAX_ROWS = 4, MAX_COLUMNS = 8;
-
-typedef float vec __attribute__((vector_size(LANES * 4)));
-typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
-/* The same at any address: rows of single images start anywhere. */
-typedef float loose_vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef int32_t loose_ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-
-inline vec load(const float *p) { return *(const loose_vec *)p; }
-inline void store(float *p, vec v) { *(loose_vec *)p = v; }
-inline vec splat(float x) { return x - vec{}; }
-inline vec positive(vec v) { return v < 0 ? vec{} : v; } /* NaN stays */
 
 /* Which pixels: up to MAX_ROWS runs of vectors, as positions in floats. */
 struct Tile {

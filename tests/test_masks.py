@@ -7,7 +7,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fggp.masks import pack, unpack, zero_pruned
+from fggp.masks import digest, pack, unpack, zero_pruned
+from fggp.passes import BLOCK
 from helpers import bits, identical
 from tensors import DTYPES, layouts, shapes, values
 
@@ -49,3 +50,25 @@ def test_zeroing_leaves_exactly_plus_zero_and_every_other_bit_alone(mask, dtype,
     expected = torch.where(mask, bits(theta), 0)
     zero_pruned([tensor], [data.draw(layouts(mask))])
     assert torch.equal(bits(tensor), expected)
+
+
+@given(masks(), st.data())
+def test_a_digest_tells_masks_apart_that_differ_in_one_place(mask, data):
+    other = mask.clone()
+    where = data.draw(st.integers(0, mask.numel() - 1))
+    other.view(-1)[where] ^= True
+    assert digest(mask) == digest(mask.clone())
+    assert digest(mask) != digest(other)
+    if where:
+        swapped = other.clone()
+        swapped.view(-1)[0] ^= True
+        assert digest(swapped) != digest(mask)
+
+
+def test_a_digest_of_many_blocks():
+    mask = torch.rand(3 * BLOCK // 100, 101) < 0.5
+    seen = {int(digest(mask))}
+    for where in (0, BLOCK - 1, BLOCK, 2 * BLOCK + 5, mask.numel() - 1):
+        mask.view(-1)[where] ^= True
+        seen.add(int(digest(mask)))
+    assert len(seen) == 6

@@ -13,7 +13,7 @@ import reference
 from fggp import TopK, Update
 from fggp.layers import flatten
 from fggp.methods import REGISTRY, resolve
-from fggp.scores import Score, _hash, _salt, magnitude
+from fggp.scores import Score, _salt, magnitude, splitmix64
 from fggp.select import run_chain
 from tensors import models, prunables
 
@@ -124,7 +124,7 @@ def test_the_annealed_quota_falls_by_a_cosine_from_start_to_end(kind):
 # Random: a function of (seed, step, name, flat index) alone
 
 
-def splitmix64(salt, index):
+def by_hand(salt, index):
     """Steele et al. 2014, in Python integers."""
     word = (1 << 64) - 1
     z = (salt + index * 0x9E3779B97F4A7C15) & word
@@ -136,12 +136,12 @@ def splitmix64(salt, index):
 @given(st.integers(0, (1 << 64) - 1), st.integers(0, 10**12))
 def test_random_scores_are_splitmix64(salt, index):
     signed = salt - (1 << 64) if salt >> 63 else salt
-    assert _hash(torch.tensor([index]), signed).item() == splitmix64(salt, index) & ((1 << 63) - 1)
+    assert splitmix64(torch.tensor([index]), signed).item() == by_hand(salt, index) & ((1 << 63) - 1)
 
 
 def test_random_scores_never_change_from_one_version_to_the_next():
     """A checkpoint of today resumes to the same bits tomorrow."""
-    assert _hash(torch.arange(3), _salt(0, 1, "fc.weight")).tolist() == GOLDEN
+    assert splitmix64(torch.arange(3), _salt(0, 1, "fc.weight")).tolist() == GOLDEN
 
 
 GOLDEN = [8960387703414382588, 1682905016746144238, 544505450491661782]

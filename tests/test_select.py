@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import reference
-from fggp import TopK, select
+from fggp import TopK, cuts, passes, select
 from fggp.layers import Layout, flatten
 from fggp.scores import Score, gradient, magnitude, random, saliency
 from helpers import identical
@@ -19,13 +19,15 @@ KEYS = {"magnitude": reference.by_magnitude, "gradient": reference.by_gradient}
 SCORES = {"magnitude": magnitude, "gradient": gradient, "saliency": saliency}
 
 # (BLOCK, SAMPLE): as shipped, and so small that blocks, brackets and brackets that miss all happen on tiny tensors.
-SIZES = [(select.BLOCK, select.SAMPLE), (7, 1 << 17), (5, 16), (3, 4), (64, 1)]
+SIZES = [(passes.BLOCK, cuts.SAMPLE), (7, 1 << 17), (5, 16), (3, 4), (64, 1)]
 
 
 @pytest.fixture(params=SIZES, ids=lambda s: f"block={s[0]}-sample={s[1]}")
 def sizes(request, monkeypatch):
-    monkeypatch.setattr(select, "BLOCK", request.param[0])
-    monkeypatch.setattr(select, "SAMPLE", request.param[1])
+    monkeypatch.setattr(passes, "BLOCK", request.param[0])
+    monkeypatch.setattr(cuts, "SAMPLE", request.param[1])
+    monkeypatch.setattr(cuts, "FEW", request.param[0])
+    monkeypatch.setattr(cuts, "SMALL_SAMPLE", max(1, request.param[0] // 2))
 
 
 def run(thetas, grads, masks, chain):
@@ -36,7 +38,7 @@ def run(thetas, grads, masks, chain):
     marks = select.run_chain(layers, active, chain)
     assert identical(before, active)
     assert not any((m & ~a).any() for m, a in zip(marks, active, strict=True))
-    assert select.count_marked(marks) == chain[-1].quota
+    assert sum(int(m.sum()) for m in marks) == chain[-1].quota
     return [layer.layout.shaped(m) for layer, m in zip(layers, marks, strict=True)]
 
 
@@ -231,7 +233,7 @@ def test_a_bracket_that_misses_costs_a_pass_never_the_result(monkeypatch):
     """A sample blind to the small values, first too high and then too low, on both sides of the k-th."""
     theta = torch.cat([torch.zeros(500), torch.linspace(1, 2, 500)])
     mask = torch.ones(1000, dtype=torch.bool)
-    honest = select._bracket
+    honest = cuts._bracket
     for misleading in ((1.5, 1.6), (1.1, 1.2), (0.0, 1.0), (1.9, math.inf), (-math.inf, 0.0), (-math.inf, -1.0)):
         calls = []
 
@@ -239,7 +241,8 @@ def test_a_bracket_that_misses_costs_a_pass_never_the_result(monkeypatch):
             calls.append(args)
             return misleading if len(calls) == 1 else honest(*args)
 
-        monkeypatch.setattr(select, "_bracket", bracket)
+        monkeypatch.setattr(cuts, "_bracket", bracket)
+        monkeypatch.setattr(cuts, "SAMPLE", 1)
         for k in (1, 499, 500, 501, 620, 800, 999):
             calls.clear()
             expected = naive([theta], [None], [mask], [("magnitude", k)])
@@ -256,7 +259,7 @@ def test_a_million_weights_with_the_real_constants(ties):
         thetas, grads = [t.mul(20).round() for t in thetas], [g.relu() for g in grads]
     masks = [torch.rand(s) < 0.9 for s in sizes]
     total = sum(int(m.sum()) for m in masks)
-    assert total > 2 * max(select.BLOCK, select.SAMPLE)
+    assert total > 2 * max(passes.BLOCK, cuts.SAMPLE)
     # sorted() over a million tuples takes seconds, so a stable lexicographic sort stands in for it here
     g, t, m = (torch.cat([x.flatten() for x in xs]) for xs in (grads, thetas, masks))
     where = m.nonzero().flatten()

@@ -10,33 +10,35 @@ import torch
 from torch import Tensor
 
 from fggp.prunable import Prunable
+from fggp.sharding import Part, local, local_gradient
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Between a tensor's shape and the order in which its elements lie in memory.
+    """Between a tensor's indices and the order in which the elements of this process's part of it lie in memory.
 
     Selection and masking work in memory order, which makes a flat view of any dense tensor free (channels_last
-    included). Positions, which break ties, are always the logical flat index, so results do not depend on it.
+    included). Positions, which break ties, are always the flat index in the whole tensor, so results do not depend on
+    layout or sharding.
 
     Args:
-        shape: the tensor's shape.
+        part: what this process holds of the tensor.
         order: its dimensions from the slowest to the fastest in memory.
     """
 
-    shape: tuple[int, ...]
+    part: Part
     order: tuple[int, ...]
 
     @staticmethod
     def of_mask(weight: Tensor) -> Layout:
         """The layout that the mask of a weight has: the weight's own where it is dense."""
-        strides = torch.empty_like(weight, device="meta").stride()
-        return Layout(tuple(weight.shape), tuple(sorted(range(weight.ndim), key=lambda d: (-strides[d], d))))
+        strides = torch.empty_like(local(weight), device="meta").stride()
+        return Layout(Part.of(weight), tuple(sorted(range(weight.ndim), key=lambda d: (-strides[d], d))))
 
     @property
-    def row_major(self) -> bool:
-        """Whether memory order is the logical one."""
-        return self.order == tuple(range(len(self.order)))
+    def shape(self) -> tuple[int, ...]:
+        """The part's shape."""
+        return self.part.shape
 
     def flat(self, tensor: Tensor) -> Tensor:
         """A tensor of this shape as [n] in this memory order; a view where the tensor has this layout."""
@@ -48,16 +50,17 @@ class Layout:
         return flat.view([self.shape[d] for d in self.order]).permute(inverse)
 
     def position(self, index: Tensor) -> Tensor:
-        """The logical flat indices of memory-order indices, both int64 of any shape."""
-        if self.row_major:
-            return index
-        stride = [1] * len(self.shape)
-        for d in range(len(self.shape) - 2, -1, -1):
-            stride[d] = stride[d + 1] * self.shape[d + 1]
+        """The flat indices in the whole, row-major, of memory-order indices, both int64 of any shape."""
+        whole, shape, offset = self.part.whole, self.part.shape, self.part.offset
+        stride = [1] * len(whole)
+        for d in range(len(whole) - 2, -1, -1):
+            stride[d] = stride[d + 1] * whole[d + 1]
+        if self.order == tuple(range(len(whole))) and shape[1:] == whole[1:]:  # rows, one after the other
+            return index + offset[0] * stride[0] if any(offset) else index
         position = torch.zeros_like(index)
         for d in reversed(self.order):
-            position += index % self.shape[d] * stride[d]
-            index = index // self.shape[d]
+            position += (index % shape[d] + offset[d]) * stride[d]
+            index = index // shape[d]
         return position
 
 
@@ -72,6 +75,7 @@ class Layer:
         grad: g, [n], or None where the loss did not reach the weight (it counts as zero: that is its derivative).
         dtype: what scores are computed in; common to all layers that are ranked together, so that values compare.
         grad_scale: what the stored gradient is to be divided by (an optimizer that unscales by itself, under AMP).
+        owned: whether this process counts these weights; of those that hold the same part of a weight one does.
     """
 
     name: str
@@ -80,9 +84,15 @@ class Layer:
     grad: Tensor | None
     dtype: torch.dtype = torch.float32
     grad_scale: float = 1.0
+    owned: bool = True
 
     def __len__(self) -> int:
         return self.weight.numel()
+
+    @property
+    def whole(self) -> int:
+        """How many weights the layer has on all processes."""
+        return torch.Size(self.layout.part.whole).numel()
 
     def block(self, start: int, stop: int) -> Block:
         """The weights start … stop − 1 in memory order."""
@@ -122,22 +132,28 @@ class Block:
         return self.layer.layout.position(index)
 
 
-def flatten(weights: Sequence[Prunable], grads: bool = False, grad_scale: float = 1.0) -> list[Layer]:
+def flatten(
+    weights: Sequence[Prunable],
+    grads: bool = False,
+    grad_scale: float = 1.0,
+    owned: Sequence[bool] | None = None,
+) -> list[Layer]:
     """The weights, and on request their gradients, as a selection reads them: views where they are dense.
 
     Args:
         weights: what is to be ranked together.
         grads: whether to read the gradients too.
         grad_scale: what stored gradients are to be divided by.
+        owned: which of them this process counts; all of them by default.
     """
     # Half precision is ranked in float32 and everything in float64 where one weight is: no value is rounded.
     double = any(w.parameter.dtype == torch.float64 for w in weights)
     layers = []
-    for w in weights:
-        theta, grad = w.parameter.detach(), w.parameter.grad if grads else None
-        layout = Layout.of_mask(theta)
+    for w, mine in zip(weights, owned or [True] * len(weights), strict=True):
+        layout = Layout.of_mask(w.parameter)
+        grad = local_gradient(w.parameter) if grads else None
         if grad is not None:
-            grad = layout.flat(grad.detach() if grad.layout == torch.strided else grad.to_dense())
+            grad = layout.flat(grad if grad.layout == torch.strided else grad.to_dense())
         dtype = torch.float64 if double else torch.float32
-        layers.append(Layer(w.name, layout, layout.flat(theta), grad, dtype, grad_scale))
+        layers.append(Layer(w.name, layout, layout.flat(local(w.parameter)), grad, dtype, grad_scale, mine))
     return layers

@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
+
+from fggp.sharding import is_open_sum, unsharded_for_now
 
 Filter = str | type[nn.Module]
 """A shell-style pattern of weight names, or a module type."""
@@ -48,6 +49,8 @@ class Prunable:
         module, attribute, _ = self.owners[0]
         first = module._parameters.get(attribute)
         same = all(module._parameters.get(attribute) is first for module, attribute, _ in self.owners[1:])
+        if same and unsharded_for_now(self.parameter, first):
+            return self.parameter
         return first if same else None
 
 
@@ -72,6 +75,11 @@ def find(
     Raises:
         ValueError: a filter matches nothing, or nothing is left to prune.
     """
+    if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
+        raise ValueError(
+            "model is wrapped by FullyShardedDataParallel, which flattens weights and cuts them anywhere: "
+            "use torch.distributed.fsdp.fully_shard (FSDP2)"
+        )
     weights: dict[int, Prunable] = {}
     default: set[int] = set()
     embedded: set[int] = set()
@@ -107,8 +115,8 @@ def find(
     # Scalars are no weights (and have the shape of Adam's step counter); an empty tensor has none.
     found = [w for key, w in weights.items() if key in chosen and w.parameter.ndim and w.parameter.numel()]
     for w in found:
-        if isinstance(w.parameter, DTensor):
-            raise NotImplementedError(f"weight {w.name!r} is sharded (DTensor), which is not supported yet")
+        if is_open_sum(w.parameter):
+            raise ValueError(f"weight {w.name!r} is a DTensor of summands (Partial): only parts can be pruned")
         if not w.parameter.is_floating_point():
             raise ValueError(f"weight {w.name!r} is {w.parameter.dtype}: only real floating-point weights are pruned")
     if not found:
@@ -189,8 +197,10 @@ def _lineages(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, ...]]]:
 def _is_default(module: nn.Module, attribute: str) -> bool:
     if isinstance(module, nn.MultiheadAttention):
         return attribute in _ATTENTION
-    kind = type(module)
-    transformers_conv1d = kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
+    # fully_shard gives modules classes of their own, derived from these.
+    transformers_conv1d = any(
+        kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.") for kind in type(module).__mro__
+    )
     return attribute == "weight" and (isinstance(module, _CONV_LINEAR) or transformers_conv1d)
 
 

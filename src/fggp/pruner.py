@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,12 +11,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fggp import passes, saved
+from fggp.hooks import outside_graphs, refuse_capture
 from fggp.layers import Layer, flatten
-from fggp.masks import Masks, pack, unpack
-from fggp.methods import FGGP, REGISTRY, Method, OneShot, Update, checked_chain, resolve
+from fggp.masks import Masks
+from fggp.methods import FGGP, Method, OneShot, Update, checked_chain, resolve
+from fggp.processes import Processes
 from fggp.prunable import Filter, check_attached, check_optimizer, find
-from fggp.schedule import CURVES, Curve, Schedule, active_count, apportion, cubic
+from fggp.schedule import Curve, Schedule, active_count, apportion, cubic
 from fggp.select import Exchange, Marks, TopK, run_chain, run_exchange
+from fggp.sharding import local_gradient
 from fggp.starts import Init, starting_masks
 
 Scope = Literal["global", "layer"]
@@ -110,27 +115,37 @@ class Pruner:
             raise TypeError(f"seed={seed!r} must be an int")
         weights = find(model, include, exclude)
         check_optimizer(weights, optimizer)
+        processes = Processes.of(model, weights)
         if isinstance(self.method, OneShot):
-            self._masks = Masks(weights, self.method.masks(model, weights, sparsity, seed))
+            if processes.sharded:
+                raise ValueError(
+                    f"method={self.method.name!r} needs whole weights: make a Pruner with it before the model is "
+                    f"sharded, and after it another one with init=<masks of the first> and a method of updates"
+                )
+            masks = self.method.masks(model, weights, sparsity, seed)
         else:
-            self._masks = Masks(weights, starting_masks(weights, init, self.schedule.init_sparsity, seed))
-            if isinstance(init, Mapping) or init == "keep":
-                own = self._own_sparsity(sparsity, init_sparsity)
-                self.schedule = replace(self.schedule, init_sparsity=own)
-        if any(isinstance(getattr(h, "__self__", None), Pruner) for h in optimizer._optimizer_step_pre_hooks.values()):
+            masks = starting_masks(weights, init, self.schedule.init_sparsity, seed, processes)
+        self._masks = Masks(weights, masks, processes)
+        if isinstance(init, Mapping) or init == "keep":  # not with a OneShot: refused above
+            own = self._own_sparsity(sparsity, init_sparsity)
+            self.schedule = replace(self.schedule, init_sparsity=own)
+        hooks = map(inspect.unwrap, optimizer._optimizer_step_pre_hooks.values())
+        if any(isinstance(getattr(hook, "__self__", None), Pruner) for hook in hooks):
             warnings.warn("the optimizer has a Pruner already: call its remove() first", UserWarning, stacklevel=2)
 
         self.scope, self.seed = scope, seed
         self.step = self.last_update = 0
-        self._start = self._masks.counts()
+        self._start = self._masks.counts
         self._overdue = self._warned = self._skipped = self._in_step = False
-        self._chosen: tuple[list[Layer], Marks] | None = None  # before a step; put in force after it
+        self._chosen: tuple[list[Layer], Marks, bool] | None = None  # before a step; put in force after it
         self._model, self._optimizer = model, optimizer
         self._masks.apply(optimizer)
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_step_pre_hook(outside_graphs(self._before_step)),
+            optimizer.register_step_post_hook(outside_graphs(self._after_step)),
         ]
+        # For closures, into which a compiled step is traced. Made once: one made at each step would recompile it.
+        self._choose_after_closure = outside_graphs(self._choose)
 
     def _own_sparsity(self, sparsity: float, init_sparsity: float | None) -> float:
         """s_ini of masks that were given: what they have, or exactly ``sparsity`` where they have that already."""
@@ -160,7 +175,7 @@ class Pruner:
         """The share of each layer's weights that is kept, by weight name."""
         return {
             w.name: count / w.parameter.numel()
-            for w, count in zip(self._masks.weights, self._masks.counts(), strict=True)
+            for w, count in zip(self._masks.weights, self._masks.counts, strict=True)
         }
 
     def remove(self) -> None:
@@ -176,6 +191,7 @@ class Pruner:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        refuse_capture()
         self._chosen, self._in_step = None, True
         self._masks.follow(optimizer)
         if self._is_due(self.step + 1):
@@ -207,7 +223,7 @@ class Pruner:
                 )
             evaluated = True
             loss = closure()
-            self._choose()
+            self._choose_after_closure()
             return loss
 
         return evaluate
@@ -251,7 +267,7 @@ class Pruner:
         if self.scope == "global":
             groups = [(slice(None), active, target)]
         else:
-            counts = self._masks.counts()
+            counts = self._masks.counts
             targets = apportion(min(target, active), self._start, counts)
             groups = [(slice(i, i + 1), a, t) for i, (a, t) in enumerate(zip(counts, targets, strict=True))]
         progress = self.schedule.progress(step)
@@ -265,53 +281,48 @@ class Pruner:
 
     def _obstacle(self, plan: _Plan) -> str | None:
         """Why an update cannot be made with the gradients there are, or None."""
-        grads = [g for w in self._masks.weights if (g := w.parameter.grad) is not None]
+        grads = [g for w in self._masks.weights if (g := local_gradient(w.parameter)) is not None]
         grads = [g if g.layout == torch.strided else g.coalesce().values() for g in grads]
-        if not grads:
-            return f"no weight has a gradient, and {self.method.name!r} ranks by it" if plan.needs_gradient else None
-        # A norm is one cheap pass and catches every inf and NaN; only where one overflows is looked into. On a GPU the
-        # host waits once for all of them.
-        norms = torch.stack([norm.to(grads[0].device, torch.float32) for norm in torch._foreach_norm(grads, 1)])
-        if not norms.isfinite().all() and not all(bool(grad.isfinite().all()) for grad in grads):
+        there, infinite = self._masks.processes.sum([len(grads), not passes.finite(grads)])
+        if infinite:
             return "a gradient is not finite"
+        if not there and plan.needs_gradient:
+            return f"no weight has a gradient, and {self.method.name!r} ranks by it"
         return None
 
-    def _select(self, plan: _Plan) -> tuple[list[Layer], Marks]:
-        """The weights that are active after an update, as marks on the layers they were read from."""
-        grad_scale = getattr(self._optimizer, "grad_scale", None)
-        layers = flatten(self._masks.weights, grads=True, grad_scale=1.0 if grad_scale is None else float(grad_scale))
-        active = self._masks.flat(layers)
+    def _select(self, plan: _Plan) -> tuple[list[Layer], Marks, bool]:
+        """What was read, the weights that are active after an update, and whether some of these were pruned before."""
+        masks, grad_scale = self._masks, getattr(self._optimizer, "grad_scale", None)
+        processes, scale = masks.processes, 1.0 if grad_scale is None else float(grad_scale)
+        layers = flatten(masks.weights, grads=True, grad_scale=scale, owned=processes.owned)
+        active = masks.flat(layers)
         for group, chain in plan.chains:
-            pruned = run_chain(layers[group], active[group], chain)
+            pruned = run_chain(layers[group], active[group], chain, processes)
             active[group] = [p.logical_xor_(a) for p, a in zip(pruned, active[group], strict=True)]
         if plan.exchange is not None:
-            active = run_exchange(layers, active, plan.exchange)
-        return layers, active
+            active = run_exchange(layers, active, plan.exchange, processes)
+        masks.check_same(active)
+        return layers, active, plan.exchange is not None
 
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks (one bit a weight), step and settings: plain values and CPU tensors, for ``weights_only=True``."""
+        """Masks (one bit a weight), step and settings: plain values and CPU tensors, for ``weights_only=True``.
+
+        Masks of sharded weights are DTensors, sharded as these are, for ``torch.distributed.checkpoint``.
+        """
         return {
             "version": 1,
             "step": self.step,
             "last_update": self.last_update,
             "overdue": self._overdue,
-            "schedule": {
-                "sparsity": float(self.schedule.sparsity),
-                "begin": self.schedule.begin,
-                "end": self.schedule.end,
-                "every": self.schedule.every,
-                "init_sparsity": float(self.schedule.init_sparsity),
-                "curve": _curve_name(self.schedule.curve),
-                "last": self.schedule.last,
-            },
-            "method": {"name": self.method.name, **self.method.settings()},
+            "schedule": saved.schedule_state(self.schedule),
+            "method": saved.method_state(self.method),
             "scope": self.scope,
             "seed": self.seed,
             "start": list(self._start),
-            "shapes": self._shapes(),
-            "masks": {name: pack(m) for name, m in self.masks.items()},
+            "shapes": saved.shapes(self._masks.weights),
+            "masks": {name: saved.mask_state(m) for name, m in self.masks.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -338,20 +349,11 @@ class Pruner:
         """What `load_state_dict` sets, all of it checked: attributes by name, and the masks."""
         if state["version"] != 1:
             raise ValueError(f"state has version {state['version']!r}; this fggp reads version 1")
-        shapes, own = state["shapes"], self._shapes()
-        differ = sorted(n for n in {*shapes, *own} if shapes.get(n) != own.get(n))
-        if differ:
-            raise ValueError(
-                f"state is of another model: weight {differ[0]!r} has shape {shapes.get(differ[0])} there and "
-                f"{own.get(differ[0])} here"
-            )
-        if list(shapes) != list(own):
-            raise ValueError("state is of another model: its weights come in another order")
-        settings = dict(state["schedule"])
-        curve = _restore_curve(settings.pop("curve"), self.schedule.curve)
+        weights = self._masks.weights
+        saved.check_shapes(state["shapes"], weights)
         restored = {
-            "method": _restore_method(dict(state["method"]), self.method),
-            "schedule": Schedule(**settings, curve=curve),
+            "method": saved.restore_method(state["method"], self.method),
+            "schedule": saved.restore_schedule(state["schedule"], self.schedule),
             "scope": state["scope"],
             "seed": int(state["seed"]),
             "step": int(state["step"]),
@@ -359,18 +361,15 @@ class Pruner:
             "_overdue": bool(state["overdue"]),
             "_start": [int(n) for n in state["start"]],
         }
-        if restored["scope"] not in ("global", "layer") or len(restored["_start"]) != len(own):
+        if restored["scope"] not in ("global", "layer") or len(restored["_start"]) != len(weights):
             raise ValueError(f"state is damaged: scope={state['scope']!r}, start={state['start']!r}")
-        return restored, [unpack(state["masks"][w.name], w.parameter.shape) for w in self._masks.weights]
-
-    def _shapes(self) -> dict[str, list[int]]:
-        return {w.name: list(w.parameter.shape) for w in self._masks.weights}
+        return restored, [saved.restore_mask(state["masks"][w.name], w) for w in weights]
 
     def __repr__(self) -> str:
         s = self.schedule
         rows = [
             (w.name, "×".join(map(str, w.parameter.shape)), w.parameter.numel(), kept)
-            for w, kept in zip(self._masks.weights, self._masks.counts(), strict=True)
+            for w, kept in zip(self._masks.weights, self._masks.counts, strict=True)
         ]
         rows.append(("total", "", self._masks.total, self._masks.active))
         cells = [("weight", "shape", "weights", "kept", "sparsity")]
@@ -414,25 +413,3 @@ def _schedule(
         init_sparsity = sparsity if method.constant else 0.0
     schedule = Schedule(sparsity, begin, end, every, init_sparsity, curve)
     return replace(schedule, last=method.last_update(end))
-
-
-def _curve_name(curve: Curve) -> str:
-    return getattr(curve, "__qualname__", type(curve).__qualname__)
-
-
-def _restore_curve(name: str, own: Curve) -> Curve:
-    if name in CURVES:
-        return CURVES[name]
-    if name == _curve_name(own):
-        return own
-    raise ValueError(f"state was saved with the schedule {name!r}: make the Pruner with it")
-
-
-def _restore_method(saved: dict[str, Any], own: Method | OneShot) -> Method | OneShot:
-    name = saved.pop("name")
-    # Its own first: a custom method may have inherited the name of a built-in one.
-    if name == own.name:
-        return own if saved == own.settings() else type(own)(**saved)
-    if name in REGISTRY and issubclass(REGISTRY[name], Method):
-        return REGISTRY[name](**saved)
-    raise ValueError(f"state was saved with the method {name!r} {saved}: make the Pruner with it")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 
 from torch import Tensor
 
@@ -29,22 +30,68 @@ class Score:
     needs_gradient: bool = False
     ties: Score | None = None
 
+    @property
+    def formula(self) -> Formula | None:
+        """What ``of`` computes, where the kernels know it too."""
+        return self.of if type(self.of) is Formula else None
 
-magnitude = Score("magnitude", lambda block: block.weight.abs())
+
+class Quantity(Enum):
+    """What the size of is taken."""
+
+    WEIGHT = "θ"
+    GRADIENT = "g"
+    PRODUCT = "θ·g"
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A score's ``of`` that the kernels know too: they compute the same floats as a call.
+
+    It is the function itself, not a note beside it, so a score that is given another ``of`` cannot keep it by mistake.
+
+    Args:
+        quantity: what the size of is the score.
+        negated: whether the score is the negative of that.
+    """
+
+    quantity: Quantity
+    negated: bool = False
+
+    def __call__(self, block: Block) -> Tensor:
+        """The scores of a block, [k]."""
+        if self.quantity is Quantity.WEIGHT:
+            size = block.weight.abs()
+        elif self.quantity is Quantity.GRADIENT:
+            size = block.grad.abs()
+        else:
+            size = (block.weight * block.grad).abs()
+        return -size if self.negated else size
+
+
+magnitude = Score("magnitude", Formula(Quantity.WEIGHT))
 """|θ|"""
 
 # Exactly-zero gradients are common (dead units), so how equal gradients are ranked decides real weights.
-gradient = Score("gradient", lambda block: block.grad.abs(), needs_gradient=True, ties=magnitude)
+gradient = Score("gradient", Formula(Quantity.GRADIENT), needs_gradient=True, ties=magnitude)
 """|g|, equal gradients by |θ|"""
 
-saliency = Score("saliency", lambda block: (block.weight * block.grad).abs(), needs_gradient=True)
+saliency = Score("saliency", Formula(Quantity.PRODUCT), needs_gradient=True)
 """|θ·g|: the first-order change of the loss when the weight is removed (Molchanov et al. 2017, arXiv 1611.06440)"""
+
+
+position = Score("position", lambda block: block.position)
+"""The flat index in the whole weight: what ranks weights of a layer that are equal in all else."""
 
 
 def largest(score: Score) -> Score:
     """The same score ranked from its other end, ties included; only position still ranks first to last."""
     ties = None if score.ties is None else largest(score.ties)
-    return Score(f"largest {score.name}", lambda block: -score.of(block), score.needs_gradient, ties)
+    formula = score.formula
+    of: Callable[[Block], Tensor] = (
+        (lambda block: -score.of(block)) if formula is None else replace(formula, negated=not formula.negated)
+    )
+    return Score(f"largest {score.name}", of, score.needs_gradient, ties)
 
 
 def random(seed: int, step: int) -> Score:
@@ -52,7 +99,7 @@ def random(seed: int, step: int) -> Score:
 
     The same on every device, process and sharding, and independent of any global generator.
     """
-    return Score("random", lambda block: _hash(block.position, _salt(seed, step, block.layer.name)))
+    return Score("random", lambda block: splitmix64(block.position, _salt(seed, step, block.layer.name)))
 
 
 def _salt(seed: int, step: int, name: str) -> int:
@@ -60,8 +107,8 @@ def _salt(seed: int, step: int, name: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def _hash(index: Tensor, salt: int) -> Tensor:
-    """SplitMix64's output function (Steele et al. 2014) of salt + index·γ; int64, non-negative."""
+def splitmix64(index: Tensor, salt: int) -> Tensor:
+    """SplitMix64's output function (Steele et al. 2014) of salt + index·γ: random numbers by place, int64, ≥ 0."""
     x = index * _signed(0x9E3779B97F4A7C15) + salt
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         # torch shifts int64 arithmetically; the & makes it a logical shift.

@@ -9,17 +9,21 @@ import torch
 from torch import Tensor
 
 from fggp.layers import flatten
+from fggp.processes import ALONE, Processes
 from fggp.prunable import Prunable
 from fggp.schedule import active_count, apportion
 from fggp.scores import random
 from fggp.select import keep_smallest
+from fggp.sharding import local, own_part
 
 Init = Literal["erk", "uniform", "keep"] | Mapping[str, Tensor]
 """How the zeros to start from are chosen; see `fggp.Pruner`."""
 
 
-def starting_masks(weights: Sequence[Prunable], init: Init, init_sparsity: float, seed: int) -> list[Tensor]:
-    """The masks to start from: for each weight a bool tensor of its shape, True = kept.
+def starting_masks(
+    weights: Sequence[Prunable], init: Init, init_sparsity: float, seed: int, processes: Processes = ALONE
+) -> list[Tensor]:
+    """The masks to start from: for each weight a bool tensor of its shape (of this process's part), True = kept.
 
     Raises:
         ValueError: an unknown ``init``, or masks that do not fit the weights.
@@ -30,11 +34,11 @@ def starting_masks(weights: Sequence[Prunable], init: Init, init_sparsity: float
     if isinstance(init, Mapping):
         return given_masks(weights, init)
     if init == "keep":
-        return [w.parameter.detach() != 0 for w in weights]
+        return [local(w.parameter) != 0 for w in weights]
     if init == "erk":
-        return random_masks(weights, erk(shapes, active), seed)
+        return random_masks(weights, erk(shapes, active), seed, processes)
     if init == "uniform":
-        return random_masks(weights, uniform(shapes, active), seed)
+        return random_masks(weights, uniform(shapes, active), seed, processes)
     raise ValueError(f"init={init!r} must be 'erk', 'uniform', 'keep' or a mapping from weight names to bool tensors")
 
 
@@ -52,18 +56,20 @@ def uniform(shapes: Sequence[torch.Size], active: int) -> list[int]:
     return apportion(active, [s.numel() for s in shapes], [s.numel() for s in shapes])
 
 
-def random_masks(weights: Sequence[Prunable], counts: Sequence[int], seed: int) -> list[Tensor]:
+def random_masks(
+    weights: Sequence[Prunable], counts: Sequence[int], seed: int, processes: Processes = ALONE
+) -> list[Tensor]:
     """For each weight a random mask with exactly that many active, a function of seed and weight names alone."""
     masks = []
-    for layer, count in zip(flatten(weights), counts, strict=True):
+    for layer, count in zip(flatten(weights, owned=processes.owned or None), counts, strict=True):
         marks = [torch.ones(len(layer), dtype=torch.bool, device=layer.weight.device)]
-        keep_smallest([layer], marks, len(layer), random(seed, 0), count)
+        keep_smallest([layer], marks, layer.whole, random(seed, 0), count, processes)
         masks.append(layer.layout.shaped(marks[0]))
     return masks
 
 
 def given_masks(weights: Sequence[Prunable], masks: Mapping[str, Tensor]) -> list[Tensor]:
-    """The user's masks, checked: for every weight, by name, a bool tensor of its shape, True = kept."""
+    """The user's masks, checked: for every weight, by name, a bool tensor of its (whole) shape, True = kept."""
     names = {w.name for w in weights}
     unknown, missing = sorted(set(masks) - names), sorted(names - set(masks))
     if unknown or missing:
@@ -77,4 +83,4 @@ def given_masks(weights: Sequence[Prunable], masks: Mapping[str, Tensor]) -> lis
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != w.parameter.shape:
             got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(f"init mask of {w.name!r} is {got}; it must be a bool tensor {list(w.parameter.shape)}")
-    return [masks[w.name] for w in weights]
+    return [own_part(w.parameter, masks[w.name]) for w in weights]

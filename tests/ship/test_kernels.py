@@ -1,8 +1,6 @@
 """The kernels against PyTorch's dense operators: every build, layout and tiling, each buffer in memory of its own."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -12,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import Builder, Tilings, exact, products
 
-import fggp.ship
+from builds import SANITIZED, every_build
 from fggp.ship import kernels, tiles
 from fggp.ship.graph import AdaptiveAvgPool2d, Add, Affine, AvgPool2d, Concat, Flatten, Linear, MaxPool2d, ReLU
 from fggp.ship.instructions import Product
@@ -20,21 +18,12 @@ from fggp.ship.interpret import execute
 from fggp.ship.plan import Plan
 from fggp.ship.tiles import Tiling
 
-# `make sanitize`: a folder with kernels that watch their memory accesses themselves.
-SANITIZED = os.environ.get("FGGP_TEST_KERNELS")
 # Floats before and after each buffer. NaN there is in every sum that reads it, and gone where something is written.
 # With the sanitizers, what is allocated ends where the buffer does.
 GUARD = 0 if SANITIZED else 64
 
 
-def every_build():
-    """All kernels that this processor can run."""
-    folders = [SANITIZED] if SANITIZED else fggp.ship.__path__
-    names = kernels.BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("generic",))
-    return [kernels.Kernels(p) for name in names for f in folders for p in Path(f).glob(f"*fggp_{name}.*")]
-
-
-KERNELS = every_build()
+KERNELS = [kernels.Kernels(library) for library in every_build()]
 
 
 class Apart:
@@ -388,18 +377,3 @@ def test_nan_and_infinities_go_through_a_convolution(build, wide):
     assert (y[:, 3] == 1).all()
     (after,) = plan.run([clean], 3, 1)
     assert torch.equal(before, after)
-
-
-def test_all_builds_of_this_processor_are_tested():
-    names = kernels.BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("generic",))
-    assert [build.cpu for build in KERNELS] == list(names)
-
-
-def test_kernels_of_another_version_are_refused(tmp_path, monkeypatch):
-    path = next(kernels._builds())
-    monkeypatch.setattr(kernels, "INTERFACE", kernels.INTERFACE + 1)
-    with pytest.raises(kernels.KernelsMissingError, match="another version"):
-        kernels.Kernels(path)
-    (tmp_path / "libfggp_x.so").write_bytes(b"no library")
-    with pytest.raises(kernels.KernelsMissingError, match="cannot be loaded"):
-        kernels.Kernels(tmp_path / "libfggp_x.so")

@@ -203,5 +203,5 @@ def _keep_largest(
         for i, layer in enumerate(layers)
     ]
     total = sum(len(layer) for layer in layers)
-    keep_smallest(layers, marks, count_marked(marks), largest(score), active_count(sparsity, total))
+    keep_smallest(layers, marks, count_marked(layers, marks), largest(score), active_count(sparsity, total))
     return [layer.layout.shaped(m) for layer, m in zip(layers, marks, strict=True)]

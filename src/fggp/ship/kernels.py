@@ -1,20 +1,12 @@
-"""The C++ kernels (`csrc/`) from Python: which of them this processor can run, and their C interface."""
+"""The C interface of the sparse runtime's kernels from Python: its structures, and programs that are built of them."""
 
-import ctypes
-from collections.abc import Iterator
-from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import CDLL, POINTER, Structure, byref, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import torch
-
-import fggp.ship
-
-# What PyTorch calls the vector instructions it found, and which builds of the kernels can use them, best first.
-BUILDS = {"AVX512": ("avx512", "avx2", "generic"), "AVX2": ("avx2", "generic")}
-REINSTALL = "run: pip install --force-reinstall --no-deps fggp (with -v it says what fails)"
-INTERFACE = 1  # FGGP_INTERFACE in csrc/fggp.h, which the structures below repeat
+from fggp import native
+from fggp.native import KernelsMissingError as KernelsMissingError  # here too for those that catch it
+from fggp.native import checked
 
 
 class CTensor(Structure):
@@ -89,24 +81,11 @@ _ADD = {
 }
 
 
-def _checked(status: Any, function: Any, arguments: Any) -> Any:
-    if status:
-        raise MemoryError("the sparse kernels ran out of memory")
-    return status
-
-
-class KernelsMissingError(RuntimeError):
-    """The kernels were not built when fggp was installed, or cannot be loaded."""
-
-
 class Kernels:
-    """One build of the kernels, loaded.
+    """One build of the kernels.
 
     Args:
-        path: of the shared library.
-
-    Raises:
-        KernelsMissingError: it cannot be loaded, or is of another version.
+        library: it, loaded.
 
     Attributes:
         cpu: the vector instructions it uses.
@@ -114,26 +93,19 @@ class Kernels:
         registers: vectors whose sums a convolution can keep in registers.
     """
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self.library = ctypes.CDLL(str(path))
-            interface = self.library.fggp_interface()
-        except (OSError, AttributeError) as error:
-            raise KernelsMissingError(f"the sparse kernels in {path} cannot be loaded: {error}") from error
-        if interface != INTERFACE:
-            raise KernelsMissingError(f"the sparse kernels in {path} are of another version of fggp; {REINSTALL}")
-        self.library.fggp_cpu.restype = c_char_p
-        self.library.fggp_program_new.restype = c_void_p
-        self.library.fggp_program_free.argtypes = (c_void_p,)
-        self.library.fggp_run.argtypes = (c_void_p, POINTER(c_void_p), c_int32, c_int32, POINTER(c_double))
-        self.library.fggp_run.errcheck = _checked
+    def __init__(self, library: CDLL) -> None:
+        self.library = library
+        library.fggp_program_new.restype = c_void_p
+        library.fggp_program_free.argtypes = (c_void_p,)
+        library.fggp_run.argtypes = (c_void_p, POINTER(c_void_p), c_int32, c_int32, POINTER(c_double))
+        library.fggp_run.errcheck = checked
         for name, arguments in _ADD.items():
-            function = getattr(self.library, f"fggp_add_{name}")
+            function = getattr(library, f"fggp_add_{name}")
             function.argtypes = (c_void_p, *arguments)
-            function.errcheck = _checked
-        self.cpu: str = self.library.fggp_cpu().decode()
-        self.lanes: int = self.library.fggp_lanes()
-        self.registers: int = self.library.fggp_registers()
+            function.errcheck = checked
+        self.cpu: str = library.fggp_cpu().decode()
+        self.lanes: int = library.fggp_lanes()
+        self.registers: int = library.fggp_registers()
 
 
 class Program:
@@ -147,7 +119,7 @@ class Program:
         self._library = kernels.library
         self._handle = c_void_p(kernels.library.fggp_program_new())
         if not self._handle:
-            raise MemoryError("the sparse kernels ran out of memory")
+            raise MemoryError("the kernels ran out of memory")
         self._kept: list[Any] = []
         self._count = 0
 
@@ -183,12 +155,6 @@ class Program:
         self._library.fggp_program_free(self._handle)
 
 
-def _builds() -> Iterator[Path]:
-    for build in BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("generic",)):
-        for folder in fggp.ship.__path__:
-            yield from Path(folder).glob(f"*fggp_{build}.*")
-
-
 @cache
 def load() -> Kernels:
     """The kernels for this processor.
@@ -196,9 +162,4 @@ def load() -> Kernels:
     Raises:
         KernelsMissingError: there are none; the message says what to do.
     """
-    for path in _builds():
-        return Kernels(path)
-    raise KernelsMissingError(
-        f"fggp was installed without its sparse kernels, as there was no C++ compiler (GCC or Clang) or it failed; "
-        f"install one, and then {REINSTALL}"
-    )
+    return Kernels(native.load())

@@ -1,0 +1,310 @@
+"""What distributed processes must do; each function runs in all processes of its scenario at once, and asserts."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import fggp
+import helpers
+
+EXCHANGES = {"granet": fggp.GraNet(total_steps=12), "rigl": fggp.RigL(), "set": fggp.SET()}
+
+
+def rank():
+    return dist.get_rank()
+
+
+def world(*shape, names=None):
+    return init_device_mesh("cpu", shape or (dist.get_world_size(),), mesh_dim_names=names)
+
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded(model, mesh=None, **options):
+    """A model for FSDP2, as its users write it: layers first, then the root."""
+    mesh = mesh or world()
+    for layer in model:
+        if list(layer.parameters(recurse=False)):
+            fully_shard(layer, mesh=mesh, **options)
+    return fully_shard(model, mesh=mesh, **options)
+
+
+def beside_one_process(model, plain, steps, ties=False, momentum=0.9, **options):
+    """Train sharded; a pruner on plain tensors is fed the same weights and gradients, and must do the same.
+
+    Args:
+        model: sharded.
+        plain: the same model, not sharded.
+        steps: how many.
+        ties: round gradients, so that most are equal to others.
+        momentum: of both optimizers.
+        options: of both pruners.
+    """
+    optimizer, alone = helpers.sgd(model, momentum=momentum), helpers.sgd(plain, momentum=momentum)
+    pruner, expected = helpers.make_pruner(model, optimizer, **options), helpers.make_pruner(plain, alone, **options)
+    compare(pruner, expected)
+    for t in range(1, steps + 1):
+        loss = helpers.loss_of(model, t)
+        optimizer.zero_grad()
+        loss.backward()
+        for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+            if ties:
+                with torch.no_grad():
+                    mine.grad.mul_(30).round_().div_(30)
+            theirs.data.copy_(whole(mine.detach()))
+            theirs.grad = whole(mine.grad).clone()
+        optimizer.step()
+        alone.step()
+        compare(pruner, expected)
+        for (name, mine), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+            # What vector instructions round in bfloat16 depends on where a part begins.
+            if mine.dtype != torch.bfloat16:
+                assert helpers.identical(whole(mine.detach()), theirs.detach()), (t, name)
+    assert pruner.last_update > 0
+    return pruner, expected
+
+
+def compare(pruner, expected):
+    assert list(pruner.masks) == list(expected.masks)
+    for (name, mine), theirs in zip(pruner.masks.items(), expected.masks.values(), strict=True):
+        assert torch.equal(whole(mine), whole(theirs)), name
+    assert (pruner.sparsity, pruner.densities()) == (expected.sparsity, expected.densities())
+    assert (pruner.step, pruner.last_update) == (expected.step, expected.last_update)
+
+
+def fsdp_methods(folder):
+    """Every method, global and layer by layer, from dense and from half sparse."""
+    for method in (*helpers.GRADUAL, *EXCHANGES):
+        options = {"method": EXCHANGES.get(method, method), "init_sparsity": 0.5}
+        beside_one_process(sharded(helpers.convnet()), helpers.convnet(), 6, **options)
+    for method in ("fggp", "random"):
+        beside_one_process(sharded(helpers.mlp()), helpers.mlp(), 6, method=method, scope="layer")
+
+
+def fsdp_ties(folder):
+    """Gradients that are mostly equal, over parts that are uneven, and empty for some."""
+    for model, method in (
+        (helpers.convnet, "fggp"),
+        (helpers.mlp, "gradient-only"),
+        (helpers.mlp, EXCHANGES["granet"]),
+    ):
+        beside_one_process(sharded(model()), model(), 7, ties=True, method=method)
+
+
+def fsdp_mixed_precision_and_offload(folder):
+    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    beside_one_process(sharded(helpers.mlp(), mp_policy=half), helpers.mlp(), 7)
+    offload = CPUOffloadPolicy(pin_memory=False)
+    beside_one_process(sharded(helpers.mlp(), offload_policy=offload), helpers.mlp(), 7, ties=True)
+    beside_one_process(sharded(helpers.mlp(dtype=torch.bfloat16)), helpers.mlp(dtype=torch.bfloat16), 7)
+    beside_one_process(sharded(helpers.mlp(dtype=torch.float64)), helpers.mlp(dtype=torch.float64), 7)
+
+
+def fsdp_with_replicas(folder):
+    """A mesh of replicas × shards (HSDP): each weight counts once, and replicas are compared."""
+    mesh = world(2, 2, names=("replicate", "shard"))
+    for method in ("fggp", EXCHANGES["rigl"]):
+        beside_one_process(sharded(helpers.mlp(), mesh), helpers.mlp(), 7, method=method, ties=True)
+    model = sharded(helpers.mlp(), mesh)
+    optimizer = helpers.sgd(model)
+    helpers.make_pruner(model, optimizer, begin=0, end=1, every=1)
+    helpers.backward(model, optimizer, 1)
+    if rank() == 3:
+        model[2].weight.grad.to_local().mul_(-100).add_(5)
+    with pytest.raises(RuntimeError, match=r"another mask of '[02]\.weight' than process"):
+        optimizer.step()
+
+
+def tensor_parallel(folder):
+    plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+    beside_one_process(parallelize_module(helpers.mlp(), world(), plan), helpers.mlp(), 7)
+    beside_one_process(parallelize_module(helpers.mlp(), world(), plan), helpers.mlp(), 7, ties=True, init_sparsity=0.3)
+
+
+def fsdp_and_tensor_parallel(folder):
+    mesh = world(2, 2, names=("data", "tensor"))
+    for plan in ({"0": ColwiseParallel(), "2": RowwiseParallel()}, {"0": RowwiseParallel(), "2": ColwiseParallel()}):
+        layouts = {
+            name: type(style)(input_layouts=Replicate(), output_layouts=Replicate()) for name, style in plan.items()
+        }
+        model = parallelize_module(helpers.mlp(), mesh["tensor"], layouts)
+        beside_one_process(sharded(model, mesh["data"]), helpers.mlp(), 7, ties=True)
+    # One layer over both dimensions of the mesh, the other over one.
+    model = parallelize_module(helpers.mlp(), mesh["tensor"], {"0": ColwiseParallel(output_layouts=Replicate())})
+    beside_one_process(sharded(model, mesh["data"]), helpers.mlp(), 7)
+
+
+def ddp(folder):
+    """Masks are the same on all ranks though nobody sends any; where something differs, all say where."""
+    model = nn.parallel.DistributedDataParallel(helpers.mlp())
+    optimizer = helpers.sgd(model)
+    pruner = helpers.make_pruner(model, optimizer, init_sparsity=0.2)
+    for t in range(1, 8):
+        helpers.loss_of(model, 10 * t + rank()).backward()  # each its own batch
+        optimizer.step()
+        optimizer.zero_grad()
+        for mask in pruner.masks.values():
+            every = [torch.empty_like(mask) for _ in range(dist.get_world_size())]
+            dist.all_gather(every, mask.contiguous())
+            assert all(torch.equal(mask, other) for other in every)
+    assert pruner.sparsity == 1 - round(0.2 * 90) / 90
+
+    other = nn.parallel.DistributedDataParallel(helpers.mlp())
+    optimizer = helpers.sgd(other)
+    pruner = helpers.make_pruner(other, optimizer, begin=0, end=2, every=1)
+    helpers.backward(other, optimizer, 1)
+    optimizer.step()
+    helpers.backward(other, optimizer, 2)
+    if rank() == 1:
+        other.module[2].weight.grad.neg_().add_(0.1)
+    before = copy.deepcopy(dict(pruner.masks)), [p.detach().clone() for p in other.parameters()]
+    with pytest.raises(RuntimeError, match=r"process 1 has another mask of '[02]\.weight' than process 0"):
+        optimizer.step()
+    assert helpers.identical(before, (dict(pruner.masks), [p.detach().clone() for p in other.parameters()]))
+
+
+def ddp_that_starts_apart(folder):
+    masks = {name: torch.ones(w.shape, dtype=torch.bool) for name, w in helpers.mlp().named_parameters() if w.ndim > 1}
+    masks["2.weight"][0, rank()] = False
+    model = nn.parallel.DistributedDataParallel(helpers.mlp())
+    optimizer = helpers.sgd(model)
+    with pytest.raises(RuntimeError, match=r"process 1 has another mask of '2\.weight' than process 0"):
+        helpers.make_pruner(model, optimizer, init=masks)
+    assert not optimizer._optimizer_step_pre_hooks
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3 + rank()))
+    inner = nn.parallel.DistributedDataParallel(model[0])
+    whole_model = nn.Sequential(inner, model[1])
+    with pytest.raises(ValueError, match=r"model differs between processes 0 and 1"):
+        helpers.make_pruner(whole_model, helpers.sgd(whole_model))
+
+
+def refused(folder):
+    model = sharded(helpers.mlp())
+    optimizer = helpers.sgd(model)
+    once = fggp.SNIP(nn.functional.cross_entropy, (torch.randn(4, 6), torch.zeros(4, dtype=torch.int64)))
+    with pytest.raises(ValueError, match="'snip' needs whole weights"):
+        fggp.Pruner(model, optimizer, 0.8, method=once)
+    model[0].weight.data.to_local().fill_(torch.nan)
+    helpers.make_pruner(model, optimizer, begin=0, end=1, every=1, method="gmp")
+    helpers.backward(model, optimizer, 1)
+    for p in model.parameters():
+        p.grad.zero_()
+    with pytest.raises(ValueError, match="score 'magnitude' is NaN for"):
+        optimizer.step()
+
+    flat = nn.Sequential(nn.Linear(2, 2))
+    flat.add_module("1", type("FullyShardedDataParallel", (nn.Identity,), {})())
+    with pytest.raises(ValueError, match="fully_shard"):
+        helpers.make_pruner(flat, helpers.sgd(flat))
+    apart = helpers.mlp()  # a plain weight beside a sharded one is one that every process holds
+    apart[0].weight = nn.Parameter(distribute_tensor(apart[0].weight.detach(), world(), [Shard(0)]))
+    assert helpers.make_pruner(apart, helpers.sgd(apart), init_sparsity=0.5).sparsity == 0.5
+    half = nn.Parameter(DTensor.from_local(torch.ones(3, 3), world(), [Partial()]))
+    apart[2].weight = half
+    with pytest.raises(ValueError, match=r"'2\.weight' is a DTensor of summands"):
+        helpers.make_pruner(apart, helpers.sgd(apart))
+
+
+def postponed_together(folder):
+    """One rank's part of a gradient is not finite: no rank updates."""
+    model = sharded(helpers.mlp())
+    optimizer = helpers.sgd(model)
+    pruner = helpers.make_pruner(model, optimizer, begin=0, end=6, every=1)
+    helpers.backward(model, optimizer, 1)
+    if rank() == 1:
+        model[0].weight.grad.to_local()[0, 0] = torch.inf
+    with helpers.not_learning(optimizer), pytest.warns(RuntimeWarning, match="postponed: a gradient is not finite"):
+        optimizer.step()
+    assert (pruner.step, pruner.last_update) == (1, 0)
+    for state in optimizer.state.values():
+        state["momentum_buffer"].zero_()
+    helpers.backward(model, optimizer, 2)
+    optimizer.step()
+    assert (pruner.step, pruner.last_update) == (2, 2)
+
+
+def after_an_evaluation(folder):
+    """The root's weights stay gathered after a forward pass without a backward one: nothing is taken for replaced."""
+    model = sharded(helpers.mlp())
+    optimizer = helpers.sgd(model)
+    pruner = helpers.make_pruner(model, optimizer)
+    helpers.train(model, optimizer, 3)
+    with torch.no_grad():
+        helpers.loss_of(model, 1)
+    pruner.state_dict()
+    pruner.remove()
+    for name, weight in model.named_parameters():
+        if name in pruner.masks:
+            assert not whole(weight)[~whole(pruner.masks[name])].any()
+    if rank() == 0:
+        repr(pruner), pruner.densities(), pruner.sparsity  # one process alone may look
+
+
+def resumed(folder):
+    """From a state of its own and from a single process's, packed: bit for bit as if never interrupted."""
+    model, other = sharded(helpers.mlp()), sharded(helpers.mlp())
+    optimizer, other_optimizer = helpers.sgd(model), helpers.sgd(other)
+    pruner = helpers.make_pruner(model, optimizer)
+    helpers.train(model, optimizer, 3)
+    plain = helpers.mlp()
+    plain_optimizer = helpers.sgd(plain)
+    plain_pruner = helpers.make_pruner(plain, plain_optimizer)
+    for p, q in zip(plain.parameters(), model.parameters(), strict=True):
+        p.data.copy_(whole(q.detach()))
+    full = {**plain_pruner.state_dict(), **{k: v for k, v in pruner.state_dict().items() if k != "masks"}}
+    full["masks"] = {name: fggp.masks.pack(whole(m)) for name, m in pruner.masks.items()}
+    later = helpers.make_pruner(other, other_optimizer, sparsity=0.5)
+    for state in (pruner.state_dict(), full, {**full, "masks": {n: whole(m) for n, m in pruner.masks.items()}}):
+        later.load_state_dict(state)
+        compare(later, pruner)
+    plain_pruner.load_state_dict(full)
+    compare(plain_pruner, pruner)
+    other.load_state_dict(model.state_dict())
+    other_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for m, o in ((model, optimizer), (other, other_optimizer)):
+        helpers.train(m, o, range(4, 8))
+    compare(later, pruner)
+    assert helpers.identical(
+        [whole(p.detach()) for p in other.parameters()], [whole(p.detach()) for p in model.parameters()]
+    )
+
+
+def saved_by_all(folder):
+    """torch.distributed.checkpoint, to be loaded by another number of processes: see `loaded_by_others`."""
+    model = sharded(helpers.convnet())
+    optimizer = helpers.sgd(model)
+    pruner = helpers.make_pruner(model, optimizer)
+    helpers.train(model, optimizer, 4)
+    dcp.save({"model": model.state_dict(), "pruner": pruner}, checkpoint_id=folder / "dcp")
+    expected = {name: whole(m) for name, m in pruner.masks.items()}
+    if rank() == 0:
+        torch.save(expected, folder / "expected.pt")
+
+
+def loaded_by_others(folder):
+    model = sharded(helpers.convnet(seed=1))
+    optimizer = helpers.sgd(model)
+    pruner = helpers.make_pruner(model, optimizer, sparsity=0.3, end=8)
+    state = {"model": model.state_dict(), "pruner": pruner}
+    dcp.load(state, checkpoint_id=folder / "dcp")
+    model.load_state_dict(state["model"])
+    expected = torch.load(folder / "expected.pt")
+    for name, mask in pruner.masks.items():
+        assert torch.equal(whole(mask), expected[name]), name
+    assert pruner.step == 4
+    assert pruner.schedule.sparsity == 0.8
+    for name, weight in model.named_parameters():
+        if name in expected:
+            assert not whole(weight)[~expected[name]].any()
+    helpers.train(model, optimizer, range(5, 8))
+    assert pruner.sparsity == 1 - round(0.2 * 436) / 436

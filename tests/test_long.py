@@ -1,0 +1,58 @@
+"""Thousands of steps with an update at each: the counts stay exact and nothing grows."""
+
+import gc
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fggp
+import helpers
+import reference
+
+WARM_UP = 500
+
+
+def count_tensors():
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+def resident_bytes():
+    """Memory in use, C++'s included; 0 where the system does not say."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+
+
+@pytest.mark.parametrize(("method", "steps"), [("fggp", 10_000), ("granet", 2_000)])
+def test_an_update_at_each_of_many_steps(method, steps):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 60, bias=False), nn.Linear(60, 16, bias=False))
+    weights = helpers.prunable(model)
+    total = sum(w.numel() for w in weights)
+    optimizer = helpers.sgd(model, lr=0.01)
+    chosen = fggp.FGGP() if method == "fggp" else fggp.GraNet(total_steps=steps)
+    pruner = fggp.Pruner(model, optimizer, 0.9, begin=0, end=steps, every=1, method=chosen)
+    gradients = [[torch.randn_like(w) for w in weights] for _ in range(7)]  # faster than those of a loss
+
+    before = {}
+    for t in range(1, steps + 1):
+        for weight, gradient in zip(weights, gradients[t % 7], strict=True):
+            weight.grad = gradient
+        optimizer.step()
+        active = reference.active_count(reference.sparsity(t, 0.9, 0, steps), total)
+        assert (pruner.step, pruner.last_update, pruner.sparsity) == (t, t, 1 - active / total)
+        if t % 500 == 0:
+            assert sum(int(mask.sum()) for mask in pruner.masks.values()) == active
+            helpers.assert_exactly_zero(pruner, optimizer)
+        if t in (WARM_UP, steps):
+            gc.collect()
+            now = {"tensors": count_tensors(), "objects": sys.getallocatedblocks(), "bytes": resident_bytes()}
+            before = before or now
+
+    grown, updates = {what: now[what] - before[what] for what in now}, steps - WARM_UP
+    assert grown["tensors"] == 0
+    assert grown["objects"] < updates / 3  # less than one an update; the interpreter moves by some 100
+    assert grown["bytes"] < updates * total / 2  # less than half a mask; the allocator moves by some 100 kB
