@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 READY = $(VENV)/.fggp-installed
 
-.PHONY: demo test lint format benchmark sanitize clean
+.PHONY: demo test lint format benchmark faults sanitize clean
 
 demo: $(READY)
 	$(VENV)/bin/fggp demo
@@ -23,6 +23,11 @@ format: $(READY)
 benchmark: $(READY)
 	$(VENV)/bin/python benchmarks/update.py
 
+# Kills training runs, damages their files and fills their disk; see docs/faults.md.
+faults: $(READY)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/faults/harness.py \
+		--page docs/faults.md --records results/faults/faults.ndjson
+
 # The kernels' tests with kernels that check their own memory accesses and arithmetic. An interpreter that was built
 # without the checks needs their libraries loaded before anything else; its own leaks at exit are not looked for.
 sanitize: $(READY)
@@ -31,7 +36,7 @@ sanitize: $(READY)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		FGGP_TEST_KERNELS=build/sanitize HYPOTHESIS_EXAMPLES=25 \
-		$(VENV)/bin/pytest -p no:cacheprovider tests/ship/test_kernels.py
+		$(VENV)/bin/pytest -p no:cacheprovider tests/ship/test_kernels.py tests/test_kernel_passes.py
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

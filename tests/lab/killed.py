@@ -1,8 +1,8 @@
 """Runs that kill themselves as `kill -9` would: `python killed.py FOLDER MOMENT…` leaves each in FOLDER/MOMENT.
 
 A moment is `step=N` (in the N-th optimizer step), `first=FILE` or `later=FILE` (FILE of the run folder is written but
-does not have its name yet, for the first time or a later one). All are forked from one process: importing PyTorch is
-what takes the time.
+does not have its name yet, for the first time or the second). All are forked from one process: importing PyTorch is
+what takes the time. tests/faults has more moments, at random.
 """
 
 import os
@@ -29,9 +29,12 @@ def arm(moment: str) -> None:
         Trainer.masks_changed = property(lambda run: die() if run.step == int(when) else masks_changed(run))
         return
     replace = os.replace
+    left = 1 if kind == "first" else 2
 
     def die_or_replace(source: Path, target: Path) -> None:
-        if target.name == when and target.exists() == (kind == "later"):
+        nonlocal left
+        left -= target.name == when
+        if left == 0:
             die()
         replace(source, target)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fggp.lab.batches import batches_per_epoch, epoch_seeds, flipped, shifted, training_batches
+from fggp.lab.batches import batch_sizes, epoch_seeds, flipped, shifted, training_batches
 from fggp.lab.data import Augmentation, Split
 
 
@@ -45,12 +45,27 @@ def test_every_image_once_in_batches_of_almost_one_size(count, batch_size):
     generator = torch.Generator().manual_seed(0)
     batches = list(training_batches(numbered(count), batch_size, Augmentation(shift=1, flip=True), generator))
     sizes = [len(batch) for batch in batches]
-    assert len(batches) == batches_per_epoch(count, batch_size)
+    assert sizes == batch_sizes(count, batch_size)
     assert max(sizes) <= batch_size
     assert max(sizes) - min(sizes) <= 1
     assert sorted(torch.cat([batch.labels for batch in batches]).tolist()) == list(range(count))
     for batch in batches:
         assert torch.equal(batch.images.amax(dim=(1, 2, 3)).long(), batch.labels + 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize(("count", "batch_size"), [(17, 4), (50, 16), (8, 8)])
+def test_parts_of_all_ranks_joined_are_the_batches(count, batch_size, ranks):
+    def epoch(*place: int) -> list[Split]:
+        generator = torch.Generator().manual_seed(0)
+        split = Split(random_images(count, 4, 4), torch.arange(count))
+        return list(training_batches(split, batch_size, Augmentation(shift=1, flip=True), generator, *place))
+
+    for batch, *parts in zip(epoch(), *(epoch(rank, ranks) for rank in range(ranks)), strict=True):
+        assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+        assert torch.equal(torch.cat([part.labels for part in parts]), batch.labels)
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
 
 
 def test_batches_are_a_function_of_the_generator():
@@ -63,6 +78,13 @@ def test_batches_are_a_function_of_the_generator():
     torch.manual_seed(2)
     assert torch.equal(first, epoch(3))
     assert not torch.equal(first, epoch(4))
+
+
+def test_ranks_share_the_batches_and_have_draws_of_their_own():
+    orders, layers = zip(*(epoch_seeds(3, 5, rank) for rank in range(8)), strict=True)
+    assert len({*orders}) == 1
+    assert len({*layers}) == 8
+    assert epoch_seeds(3, 5) == (orders[0], layers[0])
 
 
 def test_seeds_and_epochs_give_streams_of_their_own():

@@ -105,6 +105,22 @@ def test_replays_of_one_graph_a_size_train_the_same_bits(monkeypatch, count):
     assert run.compute.name == "captured"
 
 
+def test_a_weighted_step_among_captured_ones_changes_nothing_for_them(monkeypatch):
+    monkeypatch.setattr(step_module, "capture", replayed_on_the_cpu)
+    run = trainer()
+    run.compute = CapturedStep(run.model, run._loss)
+    batch = run.data.train
+
+    def gradients(weight: float) -> list[torch.Tensor]:
+        run.compute(batch.images, batch.labels, weight)
+        return [p.grad.clone() for p in run.model.parameters()]
+
+    run.model.eval()
+    whole, half, again = gradients(1.0), gradients(0.5), gradients(1.0)
+    assert same(whole, again)
+    assert same([gradient / 2 for gradient in whole], half)
+
+
 def test_what_cannot_be_captured_is_stepped_eagerly_and_says_so_once(monkeypatch):
     def capture(*args):
         raise RuntimeError("called a synchronizing CUDA operation\nand much more")

@@ -14,23 +14,33 @@ BYTES_AT_ONCE = 1 << 26
 """Images that a GPU augments at a time: for many small batches, launching the kernels would take the longest."""
 
 
-def epoch_seeds(seed: int, epoch: int) -> tuple[int, int]:
-    """Mix a run's seed and an epoch into two seeds: for the epoch's batches, and for the network's own draws."""
-    order, layers = np.random.SeedSequence((seed, epoch)).generate_state(2)
-    return int(order), int(layers)
+def epoch_seeds(seed: int, epoch: int, rank: int = 0) -> tuple[int, int]:
+    """Mix a run's seed and an epoch into two seeds: for the epoch's batches, and for the network's own draws.
+
+    All ranks have the first in common, so that they share the same batches, and each a second of its own.
+    """
+    order, *layers = np.random.SeedSequence((seed, epoch)).generate_state(2 + rank)
+    return int(order), int(layers[rank])
 
 
-def batches_per_epoch(images: int, batch_size: int) -> int:
-    """Return how many batches `training_batches` makes of so many images."""
-    return math.ceil(images / batch_size)
+def batch_sizes(images: int, batch_size: int) -> list[int]:
+    """Return the sizes of the batches that `training_batches` makes of so many images.
+
+    They differ by one image at most: no small last one to feed batch norm with noise.
+    """
+    count = math.ceil(images / batch_size)
+    return [images // count + (batch < images % count) for batch in range(count)]
 
 
 def training_batches(
-    split: Split, batch_size: int, augmentation: Augmentation, generator: torch.Generator
+    split: Split,
+    batch_size: int,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Iterator[Split]:
     """Yield every image of the split once, shuffled and augmented, as uint8 batches.
-
-    The batches differ in size by one image at most: no small last one to feed batch norm with noise.
 
     Args:
         split: images and labels, on any device; the batches are made there.
@@ -38,13 +48,19 @@ def training_batches(
         augmentation: how far to shift, whether to flip.
         generator: the only source of randomness, on the CPU, so that all devices are fed the same; all of the epoch is
             drawn before the first batch.
+        rank: whose part of every batch is wanted.
+        ranks: how many share it. Joined in their order, their parts are the batch; they differ by one image at most.
     """
     count, device = len(split), split.labels.device
-    order = torch.randperm(count, generator=generator).to(device)
-    offsets = torch.randint(2 * augmentation.shift + 1, (2, count), generator=generator).to(device)
-    flips = torch.randint(2, (count,), generator=generator, dtype=torch.bool).to(device)
-    sizes = [len(part) for part in torch.arange(count).tensor_split(batches_per_epoch(count, batch_size))]
-    at_once, start = _batches_at_once(split, batch_size), 0
+    order = torch.randperm(count, generator=generator)
+    offsets = torch.randint(2 * augmentation.shift + 1, (2, count), generator=generator)
+    flips = torch.randint(2, (count,), generator=generator, dtype=torch.bool)
+    batches = torch.split(torch.arange(count), batch_sizes(count, batch_size))
+    parts = [batch.tensor_split(ranks)[rank] for batch in batches]
+    mine = torch.cat(parts)
+    order, offsets, flips = order[mine].to(device), offsets[:, mine].to(device), flips[mine].to(device)
+    sizes = [len(part) for part in parts]
+    at_once, start = _batches_at_once(split, math.ceil(batch_size / ranks)), 0
     for first in range(0, len(sizes), at_once):
         group = sizes[first : first + at_once]
         places = slice(start, start := start + sum(group))

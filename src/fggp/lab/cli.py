@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fggp.lab.distributed import World
+
 EXTRAS = ("jinja2", "matplotlib", "rich", "sklearn", "timm", "torchvision", "tyro")
 
 DESCRIPTION = """Prune a neural network while it trains, and ship it small and fast.
@@ -15,6 +17,8 @@ DESCRIPTION = """Prune a neural network while it trains, and ship it small and f
 $ fggp demo                        see it work
 $ fggp train --data folder:PATH    train on your own pictures
 $ fggp train --help                what can be chosen
+$ torchrun --nproc-per-node 2 -m fggp train …
+                                   in several processes
 $ fggp grid FILE.toml              many runs, several at once, killed and resumed at will
 $ fggp report FOLDER               compare finished runs: a page, tables and pictures
 $ fggp export RUN_FOLDER           the files to ship: small, without the zeros, or ONNX
@@ -58,22 +62,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     from rich.console import Console
 
+    from fggp.lab.distributed import join
     from fggp.lab.errors import UsageError
     from fggp.lab.settings import GridSettings, TrainSettings
 
-    command = _parsed(arguments)
     try:
-        return _carry_out(command, Console())
+        world = join(trains=arguments[:1] == ["train"])
     except UsageError as error:
         print(f"fggp: {error}", file=sys.stderr)
         return 2
+    try:
+        with world.hushed():
+            command = _parsed(arguments)
+    except SystemExit:
+        world.heard()
+        raise
+    console = Console() if world.rank == 0 else Console(quiet=True, force_terminal=False)
+    try:
+        code = _carry_out(command, console, world)
+        world.leave()
+        return code
+    except UsageError as error:
+        world.complain(f"fggp: {error}")
+        return 2
+    except RuntimeError as error:
+        if not world.lost(error):
+            raise
+        reason = str(error).partition("\n")[0].partition(". This is typically")[0]
+        world.complain(f"fggp: rank {world.rank} lost the others: {reason}; the same command with --resume goes on")
+        return 1
     except KeyboardInterrupt:
         again = ""
         if isinstance(command, TrainSettings):
             again = "; the same command with --resume goes on"
         elif isinstance(command, GridSettings):
             again = "; the same command goes on where it stopped"
-        print(f"fggp: interrupted{again}", file=sys.stderr)
+        world.complain(f"fggp: interrupted{again}")
         return 130
 
 
@@ -105,13 +129,16 @@ def _parsed(arguments: list[str]) -> Any:
     return tyro.cli(listed, prog="fggp", description=DESCRIPTION, args=arguments, config=config)
 
 
-def _carry_out(command: Any, console: "Console") -> int:
+def _carry_out(command: Any, console: "Console", world: "World") -> int:
     """Do what the settings are of, and return the exit code."""
     from fggp.lab.bench import BenchSettings, bench
+    from fggp.lab.errors import UsageError
     from fggp.lab.export import ExportSettings, export
     from fggp.lab.report.settings import ReportSettings
-    from fggp.lab.settings import DemoSettings, GridSettings
+    from fggp.lab.settings import DemoSettings, GridSettings, TrainSettings
 
+    if world.size > 1 and not isinstance(command, TrainSettings):
+        raise UsageError("of fggp's commands only train runs in several processes; start this one without torchrun")
     if isinstance(command, DemoSettings):
         from fggp.lab.demo import demo
 
@@ -131,5 +158,5 @@ def _carry_out(command: Any, console: "Console") -> int:
     else:
         from fggp.lab.train import train
 
-        train(command, console)
+        train(command, console, world)
     return 0

@@ -1,6 +1,5 @@
 """A network as an ONNX file, for any batch size, its zeros in place; and whether ONNX Runtime makes the same of it."""
 
-import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fggp.atomic import atomic_path
 from fggp.lab.errors import UsageError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -49,27 +49,24 @@ def write_onnx(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> No
     check_packages()
     # The exporter would take a batch of one for a constant.
     two = tuple(torch.cat([x[:1]] * 2) for x in inputs.values())
-    partial = path.with_name(path.name + ".partial")
     batch = torch.export.Dim(BATCH)
     try:
-        torch.onnx.export(
-            model,
-            two,
-            str(partial),
-            input_names=list(inputs),
-            output_names=["output"],
-            dynamic_shapes=tuple({0: batch} for _ in two),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-        os.replace(partial, path)
+        with atomic_path(path) as partial:
+            torch.onnx.export(
+                model,
+                two,
+                str(partial),
+                input_names=list(inputs),
+                output_names=["output"],
+                dynamic_shapes=tuple({0: batch} for _ in two),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
     except Exception as error:  # whatever the exporter and the tracer below it raise
         cause = error.__cause__ or error
         reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
         raise UsageError(f"PyTorch cannot write this network as ONNX: {reason}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @torch.no_grad()

@@ -66,13 +66,14 @@ class RunProgress:
         self.bar.stop()
 
     def step(self, tally: Tally) -> None:
-        """Show that an optimizer step is done."""
+        """Show that an optimizer step is done; loss and accuracy are those of this rank's images."""
         now = time.monotonic()
         if self.bar.disable or now - self.read_at < READ_SECONDS:
             self.bar.advance(self.task)
             return
         self.read_at = now
-        self.bar.state = f"loss {tally.loss:.3f}  accuracy {tally.accuracy:.1f} %{self._sparsity()}  {_speed(tally)}"
+        self.bar.state = f"loss {tally.loss:.3f}  accuracy {tally.accuracy:.1f} %{self._sparsity()}"
+        self.bar.state += f"  {_speed(tally, self.trainer.world.size)}"
         self.bar.update(self.task, advance=1, description=f"epoch {self.done + 1}/{self.trainer.settings.epochs}")
 
     def epoch(self, tally: Tally, line: dict[str, Any]) -> None:
@@ -95,5 +96,5 @@ class RunProgress:
         return f"  sparsity {100 * self.trainer.sparsity:.1f} → {100 * self.trainer.settings.sparsity:g} %"
 
 
-def _speed(tally: Tally) -> str:
-    return f"{tally.images / tally.seconds:,.0f} images/s"
+def _speed(tally: Tally, ranks: int = 1) -> str:
+    return f"{ranks * tally.images / tally.seconds:,.0f} images/s"

@@ -42,6 +42,7 @@ def epoch_line(trainer: Trainer, epoch: int, tally: Tally) -> Json:
         "sparsity": trainer.sparsity,
         "target": trainer.target,
         "lr": trainer.lr,
+        "ranks": trainer.world.size,
         "images_per_second": round(tally.images / tally.seconds, 1),
     }
 
@@ -69,13 +70,16 @@ def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds
     Returns:
         Accuracies are percent, sparsities shares. ``sparsity`` is measured: pruned weights over prunable ones;
         ``network_sparsity`` is the same over all parameters. ``densities`` are the shares of the weights kept in the
-        end, by layer; empty for a dense run. ``execution`` is how steps were made, "captured" or "eager".
+        end, by layer; empty for a dense run. ``execution`` is how steps were made, "captured" or "eager"; ``parallel``
+        is how the network lay over ``ranks`` processes in the end, "single", "ddp" or "fsdp"; the curve has the ranks
+        of every epoch. All ranks make it together.
     """
     settings = trainer.settings
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    masks = [] if trainer.pruner is None else list(trainer.pruner.masks.values())
-    prunable = sum(mask.numel() for mask in masks)
-    pruned = prunable - sum(int(mask.sum()) for mask in masks)
+    densities = trainer.densities()
+    sizes = {} if trainer.pruner is None else {name: mask.numel() for name, mask in trainer.pruner.masks.items()}
+    prunable = sum(sizes.values())
+    pruned = prunable - sum(round(densities[name] * size) for name, size in sizes.items())
     return {
         "run": run,
         "method": settings.method,
@@ -89,7 +93,7 @@ def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds
         "network_sparsity": pruned / parameters,
         "parameters": parameters,
         "parameters_left": parameters - pruned,
-        "densities": trainer.densities(),
+        "densities": densities,
         "images": {
             "train": len(trainer.data.train),
             "val": 0 if trainer.data.val is None else len(trainer.data.val),
@@ -105,10 +109,12 @@ def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds
         "device": device_name(trainer.device),
         "threads": torch.get_num_threads(),
         "execution": trainer.compute.name,
+        "ranks": trainer.world.size,
+        "parallel": trainer.layout.name,
         "versions": {"fggp": fggp.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "commit": source_commit(),
         "settings": settings.as_json(),
-        "curve": {name: [epoch[name] for epoch in epochs] for name in epochs[-1] if name != "kind"},
+        "curve": {name: [epoch.get(name) for epoch in epochs] for name in epochs[-1] if name != "kind"},
     }
 
 

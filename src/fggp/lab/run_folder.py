@@ -1,7 +1,8 @@
-"""A run on disk: settings, metrics line by line, an atomic checkpoint, and the finished model with its record."""
+"""A run on disk: settings, metrics line by line, checkpoints, and the finished model with its record."""
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import safetensors.torch
 import torch
 
 from fggp.atomic import atomic_write
+from fggp.lab.checkpoint import Checkpoint, Checkpoints, read, tell, writing
 from fggp.lab.errors import UsageError
 
 Json = dict[str, Any]
@@ -19,9 +21,13 @@ class RunFolder:
 
     - ``settings.json``: the settings, every default made concrete.
     - ``metrics.jsonl``: a line of kind "epoch" for each epoch and one of kind "update" for each change of the masks.
-    - ``checkpoint.pt``: the state after the last finished epoch.
+    - ``checkpoint.pt``: the state after the last finished epoch, and ``checkpoint.previous.pt``, the one before it.
     - ``model.safetensors``: the trained network's state dict, pruned weights stored as zeros.
     - ``record.json``: the finished run in one line; a run that has none is not finished.
+
+    Settings and metrics are in the checkpoints too: whichever of the files is damaged or gone, a run is resumed from
+    the others, and says so on stderr. What the disk refuses to take is a `UsageError` and leaves a run that can be
+    resumed.
 
     Args:
         path: the folder; it need not exist.
@@ -31,39 +37,69 @@ class RunFolder:
         self.path = path
         self.settings_file = path / "settings.json"
         self.metrics_file = path / "metrics.jsonl"
-        self.checkpoint_file = path / "checkpoint.pt"
+        self.checkpoints = Checkpoints(path)
+        self.checkpoint_file = self.checkpoints.newest
         self.model_file = path / "model.safetensors"
         self.record_file = path / "record.json"
+        self._settings: Json = {}
 
     def holds_run(self) -> bool:
         """Whether a run was ever begun here."""
-        return self.settings_file.exists()
+        return self.settings_file.exists() or self.record_file.exists() or self.checkpoints.exist()
 
     def record(self) -> Json | None:
-        """Return the finished run's record, None where the run is not finished."""
-        return json.loads(self.record_file.read_text()) if self.record_file.exists() else None
+        """Return the finished run's record, None where the run is not finished or its record is damaged."""
+        record = _read_json(self.record_file)
+        if record is None and self.record_file.exists():
+            tell(f"{self.record_file} is damaged: the run is taken for unfinished; resumed, it writes it anew")
+        return record
 
     def check_settings(self, settings: Json) -> None:
-        """Refuse settings that are not the run's own.
+        """Refuse settings that are not the run's own; mend the file of those if it is damaged or gone.
 
         Raises:
             UsageError: naming every setting that differs.
         """
-        own = json.loads(self.settings_file.read_text())
-        differ = [name for name in {**own, **settings} if own.get(name) != settings.get(name)]
-        if differ:
-            listed = "; ".join(f"{name} is {settings.get(name)!r}, the run's is {own.get(name)!r}" for name in differ)
-            raise UsageError(f"{self.path} cannot be resumed with other settings: {listed}")
+        own = _read_json(self.settings_file)
+        if own is None or _differing(own, settings):
+            # A flipped bit may leave other settings instead of none, so the copies decide.
+            own = self._kept_settings() or own or settings
+            differ = _differing(own, settings)
+            if differ:
+                listed = "; ".join(
+                    f"{name} is {settings.get(name)!r}, the run's is {own.get(name)!r}" for name in differ
+                )
+                raise UsageError(f"{self.path} cannot be resumed with other settings: {listed}")
+            tell(f"{self.settings_file} is damaged or gone: it is written anew")
+            self._write_settings(settings)
+        self._settings = settings
+
+    def _kept_settings(self) -> Json | None:
+        """The settings as the record or a checkpoint has them."""
+        match _read_json(self.record_file):
+            case {"settings": dict(settings)}:
+                return settings
+        for file in (self.checkpoints.newest, self.checkpoints.previous):
+            with suppress(FileNotFoundError, UsageError):
+                return read(file).settings
+        return None
 
     def begin(self, settings: Json) -> None:
         """Make the folder and write the settings."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.settings_file) as file:
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._drop_partial()
+        self._restore_metrics(b"")
+        self._write_settings(settings)
+        self._settings = settings
+
+    def _write_settings(self, settings: Json) -> None:
+        with writing(self.settings_file), atomic_write(self.settings_file) as file:
             file.write(json.dumps(settings, indent=2).encode() + b"\n")
 
     def log(self, line: Json) -> None:
         """Append a line to the metrics."""
-        with self.metrics_file.open("a") as file:
+        with writing(self.metrics_file), self.metrics_file.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def metrics(self, kind: str) -> list[Json]:
@@ -74,42 +110,82 @@ class RunFolder:
     def last_epoch(self) -> Json | None:
         """Return the latest metrics line of an epoch, None before the first; the run may be going on meanwhile."""
         if self.metrics_file.exists():
-            for text in reversed(self.metrics_file.read_text().splitlines(keepends=True)):
+            for text in reversed(self.metrics_file.read_text(errors="replace").splitlines(keepends=True)):
                 # A line that is just being written, or was cut short by a kill, has no end yet.
-                if text.endswith("\n") and (line := json.loads(text))["kind"] == "epoch":
-                    return dict(line)
+                with suppress(ValueError, KeyError, TypeError):  # a damaged one; resuming mends it
+                    if text.endswith("\n") and (line := json.loads(text))["kind"] == "epoch":
+                        return dict(line)
         return None
 
     def save_checkpoint(self, state: Json) -> None:
-        """Replace the checkpoint, and remember how far the metrics went."""
-        with self.metrics_file.open("rb+") as metrics:
-            os.fsync(metrics.fileno())
-            metrics_bytes = metrics.seek(0, os.SEEK_END)
-        with atomic_write(self.checkpoint_file) as file:
-            torch.save({**state, "metrics_bytes": metrics_bytes}, file)
+        """Write a checkpoint; the one before it stays, those before that go.
+
+        Args:
+            state: what `load_checkpoint` returns; ``torch.load(weights_only=True)`` must read it.
+        """
+        with writing(self.metrics_file), self.metrics_file.open("rb+") as file:
+            os.fsync(file.fileno())
+            metrics = file.read()
+        self.checkpoints.save(Checkpoint(state, self._settings, metrics.decode()))
 
     def load_checkpoint(self) -> Json | None:
-        """Return the checkpoint's state, None where no epoch was finished; drop what came after it.
+        """Return the newest good checkpoint's state, None where no epoch was finished; drop what came after it.
 
-        That is metrics, and files that a kill left half written.
+        That is metrics, and files that a kill left half written. If the newest one is damaged, it is moved aside and
+        named, and the one before it is returned.
+
+        Raises:
+            UsageError: no checkpoint that there is can be read.
         """
-        for partial in self.path.glob("*.partial"):
-            partial.unlink()
-        state = None
-        if self.checkpoint_file.exists():
-            state = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
+        self._drop_partial()
+        checkpoint = self.checkpoints.load()
+        if checkpoint is not None:
+            self._restore_metrics(checkpoint.metrics.encode())
+            return checkpoint.state
         if self.metrics_file.exists():
-            os.truncate(self.metrics_file, 0 if state is None else state["metrics_bytes"])
-        return state
+            lost = self.metrics_file.read_bytes().count(b'"kind": "epoch"')
+            if lost > 1:  # one is what a kill just before the first checkpoint leaves
+                tell(f"{self.checkpoint_file} is gone, and so is the one before it: {lost} epochs are made again")
+        self._restore_metrics(b"")
+        return None
+
+    def _restore_metrics(self, until: bytes) -> None:
+        """Make the metrics what they were at a checkpoint."""
+        there = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
+        if there.startswith(until):
+            if there != until:
+                os.truncate(self.metrics_file, len(until))
+            return
+        tell(f"{self.metrics_file} is damaged or gone: it is written anew from the checkpoint")
+        with writing(self.metrics_file), atomic_write(self.metrics_file) as file:
+            file.write(until)
+
+    def _drop_partial(self) -> None:
+        for partial in self.path.glob("*.partial"):
+            partial.unlink(missing_ok=True)
 
     def save_model(self, state: dict[str, torch.Tensor]) -> None:
         """Write the network's state dict: dense, in plain memory order."""
         # Clones, because safetensors refuses tensors that share memory, as tied weights do.
         plain = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
-        with atomic_write(self.model_file) as file:
+        with writing(self.model_file), atomic_write(self.model_file) as file:
             file.write(safetensors.torch.save(plain))
 
     def finish(self, record: Json) -> None:
-        """Write the record: the run is finished."""
-        with atomic_write(self.record_file) as file:
+        """Write the record: the run is finished. One checkpoint is kept."""
+        self.checkpoints.keep_newest()  # first, or a kill in between would leave them for good
+        with writing(self.record_file), atomic_write(self.record_file) as file:
             file.write(json.dumps(record).encode() + b"\n")
+
+
+def _read_json(file: Path) -> Json | None:
+    """The object in a file, None where there is no file, or something else in it."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _differing(own: Json, settings: Json) -> list[str]:
+    return [name for name in {**own, **settings} if own.get(name) != settings.get(name)]

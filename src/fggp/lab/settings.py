@@ -11,12 +11,13 @@ import torch
 import tyro
 
 from fggp import methods
+from fggp.lab.distributed import launched
 from fggp.lab.errors import UsageError
 
 METHODS = ("dense", *methods.REGISTRY)
 # The share of training after which masks are final, where it is not the literature's half.
 PHASE = {"rigl": 0.75, "set": 1.0}
-MACHINE_FIELDS = ("data_dir", "out", "resume")
+MACHINE_FIELDS = ("data_dir", "fsdp", "out", "resume")
 
 
 def _by_rule(rule: str, metavar: str) -> Any:
@@ -31,6 +32,7 @@ class TrainSettings:
     $ fggp train --data folder:PATH --sparsity 0.9           your pictures: PATH/train and PATH/test, a folder per class
     $ fggp train --data cifar10 --model vgg19                the literature's protocol: 160 epochs, to 95 %
     $ fggp train --data cifar10 --method dense --epochs 20   no pruning, to compare with
+    $ torchrun --nproc-per-node 2 -m fggp train              in two processes, with a GPU each where there are any
 
     Was it interrupted? The same command with --resume goes on from the last finished epoch. Defaults are the protocol
     that pruning methods are compared by. Test accuracy is reported, of the last epoch: choose by validation accuracy.
@@ -70,7 +72,7 @@ class TrainSettings:
     epochs: Annotated[int | None, _by_rule("30 for digits, else 160", "INT")] = None
     """Times the training images are gone through."""
     batch_size: int = 128
-    """Images per optimizer step."""
+    """Images per optimizer step, of all ranks together."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd is with Nesterov momentum."""
     lr: Annotated[float | None, _by_rule("0.1 for sgd, 0.001 for adamw", "RATE")] = None
@@ -87,7 +89,9 @@ class TrainSettings:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 is autocast; auto takes it where the hardware is fast at it."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, …; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1, …; auto takes a GPU where there is one, under torchrun one for each rank."""
+    fsdp: bool = False
+    """Under torchrun: shard weights, gradients and optimizer state over the ranks (FSDP2), not a copy on each (DDP)."""
     out: Annotated[Path | None, _by_rule("fggp-runs/ and a name made of the settings", "FOLDER")] = None
     """The run folder."""
     resume: bool = False
@@ -151,6 +155,10 @@ class ResolvedSettings(TrainSettings):
         _check("lr", self.lr, 0 < self.lr < math.inf, "above 0")
         _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
         _check("seed", self.seed, self.seed >= 0, "at least 0")
+        under_torchrun = "left out, or the command started as torchrun --nproc-per-node N -m fggp train …"
+        _check("fsdp", self.fsdp, launched() or not self.fsdp, under_torchrun)
+        once = self.fsdp and acts_once(self.method)
+        _check("fsdp", self.fsdp, not once, f"left out for method {self.method!r}, which reads whole weights")
         _check("holdout", self.holdout, 0 <= self.holdout < 1, "in [0, 1)")
         _check("prune_end", self.prune_end, 0 < self.prune_end <= self.epochs, f"in (0, epochs = {self.epochs}]")
         _check("prune_begin", self.prune_begin, 0 <= self.prune_begin < self.prune_end, "in [0, prune_end)")

@@ -21,11 +21,16 @@ class Step(Protocol):
 
     name: str
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         """Leave the batch's gradients in the parameters, in place of those there were.
 
+        Args:
+            images, labels: the batch, or this rank's part of it.
+            weight: of the part's mean loss in the batch's, times the number of ranks: 1 where all have as many images.
+                Averaged over ranks, gradients of losses weighted so are those of the mean over the batch.
+
         Returns:
-            Mean loss and hits, [], on the device; valid until the next call.
+            Mean loss (unweighted) and hits, [], on the device; valid until the next call.
         """
         ...
 
@@ -43,11 +48,11 @@ class EagerStep:
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         self.model, self.loss = model, loss
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, weight: float = 1.0) -> tuple[Tensor, Tensor]:
         """See `Step`."""
         self.model.zero_grad()
         loss, hits = self.loss(images, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss if weight == 1 else weight * loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), hits
 
 
@@ -93,10 +98,11 @@ class CapturedStep:
         self._by_size: dict[torch.Size, Captured] = {}
         self._latest: Captured | None = None
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, weight: float = 1.0) -> tuple[Tensor, Tensor]:
         """See `Step`."""
-        if self.name == "eager":
-            return self.eager(images, labels)
+        if self.name == "eager" or weight != 1:  # graphs are of whole batches
+            self._latest = None  # the parameters get other gradients
+            return self.eager(images, labels, weight)
         captured = self._by_size.get(images.shape)
         if captured is None:
             try:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from fggp.lab.checkpoint import writing
 from fggp.lab.data import ImageData, load_data
+from fggp.lab.distributed import ALONE, World
 from fggp.lab.errors import UsageError
 from fggp.lab.progress import RunProgress
 from fggp.lab.record import epoch_line, label, make_record, update_line
@@ -14,8 +16,13 @@ from fggp.lab.settings import ResolvedSettings, TrainSettings
 from fggp.lab.trainer import Tally, Trainer
 
 
-def train(settings: TrainSettings, console: Console) -> Json:
+def train(settings: TrainSettings, console: Console, world: World = ALONE) -> Json:
     """Train as the settings say, or go on with a run that was interrupted; leave the run folder finished.
+
+    Args:
+        settings: what to train and how.
+        console: shows the run's progress; those of other ranks than the first should be quiet.
+        world: the ranks that train; all of them call this.
 
     Returns:
         The record (`fggp.lab.record.make_record`).
@@ -24,11 +31,12 @@ def train(settings: TrainSettings, console: Console) -> Json:
         UsageError: settings, data or run folder are not as they should be, or training diverged.
     """
     run_settings = settings.resolve()
+    world.check_same({**run_settings.as_json(), "fsdp": run_settings.fsdp})
     folder = RunFolder(run_settings.out)
-    record = _existing(folder, run_settings, console)
+    record = world.shared(_existing, folder, run_settings, console)
     if record is None:
-        record = _train(folder, run_settings, console)
-    _summarise(folder, record, console)
+        record = _train(folder, run_settings, console, world)
+    world.once(_summarise, folder, record, console)
     return record
 
 
@@ -47,14 +55,15 @@ def _existing(folder: RunFolder, settings: ResolvedSettings, console: Console) -
     return record
 
 
-def _train(folder: RunFolder, settings: ResolvedSettings, console: Console) -> Json:
+def _train(folder: RunFolder, settings: ResolvedSettings, console: Console, world: World) -> Json:
     from fggp.lab.pictures import draw_run  # matplotlib takes a second to import
 
     def draw(data: ImageData) -> None:
         title = f"{label(settings.method)}, {settings.model} on {data.name}"
-        draw_run(folder.path, title, folder.metrics("epoch"), folder.metrics("update"), settings.init_sparsity)
+        with writing(folder.path):
+            draw_run(folder.path, title, folder.metrics("epoch"), folder.metrics("update"), settings.init_sparsity)
 
-    return run_to_end(folder, settings, lambda: load_data(settings, console), console, before_finish=draw)
+    return run_to_end(folder, settings, lambda: load_data(settings, console), console, before_finish=draw, world=world)
 
 
 def run_to_end(
@@ -65,8 +74,11 @@ def run_to_end(
     *,
     after_epoch: Callable[[Json], None] = lambda line: None,
     before_finish: Callable[[ImageData], None] = lambda data: None,
+    world: World = ALONE,
 ) -> Json:
     """Begin a run, or go on from its last checkpoint, and finish it.
+
+    All ranks train; what is done to the folder, the first one does.
 
     Args:
         folder: of a run of these settings, or of none yet.
@@ -75,19 +87,16 @@ def run_to_end(
         console: shows the run's progress.
         after_epoch: called with an epoch's metrics line once the checkpoint is on the disk; whatever it raises leaves
             a run that can be gone on with.
-        before_finish: called when all is written but the record.
+        before_finish: called on the first rank when all is written but the record.
+        world: the ranks that train; all of them call this.
 
     Returns:
         The record.
     """
     start = time.monotonic()
-    data = load()
-    trainer = Trainer(settings, data)
-    if folder.holds_run():
-        state = folder.load_checkpoint()
-    else:
-        folder.begin(settings.as_json())
-        state = None
+    data = world.in_turn(load)
+    trainer = Trainer(settings, data, world)
+    state = world.shared(_begun, folder, settings)
     done, seconds_before = 0, 0.0
     if state is not None:
         trainer.load_state_dict(state["trainer"])
@@ -101,22 +110,31 @@ def run_to_end(
 
         def on_step(tally: Tally) -> None:
             if trainer.masks_changed:
-                folder.log(update_line(trainer))
+                world.once(folder.log, update_line(trainer))
             progress.step(tally)
 
         for epoch in range(done, settings.epochs):
             tally = trainer.train_epoch(epoch, on_step)
             line = epoch_line(trainer, epoch, tally)
-            folder.log(line)
-            folder.save_checkpoint({"trainer": trainer.state_dict(), "epochs": epoch + 1, "seconds": seconds()})
+            world.once(folder.log, line)
+            checkpoint = {"trainer": trainer.state_dict(), "epochs": epoch + 1, "seconds": seconds()}
+            world.once(folder.save_checkpoint, checkpoint)
             progress.epoch(tally, line)
             after_epoch(line)
 
-    folder.save_model(trainer.model.state_dict())
-    before_finish(data)
-    record = make_record(folder.path.name, trainer, folder.metrics("epoch"), seconds())
-    folder.finish(record)
+    world.once(folder.save_model, trainer.network_state())
+    world.once(before_finish, data)
+    record = make_record(folder.path.name, trainer, world.shared(folder.metrics, "epoch"), seconds())
+    world.once(folder.finish, record)
     return record
+
+
+def _begun(folder: RunFolder, settings: ResolvedSettings) -> Json | None:
+    """Begin the folder's run, or return the last checkpoint of the one that it holds."""
+    if folder.holds_run():
+        return folder.load_checkpoint()
+    folder.begin(settings.as_json())
+    return None
 
 
 def _summarise(folder: RunFolder, record: Json, console: Console) -> None:

@@ -4,7 +4,6 @@ import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from json import loads
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +101,10 @@ def weights_left(model: nn.Module) -> tuple[int, int]:
 def _from_run(folder: RunFolder, name: str | None, size: tuple[int, int] | None) -> Network:
     if not folder.holds_run():
         raise UsageError(f"{folder.path} holds no run of fggp train: there is no {folder.settings_file.name} in it")
-    if folder.record() is None or not folder.model_file.exists():
+    record = folder.record()
+    if record is None or not folder.model_file.exists():
         raise UsageError(f"the run in {folder.path} is not finished; its fggp train command with --resume goes on")
-    settings: dict[str, Any] = loads(folder.settings_file.read_text())
+    settings: dict[str, Any] = record["settings"]
     if name not in (None, settings["model"]):
         raise UsageError(f"model is {name!r}, the run's is {settings['model']!r}; leave --model out")
     model, channels = _fitted(settings["model"], safetensors.torch.load_file(folder.model_file), folder.model_file)
