@@ -13,12 +13,9 @@ from __future__ import annotations
 import argparse
 import copy
 import gzip
-import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +23,10 @@ import torch
 from torch import nn
 
 import fggp
+from common import RESULTS, append, conditions, seconds
 from fggp.lab import models
-from fggp.lab.record import device_name
 
-RESULTS = Path(__file__).parent.parent / "results" / "benchmarks" / "file.ndjson"
+RECORDS = RESULTS / "file.ndjson"
 
 
 @torch.no_grad()
@@ -46,12 +43,6 @@ def prune(model: nn.Module, sparsity: float, by: str) -> nn.Module:
     for weight, mask in zip(weights, masks, strict=True):
         weight.masked_fill_(~mask, 0)
     return model
-
-
-def seconds(f: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
 
 
 def measure(model: nn.Module, folder: Path, rounds: int) -> dict[str, Any]:
@@ -110,17 +101,11 @@ def main() -> None:
         "benchmark": "file",
         "model": args.model,
         "rounds": args.rounds,
-        "threads": torch.get_num_threads(),
-        "device": device_name(torch.device("cpu")),
-        "date": date.today().isoformat(),
-        "torch": torch.__version__,
-        "fggp": fggp.__version__,
+        **conditions(),
         "measured": measured,
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(record) + "\n")
-    print(f"\nappended to {RESULTS}")
+    append(record, RECORDS)
+    print(f"\nappended to {RECORDS}")
 
 
 if __name__ == "__main__":

@@ -12,25 +12,21 @@ CUDA graphs and the bare loop's are not: what a graph is worth alone is seen in 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from datetime import date
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import fggp
+from common import RESULTS, append, conditions
 from fggp.lab import models
 from fggp.lab.data import Augmentation, ImageData, Split
-from fggp.lab.record import device_name
 from fggp.lab.settings import ResolvedSettings, TrainSettings
 from fggp.lab.step import EagerStep
 from fggp.lab.trainer import Trainer
 
-RESULTS = Path(__file__).parent.parent / "results" / "benchmarks" / "loop.ndjson"
+RECORDS = RESULTS / "loop.ndjson"
 
 
 def random_data(images: int) -> ImageData:
@@ -122,17 +118,11 @@ def main() -> None:
         "precision": dense.precision,
         "steps": args.steps,
         "rounds": args.rounds,
-        "threads": torch.get_num_threads(),
-        "device": device_name(torch.device(dense.device)),
-        "date": date.today().isoformat(),
-        "torch": torch.__version__,
-        "fggp": fggp.__version__,
+        **conditions(dense.device),
         "images_per_second": speeds,
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(record) + "\n")
-    print(f"\nappended to {RESULTS}")
+    append(record, RECORDS)
+    print(f"\nappended to {RECORDS}")
 
 
 if __name__ == "__main__":

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import tempfile
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +23,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-import fggp
+from common import RESULTS, append, conditions, read
 from fggp.lab import models
 from fggp.lab.bench import magnitude_pruned, with_random_norms
 from fggp.lab.engines import Engine, Job, Measurement, engines, measure
 from fggp.lab.onnx_file import write_onnx
-from fggp.lab.record import device_name, source_commit
 
-RESULTS = Path(__file__).parent.parent / "results" / "benchmarks"
+RECORDS = RESULTS / "runtime.ndjson"
 SPARSITIES = (0.9, 0.95, 0.98)
 BATCHES = (1, 32)
 LABELS = {
@@ -152,14 +149,10 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     return {
         "benchmark": "runtime, more" if options.more else CELLS,
         "command": command(options),
-        "date": date.today().isoformat(),
-        "device": device_name(torch.device("cpu")),
+        **conditions(),
         "threads": options.threads,
         "rounds": options.rounds,
         "turn_seconds": options.seconds,
-        "fggp": fggp.__version__,
-        "torch": torch.__version__,
-        "commit": source_commit(),
         "measured": lines,
     }
 
@@ -240,12 +233,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
     parser.add_argument("--show", action="store_true", help="measure nothing; show the last records")
     options = parser.parse_args()
-    file = RESULTS / "runtime.ndjson"
     if not options.show:
-        record = run(options)
-        with file.open("a") as out:
-            out.write(json.dumps(record) + "\n")
-    last = {record["benchmark"]: record for record in map(json.loads, file.read_text().splitlines())}
+        append(run(options), RECORDS)
+    last = {record["benchmark"]: record for record in read(RECORDS)}
     for record in last.values():
         print("\n".join(table(record)))
     if CELLS in last:

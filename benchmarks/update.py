@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
+import gc
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import date
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import fggp
+from common import RESULTS, append, conditions, seconds, watched
 from fggp.lab import models
-from fggp.lab.record import device_name
 
 SPARSITY = 0.2
-RESULTS = Path(__file__).parent.parent / "results" / "benchmarks" / "update.ndjson"
+RECORDS = RESULTS / "update.ndjson"
 
 
 def network(name: str) -> nn.Module:
@@ -43,41 +40,49 @@ def network(name: str) -> nn.Module:
     return model
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """A network with weights of its own, and the same gradients."""
+    copied = copy.deepcopy(model)
+    for own, p in zip(copied.parameters(), model.parameters(), strict=True):
+        own.grad = p.grad
+    return copied
+
+
 def prunable(model: nn.Module) -> list[nn.Parameter]:
     return [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
 
 
-# The contenders: each is made from a network, and its update prunes that from dense to 20 %.
+# The contenders. Each is given a network and returns its update, to be called once: that prunes the network from dense
+# to 20 % and returns the masks, which are zero where pruned.
+
+Contender = Callable[[nn.Module], Callable[[], list[Tensor]]]
 
 
-@dataclass
-class Contender:
-    """An update to be measured, and what is to be done before each."""
+class Still(torch.optim.Optimizer):
+    """Changes nothing: all that its step costs is the pruner's work."""
 
-    update: Callable[[], object]
-    prepare: Callable[[], None] = lambda: None
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.parameters(), {})
+
+    def step(self, closure: Any = None) -> None:
+        pass
 
 
-def with_fggp(method: str) -> Callable[[nn.Module], Contender]:
-    def make(model: nn.Module) -> Contender:
-        # lr 0: the optimizer changes nothing, and the step's own cost is measured with it.
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        dense = copy.deepcopy(model.state_dict())
-        pruner: fggp.Pruner | None = None
+def with_fggp(method: str) -> Contender:
+    def make(model: nn.Module) -> Callable[[], list[Tensor]]:
+        optimizer = Still(model)
+        pruner = fggp.Pruner(model, optimizer, SPARSITY, begin=0, end=1, every=1, method=method)
 
-        def prepare() -> None:
-            nonlocal pruner
-            if pruner is not None:
-                pruner.remove()
-                model.load_state_dict(dense)
-            pruner = fggp.Pruner(model, optimizer, SPARSITY, begin=0, end=1, every=1, method=method)
+        def update() -> list[Tensor]:
+            optimizer.step()
+            return list(pruner.masks.values())
 
-        return Contender(optimizer.step, prepare)
+        return update
 
     return make
 
 
-def sorted_topk(model: nn.Module) -> Contender:
+def sorted_topk(model: nn.Module) -> Callable[[], list[Tensor]]:
     """Magnitude pruning as research code does it: concatenate, sort with topk, compare; float masks."""
     weights = prunable(model)
 
@@ -87,24 +92,21 @@ def sorted_topk(model: nn.Module) -> Contender:
         threshold = torch.topk(magnitudes, keep, sorted=True).values[-1]
         return [(w.detach().abs() >= threshold).float() for w in weights]
 
-    return Contender(update)
+    return update
 
 
-def global_unstructured(model: nn.Module) -> Contender:
-    """torch.nn.utils.prune, on a copy: it re-registers the parameters it prunes."""
-    layers: list[tuple[nn.Module, str]] = []
+def global_unstructured(model: nn.Module) -> Callable[[], list[Tensor]]:
+    """torch.nn.utils.prune, which registers the weights anew; float masks."""
+    layers = [(m, "weight") for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
 
-    def prepare() -> None:
-        copied = copy.deepcopy(model)
-        layers[:] = [(m, "weight") for m in copied.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-
-    def update() -> None:
+    def update() -> list[Tensor]:
         prune.global_unstructured(layers, pruning_method=prune.L1Unstructured, amount=SPARSITY)
+        return [m.weight_mask for m, _ in layers]
 
-    return Contender(update, prepare)
+    return update
 
 
-def kthvalue(model: nn.Module) -> Contender:
+def kthvalue(model: nn.Module) -> Callable[[], list[Tensor]]:
     weights = prunable(model)
 
     def update() -> list[Tensor]:
@@ -112,10 +114,10 @@ def kthvalue(model: nn.Module) -> Contender:
         threshold = magnitudes.kthvalue(len(magnitudes) - round((1 - SPARSITY) * len(magnitudes))).values
         return [w.detach().abs() > threshold for w in weights]
 
-    return Contender(update)
+    return update
 
 
-def partition(model: nn.Module) -> Contender:
+def partition(model: nn.Module) -> Callable[[], list[Tensor]]:
     weights = prunable(model)
 
     def update() -> list[Tensor]:
@@ -124,10 +126,10 @@ def partition(model: nn.Module) -> Contender:
         threshold = float(np.partition(magnitudes, cut)[cut])
         return [w.detach().abs() > threshold for w in weights]
 
-    return Contender(update)
+    return update
 
 
-CONTENDERS: dict[str, Callable[[nn.Module], Contender]] = {
+CONTENDERS: dict[str, Contender] = {
     "fggp: FGGP": with_fggp("fggp"),
     "fggp: GMP": with_fggp("gmp"),
     "concatenate + sorted topk": sorted_topk,
@@ -137,19 +139,13 @@ CONTENDERS: dict[str, Callable[[nn.Module], Contender]] = {
 }
 
 
-def seconds(f: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
-
-
 def time_updates(name: str, rounds: int) -> dict[str, list[float]]:
-    contenders = {contender: make(network(name)) for contender, make in CONTENDERS.items()}
-    times: dict[str, list[float]] = {contender: [] for contender in contenders}
+    model = network(name)
+    times: dict[str, list[float]] = {contender: [] for contender in CONTENDERS}
     for _ in range(rounds + 1):
-        for label, contender in contenders.items():
-            contender.prepare()
-            times[label].append(seconds(contender.update))
+        for contender, make in CONTENDERS.items():
+            gc.collect()  # hooks make cycles: the last contender's network is still there
+            times[contender].append(seconds(make(copied(model))))
     return {contender: ts[1:] for contender, ts in times.items()}  # the first round warms up
 
 
@@ -172,18 +168,8 @@ def time_steps(name: str, rounds: int) -> dict[str, list[float]]:
 
 def peak_growth(name: str, contender: str) -> int:
     """Bytes by which one update raises the process's peak resident size; run in a fresh process."""
-    made = CONTENDERS[contender](network(name))
-    made.prepare()
-
-    def status(key: str) -> int:
-        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
-        return int(line.split()[1]) * 1024
-
-    # 5 resets the peak to the present size.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
-    made.update()
-    return status("VmHWM") - before
+    _, _, growth = watched(CONTENDERS[contender](network(name)))
+    return growth
 
 
 def measure_memory(name: str, contender: str) -> int:
@@ -224,19 +210,13 @@ def main() -> None:
         "weights": size,
         "sparsity": SPARSITY,
         "rounds": args.rounds,
-        "threads": torch.get_num_threads(),
-        "device": device_name(torch.device("cpu")),
-        "date": date.today().isoformat(),
-        "torch": torch.__version__,
-        "fggp": fggp.__version__,
+        **conditions(),
         "update_seconds": updates,
         "step_seconds": steps,
         "extra_bytes": memory,
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(record) + "\n")
-    print(f"\nappended to {RESULTS}")
+    append(record, RECORDS)
+    print(f"\nappended to {RECORDS}")
 
 
 if __name__ == "__main__":
