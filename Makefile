@@ -36,7 +36,7 @@ sanitize: $(READY)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		FGGP_TEST_KERNELS=build/sanitize HYPOTHESIS_EXAMPLES=25 \
-		$(VENV)/bin/pytest -p no:cacheprovider tests/ship/test_kernels.py tests/test_kernel_passes.py
+		$(VENV)/bin/pytest -p no:cacheprovider tests/ship/test_kernels.py tests/test_kernel_passes.py tests/test_kernel_more.py
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
