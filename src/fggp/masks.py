@@ -66,8 +66,9 @@ class Masks:
             RuntimeError: they are not the same; it names the first weight, on all processes.
         """
         if self.processes.replicated:
-            digests = torch.stack([digest(m).cpu() for m in masks])
-            self.processes.check_same(digests, [w.name for w in self.weights], "mask")
+            digests = [digest(m) for m in masks]
+            table = torch.stack([d.to(digests[0].device) for d in digests])  # nothing waits for a GPU here
+            self.processes.check_same(table, [w.name for w in self.weights], "mask")
 
     def change(
         self, optimizer: torch.optim.Optimizer, layers: Sequence[Layer], marks: Sequence[Tensor], regrown: bool
