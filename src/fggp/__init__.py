@@ -1,6 +1,7 @@
 """Prune a PyTorch network while it trains: fixed-rate gradient-first gradual pruning and its comparators."""
 
 from fggp import methods, schedule, scores
+from fggp.averages import Average
 from fggp.methods import (
     FGGP,
     GMP,
@@ -35,6 +36,7 @@ __all__ = [
     "GMP",
     "SET",
     "SNIP",
+    "Average",
     "Compiled",
     "Exchange",
     "GraNet",

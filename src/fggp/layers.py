@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from fggp.averages import Averages
 from fggp.prunable import Prunable
 from fggp.sharding import Part, local, local_gradient
 
@@ -76,6 +77,7 @@ class Layer:
         dtype: what scores are computed in; common to all layers that are ranked together, so that values compare.
         grad_scale: what the stored gradient is to be divided by (an optimizer that unscales by itself, under AMP).
         owned: whether this process counts these weights; of those that hold the same part of a weight one does.
+        averages: what the method keeps of earlier gradients (`fggp.Average`), by name, [n] each.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Layer:
     dtype: torch.dtype = torch.float32
     grad_scale: float = 1.0
     owned: bool = True
+    averages: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.weight.numel()
@@ -123,6 +126,16 @@ class Block:
         grad = self.layer.grad[self.where].to(self.layer.dtype)
         return grad if self.layer.grad_scale == 1 else grad / self.layer.grad_scale
 
+    def average(self, name: str) -> Tensor:
+        """A running average of the gradients, in the dtype scores are computed in.
+
+        Raises:
+            ValueError: the method does not keep it.
+        """
+        if name not in self.layer.averages:
+            raise ValueError(f"a score reads the average {name!r}: the method must return it from averages()")
+        return self.layer.averages[name][self.where].to(self.layer.dtype)
+
     @cached_property
     def position(self) -> Tensor:
         """The weights' logical flat indices, int64."""
@@ -137,6 +150,7 @@ def flatten(
     grads: bool = False,
     grad_scale: float = 1.0,
     owned: Sequence[bool] | None = None,
+    averages: Averages | None = None,
 ) -> list[Layer]:
     """The weights, and on request their gradients, as a selection reads them: views where they are dense.
 
@@ -145,6 +159,7 @@ def flatten(
         grads: whether to read the gradients too.
         grad_scale: what stored gradients are to be divided by.
         owned: which of them this process counts; all of them by default.
+        averages: what is kept of earlier gradients, if anything is.
     """
     # Half precision is ranked in float32 and everything in float64 where one weight is: no value is rounded.
     double = any(w.parameter.dtype == torch.float64 for w in weights)
@@ -155,5 +170,6 @@ def flatten(
         if grad is not None:
             grad = layout.flat(grad if grad.layout == torch.strided else grad.to_dense())
         dtype = torch.float64 if double else torch.float32
-        layers.append(Layer(w.name, layout, layout.flat(local(w.parameter)), grad, dtype, grad_scale, mine))
+        kept = {} if averages is None else {name: layout.flat(a) for name, a in averages.of(w).items()}
+        layers.append(Layer(w.name, layout, layout.flat(local(w.parameter)), grad, dtype, grad_scale, mine, kept))
     return layers

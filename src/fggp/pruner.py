@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fggp import passes, saved
+from fggp.averages import Averages
 from fggp.hooks import outside_graphs, refuse_capture
 from fggp.layers import Layer, flatten
 from fggp.masks import Masks
@@ -133,6 +134,7 @@ class Pruner:
         if any(isinstance(getattr(hook, "__self__", None), Pruner) for hook in hooks):
             warnings.warn("the optimizer has a Pruner already: call its remove() first", UserWarning, stacklevel=2)
 
+        self._averages = _averages(self.method)
         self.scope, self.seed = scope, seed
         self.step = self.last_update = 0
         self._start = self._masks.counts
@@ -249,6 +251,8 @@ class Pruner:
     def _choose(self) -> None:
         """If an update is due at the step about to be made, choose the weights that are active after it."""
         step = self.step + 1
+        if self._averages.kinds and (self._overdue or step <= self.schedule.last_update):
+            self._averages.update(self._masks.weights, self._grad_scale)
         if not self._is_due(step):
             return
         plan = self._plan(step)
@@ -292,9 +296,8 @@ class Pruner:
 
     def _select(self, plan: _Plan) -> tuple[list[Layer], Marks, bool]:
         """What was read, the weights that are active after an update, and whether some of these were pruned before."""
-        masks, grad_scale = self._masks, getattr(self._optimizer, "grad_scale", None)
-        processes, scale = masks.processes, 1.0 if grad_scale is None else float(grad_scale)
-        layers = flatten(masks.weights, grads=True, grad_scale=scale, owned=processes.owned)
+        masks, processes = self._masks, self._masks.processes
+        layers = flatten(masks.weights, True, self._grad_scale, processes.owned, self._averages)
         active = masks.flat(layers)
         for group, chain in plan.chains:
             pruned = run_chain(layers[group], active[group], chain, processes)
@@ -303,6 +306,12 @@ class Pruner:
             active = run_exchange(layers, active, plan.exchange, processes)
         masks.check_same(active)
         return layers, active, plan.exchange is not None
+
+    @property
+    def _grad_scale(self) -> float:
+        """What stored gradients are to be divided by: a GradScaler leaves it to optimizers that can to unscale."""
+        scale = getattr(self._optimizer, "grad_scale", None)
+        return 1.0 if scale is None else float(scale)
 
     # State
 
@@ -323,6 +332,7 @@ class Pruner:
             "start": list(self._start),
             "shapes": saved.shapes(self._masks.weights),
             "masks": {name: saved.mask_state(m) for name, m in self.masks.items()},
+            "averages": self._averages.state_dict(self._masks.weights),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -361,6 +371,8 @@ class Pruner:
             "_overdue": bool(state["overdue"]),
             "_start": [int(n) for n in state["start"]],
         }
+        kinds = _averages(restored["method"]).kinds
+        restored["_averages"] = Averages.restored(kinds, state.get("averages", {}), weights)  # older states have none
         if restored["scope"] not in ("global", "layer") or len(restored["_start"]) != len(weights):
             raise ValueError(f"state is damaged: scope={state['scope']!r}, start={state['start']!r}")
         return restored, [saved.restore_mask(state["masks"][w.name], w) for w in weights]
@@ -384,6 +396,10 @@ class Pruner:
             f"{s.init_sparsity:.2%} at {s.begin} to {s.sparsity:.2%} at {s.end}, every {s.every}"
         )
         return "\n".join([head, *lines])
+
+
+def _averages(method: Method | OneShot) -> Averages:
+    return Averages(method.averages() if isinstance(method, Method) else ())
 
 
 def _schedule(

@@ -98,11 +98,15 @@ class Schedule:
         """N_t: how many of ``total`` prunable weights stay active after an update at this step."""
         return active_count(self.sparsity_at(step), total)
 
+    @property
+    def last_update(self) -> int:
+        """The last step at which masks may change."""
+        return self.end if self.last is None else self.last
+
     def is_update(self, step: int) -> bool:
         """Whether the masks change at this step."""
         since = step - self.begin
-        last = self.end if self.last is None else self.last
-        return 0 < step <= last and (step == self.end or (since > 0 and since % self.every == 0))
+        return 0 < step <= self.last_update and (step == self.end or (since > 0 and since % self.every == 0))
 
 
 def active_count(sparsity: float, total: int) -> int:

@@ -50,14 +50,22 @@ def plan_runs(tables: Sequence[Table]) -> list[ResolvedSettings]:
         given |= values
         for combination in itertools.product(*values.values()):
             chosen = dict(zip(values, combination, strict=True))
-            unused = unused_fields(TrainSettings(**chosen))
+            try:
+                unused = unused_fields(TrainSettings(**chosen))
+                resolved = TrainSettings(**{name: v for name, v in chosen.items() if name not in unused}).resolve()
+            except UsageError as error:
+                raise UsageError(f"{where}{error}") from error
             used |= chosen.keys() - unused
-            resolved = _resolved(where, {name: value for name, value in chosen.items() if name not in unused})
             known = runs.setdefault(json.dumps(resolved.as_json()), resolved)
             if known.data != resolved.data:
                 raise UsageError(
                     f"{where}data is {known.data!r} and {resolved.data!r}, which records could not tell apart; "
                     f"give them a data_name each, in [[grid]] tables"
+                )
+            if known.method != resolved.method:
+                raise UsageError(
+                    f"{where}method is {known.method!r} and {resolved.method!r}, which records could not tell apart; "
+                    f"give the files names of their own"
                 )
     for name in given.keys() - used:
         methods = ", ".join(dict.fromkeys(run.method for run in runs.values()))
@@ -67,13 +75,6 @@ def plan_runs(tables: Sequence[Table]) -> list[ResolvedSettings]:
     seeds = list(dict.fromkeys(run.seed for run in runs.values()))
     # Seeds outermost: a grid that is stopped half-way has whole tables of its first seeds.
     return sorted(runs.values(), key=lambda run: seeds.index(run.seed))
-
-
-def _resolved(where: str, chosen: dict[str, Any]) -> ResolvedSettings:
-    try:
-        return TrainSettings(**chosen).resolve()
-    except UsageError as error:
-        raise UsageError(f"{where}{error}") from error
 
 
 def read_tables(file: Path | None, flags: Mapping[str, list[Any]]) -> list[Table]:
@@ -162,7 +163,7 @@ def run_names(runs: Sequence[Json], named: Mapping[str, Json]) -> list[str]:
 
 def _always(run: Json) -> dict[str, str]:
     sparsity = {} if run["method"] == "dense" else {"sparsity": _number(run["sparsity"])}
-    return {"method": run["method"], **sparsity, "seed": f"seed{run['seed']}"}
+    return {"method": run["method"].rpartition(":")[2], **sparsity, "seed": f"seed{run['seed']}"}
 
 
 def _split(runs: Sequence[Json], parts: list[dict[str, str]], group: list[int], field: str) -> list[list[int]]:

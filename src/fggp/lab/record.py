@@ -12,6 +12,7 @@ import torch
 
 import fggp
 from fggp.lab.errors import UsageError
+from fggp.lab.methods import name_of
 from fggp.lab.trainer import Tally, Trainer
 
 Json = dict[str, Any]
@@ -82,7 +83,7 @@ def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds
     pruned = prunable - sum(round(densities[name] * size) for name, size in sizes.items())
     return {
         "run": run,
-        "method": settings.method,
+        "method": name_of(settings.method),
         "model": settings.model,
         "data": trainer.data.name,
         "sparsity": pruned / prunable if prunable else 0.0,

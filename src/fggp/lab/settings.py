@@ -1,6 +1,5 @@
 """What can be chosen: the options of the command line, which are also what a run folder's settings.json holds."""
 
-import inspect
 import math
 import re
 from dataclasses import asdict, dataclass, replace
@@ -10,11 +9,10 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from fggp import methods
 from fggp.lab.distributed import launched
 from fggp.lab.errors import UsageError
+from fggp.lab.methods import METHODS, acts_once, kind_of, name_of, own_rate, starts_sparse, without_folder
 
-METHODS = ("dense", *methods.REGISTRY)
 # The share of training after which masks are final, where it is not the literature's half.
 PHASE = {"rigl": 0.75, "set": 1.0}
 MACHINE_FIELDS = ("data_dir", "fsdp", "out", "resume")
@@ -49,9 +47,9 @@ class TrainSettings:
     model: Annotated[str | None, _by_rule("digits-cnn for digits, else resnet20", "NAME")] = None
     """vgg19, resnet50, resnet20 (CIFAR forms), digits-cnn, or any of torchvision or timm (timm:NAME); untrained."""
 
-    method: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(METHODS)}}}")] = "fggp"
+    method: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(METHODS)},FILE.py:CLASS}}")] = "fggp"
     """How weights to prune are chosen. granet, rigl and set also regrow some; snip, grasp, synflow and erk-static
-    choose once, before training; dense prunes nothing."""
+    choose once, before training; dense prunes nothing. FILE.py:CLASS is a method of your own, see docs/methods.md."""
     sparsity: Annotated[float | None, _by_rule("0.95", "SHARE")] = None
     """Share of the prunable weights that is zero in the end, in [0, 1)."""
     init_sparsity: Annotated[float | None, _by_rule("0; for rigl and set the sparsity itself", "SHARE")] = None
@@ -108,7 +106,7 @@ class TrainSettings:
         chosen: dict[str, Any] = {
             "model": self.model or ("digits-cnn" if self.data == "digits" else "resnet20"),
             "sparsity": self.sparsity if self.sparsity is not None else (0.0 if self.method == "dense" else 0.95),
-            "rate": self.rate if self.rate is not None else _own_rate(self.method),
+            "rate": self.rate if self.rate is not None else own_rate(self.method),
             "prune_end": self.prune_end if self.prune_end is not None else epochs * PHASE.get(self.method, 0.5),
             "epochs": epochs,
             "lr": self.lr if self.lr is not None else (0.1 if sgd else 0.001),
@@ -136,12 +134,12 @@ class ResolvedSettings(TrainSettings):
     out: Path
 
     def __post_init__(self) -> None:
-        _check("method", self.method, self.method in METHODS, f"one of {', '.join(METHODS)}")
+        kind_of(self.method)  # or it says why there is none
         if self.method == "dense":
             _check("sparsity", self.sparsity, self.sparsity == 0, "left out for method 'dense'")
         _check("sparsity", self.sparsity, 0 <= self.sparsity < 1, "in [0, 1)")
         _check("init_sparsity", self.init_sparsity, 0 <= self.init_sparsity <= self.sparsity, "in [0, sparsity]")
-        if _own_rate(self.method) is None:
+        if own_rate(self.method) is None:
             _check("rate", self.rate, self.rate is None, f"left out: method {self.method!r} has none")
         else:
             _check("rate", self.rate, self.rate is not None and 0 <= self.rate <= 1, "in [0, 1]")
@@ -168,7 +166,8 @@ class ResolvedSettings(TrainSettings):
         values = {name: value for name, value in asdict(self).items() if name not in MACHINE_FIELDS}
         # The path of a folder is this machine's business too; its name is enough to tell runs apart.
         kind, _, path = self.data.partition(":")
-        return {**values, "data": f"{kind}:{Path(path).resolve().name}" if path else kind}
+        data = f"{kind}:{Path(path).resolve().name}" if path else kind
+        return {**values, "data": data, "method": without_folder(self.method)}
 
 
 @dataclass(frozen=True)
@@ -286,30 +285,13 @@ def unused_fields(settings: TrainSettings) -> frozenset[str]:
         unused.add("init_sparsity")
     if acts_once(settings.method):
         unused |= {"scope", "prune_begin", "prune_end", "every"}
-    if _own_rate(settings.method) is None:
+    if own_rate(settings.method) is None:
         unused.add("rate")
     if settings.optimizer != "sgd":
         unused.add("momentum")
     if not settings.data.startswith("folder:"):
         unused.add("image_size")
     return frozenset(unused)
-
-
-def acts_once(method: str) -> bool:
-    """Whether a method chooses its masks once, before training."""
-    return method in methods.REGISTRY and issubclass(methods.REGISTRY[method], methods.OneShot)
-
-
-def starts_sparse(method: str) -> bool:
-    """Whether a method has its final sparsity from the start."""
-    return acts_once(method) or getattr(methods.REGISTRY.get(method), "constant", False)
-
-
-def _own_rate(method: str) -> float | None:
-    if method not in methods.REGISTRY:
-        return None
-    rate = inspect.signature(methods.REGISTRY[method]).parameters.get("rate")
-    return None if rate is None else float(rate.default)
 
 
 def _device(name: str) -> str:
@@ -337,4 +319,5 @@ def _run_name(settings: TrainSettings) -> str:
     kind, _, path = settings.data.partition(":")
     data = Path(path).resolve().name if path else kind
     pruning = "" if settings.method == "dense" else f"-{settings.sparsity:g}"
-    return f"{data}-{settings.model}-{settings.method}{pruning}-seed{settings.seed}".replace(":", "-").replace("/", "-")
+    name = f"{data}-{settings.model}-{name_of(settings.method)}{pruning}-seed{settings.seed}"
+    return name.replace(":", "-").replace("/", "-")

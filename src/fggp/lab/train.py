@@ -9,6 +9,7 @@ from fggp.lab.checkpoint import writing
 from fggp.lab.data import ImageData, load_data
 from fggp.lab.distributed import ALONE, World
 from fggp.lab.errors import UsageError
+from fggp.lab.methods import name_of
 from fggp.lab.progress import RunProgress
 from fggp.lab.record import epoch_line, label, make_record, update_line
 from fggp.lab.run_folder import Json, RunFolder
@@ -59,7 +60,7 @@ def _train(folder: RunFolder, settings: ResolvedSettings, console: Console, worl
     from fggp.lab.pictures import draw_run  # matplotlib takes a second to import
 
     def draw(data: ImageData) -> None:
-        title = f"{label(settings.method)}, {settings.model} on {data.name}"
+        title = f"{label(name_of(settings.method))}, {settings.model} on {data.name}"
         with writing(folder.path):
             draw_run(folder.path, title, folder.metrics("epoch"), folder.metrics("update"), settings.init_sparsity)
 

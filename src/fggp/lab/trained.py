@@ -112,7 +112,7 @@ def _from_run(folder: RunFolder, name: str | None, size: tuple[int, int] | None)
     if size is None and side is not None:
         size = side, side
     data = settings["data_name"] or settings["data"]
-    title = f"{label(settings['method'])}, {settings['model']} on {data}"
+    title = f"{label(record['method'])}, {settings['model']} on {data}"
     return Network(model, settings["model"], title, channels, size)
 
 

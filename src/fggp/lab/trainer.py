@@ -1,7 +1,6 @@
 """One run in memory: a network, its optimizer and pruner on some data, an epoch at a time."""
 
 import copy
-import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fggp
-from fggp.lab import models
+from fggp.lab import methods, models
 from fggp.lab.batches import batch_sizes, epoch_seeds, training_batches
 from fggp.lab.data import ImageData, Split
 from fggp.lab.distributed import ALONE, World
 from fggp.lab.errors import UsageError
 from fggp.lab.parallel import Copied, Layout, Sharded, laid_as, whole
-from fggp.lab.settings import PHASE, ResolvedSettings, acts_once
+from fggp.lab.settings import PHASE, ResolvedSettings
 from fggp.lab.step import CapturedStep, EagerStep, Step
 from fggp.masks import pack
 
@@ -138,7 +137,7 @@ class Trainer:
         settings = self.settings
         if settings.method == "dense":
             return None
-        once = acts_once(settings.method)
+        once = methods.acts_once(settings.method)
         try:
             return fggp.Pruner(
                 self.network,  # where the pruner finds the other ranks
@@ -167,8 +166,7 @@ class Trainer:
             "batch": (self._normalised(batch.images), batch.labels),
             "input_shape": tuple(batch.images.shape[1:]),
         }
-        kind = fggp.methods.REGISTRY[settings.method]
-        return kind(**{name: offered[name] for name in inspect.signature(kind).parameters if name in offered})
+        return methods.make(settings.method, offered)
 
     def _normalised(self, images: Tensor) -> Tensor:
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from numbers import Number, Real
 from typing import Any, ClassVar
 
+from fggp.averages import Average
 from fggp.select import Exchange, TopK
 
 
@@ -50,6 +51,14 @@ class Method(ABC):
     def exchange(self, now: Update) -> Exchange | None:
         """What is dropped and regrown in each layer when the chain has pruned; by default nothing."""
         return None
+
+    def averages(self) -> Sequence[Average]:
+        """What the method's scores need to know of earlier steps' gradients; by default nothing.
+
+        The pruner keeps it up to date at every step, a pass over the weights each, until masks change no more, and
+        stores it in its state.
+        """
+        return ()
 
     def last_update(self, end: int) -> int:
         """The last step at which the masks may change: by default the ``end`` of the pruning phase.
