@@ -3,13 +3,15 @@
 import copy
 import math
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 import fggp
 import reference
-from fggp.methods import REGISTRY
+from fggp.methods import REGISTRY, candidates
+from fggp.scores import Score, magnitude
 
 GRADUAL = (
     "fggp",
@@ -201,3 +203,21 @@ def not_learning(optimizer):
     with torch.no_grad():
         for p, b in zip(parameters, before, strict=True):
             p.copy_(b)
+
+
+running = Score("running |g|", lambda block: block.average("size"), ties=magnitude)
+
+
+@dataclass(frozen=True)
+class Running(fggp.Method):
+    """FGGP by a running average, which the pruner keeps; and one that nothing reads."""
+
+    name = "running"
+    rate: float = 0.5
+    decay: float = 0.8
+
+    def averages(self):
+        return [fggp.Average("size", torch.abs, self.decay), fggp.Average("mean", lambda g: g, 0.5)]
+
+    def chain(self, now):
+        return [fggp.TopK(running, candidates(self.rate, now)), fggp.TopK(magnitude, now.excess)]

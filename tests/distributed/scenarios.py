@@ -125,6 +125,16 @@ def fsdp_with_replicas(folder):
         optimizer.step()
 
 
+def averages(folder):
+    method = helpers.Running()
+    pruner, expected = beside_one_process(sharded(helpers.convnet()), helpers.convnet(), 7, method=method)
+    theirs = expected.state_dict()["averages"]
+    for name, own in pruner.state_dict()["averages"].items():
+        assert own.keys() == {"size", "mean"}
+        for kind, value in own.items():
+            assert torch.equal(whole(value), theirs[name][kind]), (name, kind)
+
+
 def tensor_parallel(folder):
     plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
     beside_one_process(parallelize_module(helpers.mlp(), world(), plan), helpers.mlp(), 7)
@@ -279,14 +289,18 @@ def resumed(folder):
     )
 
 
+def sizes(pruner):
+    return {name: whole(own["size"]) for name, own in pruner.state_dict()["averages"].items()}
+
+
 def saved_by_all(folder):
     """torch.distributed.checkpoint, to be loaded by another number of processes: see `loaded_by_others`."""
     model = sharded(helpers.convnet())
     optimizer = helpers.sgd(model)
-    pruner = helpers.make_pruner(model, optimizer)
+    pruner = helpers.make_pruner(model, optimizer, method=helpers.Running())
     helpers.train(model, optimizer, 4)
     dcp.save({"model": model.state_dict(), "pruner": pruner}, checkpoint_id=folder / "dcp")
-    expected = {name: whole(m) for name, m in pruner.masks.items()}
+    expected = {name: (whole(m), sizes(pruner)[name]) for name, m in pruner.masks.items()}
     if rank() == 0:
         torch.save(expected, folder / "expected.pt")
 
@@ -294,17 +308,18 @@ def saved_by_all(folder):
 def loaded_by_others(folder):
     model = sharded(helpers.convnet(seed=1))
     optimizer = helpers.sgd(model)
-    pruner = helpers.make_pruner(model, optimizer, sparsity=0.3, end=8)
+    pruner = helpers.make_pruner(model, optimizer, sparsity=0.3, end=8, method=helpers.Running())
     state = {"model": model.state_dict(), "pruner": pruner}
     dcp.load(state, checkpoint_id=folder / "dcp")
     model.load_state_dict(state["model"])
     expected = torch.load(folder / "expected.pt")
     for name, mask in pruner.masks.items():
-        assert torch.equal(whole(mask), expected[name]), name
+        assert torch.equal(whole(mask), expected[name][0]), name
+        assert torch.equal(sizes(pruner)[name], expected[name][1]), name
     assert pruner.step == 4
     assert pruner.schedule.sparsity == 0.8
     for name, weight in model.named_parameters():
         if name in expected:
-            assert not whole(weight)[~expected[name]].any()
+            assert not whole(weight)[~expected[name][0]].any()
     helpers.train(model, optimizer, range(5, 8))
     assert pruner.sparsity == 1 - round(0.2 * 436) / 436

@@ -15,6 +15,7 @@ SIZES = {
     "fsdp_ties": 3,
     "fsdp_mixed_precision_and_offload": 2,
     "fsdp_with_replicas": 4,
+    "averages": 3,
     "tensor_parallel": 2,
     "fsdp_and_tensor_parallel": 4,
     "ddp": 2,
