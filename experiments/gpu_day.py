@@ -8,8 +8,10 @@
 
 Run it in the repository's root. data/gpu/ is to be brought along; it is all that is needed beside the repository and an
 environment with PyTorch. Results are JSON in the folder $OUT (runs/gpu-day if there is none), written as they come.
-The study goes on where it stopped as long as the machine is kept: its folder is in memory where the system has a disk
-there, because a checkpoint an epoch would keep a GPU waiting. `--rehearse` does it all on a CPU, tiny.
+The study goes on where it stopped. Another machine knows what is finished by records.jsonl and grid.json of $OUT, once
+they are copied to results/gpu-study. What was under way goes on while the machine is kept: the runs are in memory where
+the system has a disk there, because a checkpoint an epoch would keep a GPU waiting. `--rehearse` does it all on a CPU,
+tiny.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKED = ROOT / "data" / "gpu"
 IMAGES = ROOT / "data" / "cifar10-jpeg"
 SITE = PACKED / "site"
+KEPT = ROOT / "results" / "gpu-study"
 IN_MEMORY = Path("/dev/shm")
 # Small, pure Python, and in few environments.
 WHEELS = ("tyro", "docstring-parser", "typeguard")
@@ -473,6 +476,10 @@ def study(day: Day, minutes: float, jobs: int) -> None:
         day.note("study", "error", f"{minutes:.1f} minutes are left: too few to begin")
         return
     day.out.mkdir(parents=True, exist_ok=True)
+    if not day.rehearse and not folder.exists():  # a new machine: what earlier ones finished is in the repository
+        folder.mkdir(parents=True)
+        for file in KEPT.glob("*.json*"):
+            shutil.copy(file, folder)
     try:
         with (day.out / "study.log").open("w") as log:
             code = run(command, log, 60 * minutes + 20)
@@ -491,7 +498,8 @@ def grid_folder(day: Day) -> Path:
 def take_along(day: Day, folder: Path) -> None:
     """Copy what is small: records, settings and metrics, which make up a study; no weights."""
     if (folder / "records.jsonl").exists():
-        shutil.copy(folder / "records.jsonl", day.out / "records.jsonl")
+        shutil.copy(folder / "grid.json", day.out)
+        shutil.copy(folder / "records.jsonl", day.out)
         lines = (folder / "records.jsonl").read_text().splitlines()
         day.note("study", "runs finished", len(lines))
     with tarfile.open(day.out / "study.tar.gz", "w:gz") as tar:

@@ -12,7 +12,9 @@ from rich.console import Console
 from fggp.lab import cli
 from fggp.lab.errors import UsageError
 from fggp.lab.report.markdown import escape
+from fggp.lab.report.pictures_of_training import _curve
 from fggp.lab.report.report import report
+from fggp.lab.report.runs import parse
 from fggp.lab.report.settings import ReportSettings
 
 NASTY = "<script>alert('&')</script>|`*"
@@ -229,3 +231,26 @@ def test_the_same_records_make_the_same_report(folder, tmp_path):
     for file in folder.iterdir():
         text = file.read_bytes().replace(str(folder.parent).encode(), str(tmp_path).encode())
         assert text == (again / file.name).read_bytes(), file.name
+
+
+def test_a_report_by_validation_says_so_and_compares_nothing_else(tmp_path):
+    """Test and validation accuracy disagree on which method is better."""
+    records = several()
+    for own in records:
+        better = own["method"] == "gmp"
+        own["test_accuracy"] = 80.0 + own["seed"] + (5 if better else 0)
+        own["val_accuracy"] = 70.0 + own["seed"] - (5 if better else 0)
+        own["curve"]["val_accuracy"] = [11.0, 22.0, 33.0, 44.0]
+    records.append({**record("gmp", 3, 0.9), "val_accuracy": None})
+    folder = made(tmp_path, records, by="validation")
+    markdown, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
+    assert "**By validation accuracy: FGGP ranks first" in markdown
+    assert "| FGGP | **71.00 ± 1.00** (3) #1 |" in markdown
+    assert "| GMP | −5.00 [–] (3) |" in markdown
+    assert "est accuracy" not in markdown
+    assert "runs.jsonl:16: skipped, nothing was held out, so it has no validation accuracy" in markdown
+    assert "<caption>Validation accuracy, %</caption>" in page
+    assert "Accuracy is on the training images that were held out" in unescape(page)
+    shown = _curve({0: parse(records[0], by="validation")[0]})
+    assert shown is not None
+    assert shown.mean.tolist() == [11.0, 22.0, 33.0, 44.0]

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from fggp.lab.pictures import GREY, STYLE
 from fggp.lab.report.looks import FAINT, FRAME, GRID, INK, PAPER, Look
+from fggp.lab.report.runs import By
 from fggp.lab.report.tables import Row
 
 REPORT_STYLE: dict[Any, Any] = {
@@ -66,10 +67,12 @@ class Canvas:
     Args:
         folder: where pictures go.
         looks: of every row, by label.
+        by: which accuracy they show.
     """
 
-    def __init__(self, folder: Path, looks: Mapping[str, Look]) -> None:
+    def __init__(self, folder: Path, looks: Mapping[str, Look], by: By = "test") -> None:
         self.folder = folder
+        self.by = by
         self.looks = looks
         self.pictures: list[Picture] = []
         self.table: int | None = None

@@ -7,7 +7,7 @@ from fggp.lab.report.canvas import Picture
 from fggp.lab.report.findings import Contest, dense_accuracy, differences, entries
 from fggp.lab.report.looks import Look
 from fggp.lab.report.records import Loaded
-from fggp.lab.report.runs import Run
+from fggp.lab.report.runs import By, Run
 from fggp.lab.report.statistics import Difference
 from fggp.lab.report.tables import CONSTANT, Setting, Table, differing, percent, settings_of
 from fggp.lab.report.wording import headline, interval_of, listed, mean_std, rank_text, signed
@@ -98,8 +98,9 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Content:
-    """A report."""
+    """A report, by test or by validation accuracy."""
 
+    by: By
     headline: str
     summary: Sequence[str]
     sections: Sequence[Section]
@@ -132,8 +133,10 @@ def compose(
         _section(table, baselines.get(number, ""), looks, [p for p in pictures if p.table == number])
         for number, table in enumerate(tables)
     ]
+    by = loaded.runs[0].by
     return Content(
-        headline=headline(tables, ranking),
+        by=by,
+        headline=("" if by == "test" else "By validation accuracy: ") + headline(tables, ranking),
         summary=_summary(loaded, tables),
         sections=sections,
         ranks=None if ranking is None else _ranks(ranking, looks, [p for p in pictures if p.kind == "ranks"]),

@@ -15,7 +15,7 @@ class Entry:
     """A method in a setting.
 
     Args:
-        accuracy: on the test images, over the seeds.
+        accuracy: what is compared, over the seeds.
         rank: among the methods of the setting.
         best: whether no other has a higher mean.
         close: whether the paired difference to the best cannot be told from none; False where nothing is known.
@@ -49,13 +49,13 @@ class Contest:
 
 
 def accuracies(cell: Cell) -> dict[int, float]:
-    """Test accuracy by seed."""
-    return {seed: run.test_accuracy for seed, run in cell.items()}
+    """Accuracy by seed."""
+    return {seed: run.accuracy for seed, run in cell.items()}
 
 
 def dense_accuracy(table: Table, number: int = 0) -> Summary:
-    """Test accuracy of a table's dense row."""
-    return summarise([run.test_accuracy for run in table.dense[number].runs])
+    """Accuracy of a table's dense row."""
+    return summarise([run.accuracy for run in table.dense[number].runs])
 
 
 def entries(setting: Setting) -> dict[str, Entry]:

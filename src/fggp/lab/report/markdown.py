@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from fggp.lab.report.canvas import Picture
 from fggp.lab.report.content import Accuracy, Compared, Content, Ranks, Section
-from fggp.lab.report.wording import HOW_TO_READ
+from fggp.lab.report.wording import how_to_read
 
 
 def render(content: Content) -> str:
@@ -14,7 +14,7 @@ def render(content: Content) -> str:
         parts += _section(section)
     if content.ranks is not None:
         parts += _ranks(content.ranks)
-    parts += ["## How to read this", _list(HOW_TO_READ)]
+    parts += ["## How to read this", _list(how_to_read(content.by))]
     if content.notes:
         parts += ["## Left out", _list(content.notes)]
     return "\n\n".join(part for part in parts if part) + "\n"

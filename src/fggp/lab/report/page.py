@@ -15,7 +15,7 @@ from fggp.lab.report.content import Content
 from fggp.lab.report.inline import inline
 from fggp.lab.report.runs import Json, Run, shared_settings
 from fggp.lab.report.tables import percent
-from fggp.lab.report.wording import HOW_TO_READ
+from fggp.lab.report.wording import how_to_read
 
 DETAILS = {
     "device": "processor",
@@ -55,7 +55,7 @@ def render(content: Content) -> str:
     shared = shared_settings(content.runs)
     return environment.from_string(_asset("page.html")).render(
         content=content,
-        how_to_read=HOW_TO_READ,
+        how_to_read=how_to_read(content.by),
         series={look.number: look for look in content.looks.values()},
         style=Markup(style),
         script=Markup(script),

@@ -41,7 +41,7 @@ def draw(
 
 
 def accuracy(canvas: Canvas, tables: Sequence[Table]) -> None:
-    """Draw test accuracy against sparsity, a panel for each start.
+    """Draw accuracy against sparsity, a panel for each start.
 
     Args:
         tables: of one subject.
@@ -49,7 +49,7 @@ def accuracy(canvas: Canvas, tables: Sequence[Table]) -> None:
     tables = [table for table in tables if table.rows]
     if not tables:
         return
-    caption = "Mean test accuracy over the seeds; bars are ± one standard deviation."
+    caption = f"Mean {canvas.by} accuracy over the seeds; bars are ± one standard deviation."
     if tables[0].dense:
         caption += " The grey line is dense training, its band ± one standard deviation."
     if max(len(table.sparsities) for table in tables) == 1:
@@ -64,7 +64,7 @@ def accuracy(canvas: Canvas, tables: Sequence[Table]) -> None:
             _accuracy_lines(canvas, axes, table)
             axes.set(title=table.beginning, xlabel="sparsity")
         for axes in panels[::ACROSS]:
-            axes.set_ylabel("test accuracy")
+            axes.set_ylabel(f"{canvas.by} accuracy")
         accuracy_scale(panels, "y")
         canvas.legend(figure, rows, dense=bool(tables[0].dense))
 
@@ -117,7 +117,7 @@ def _accuracy_dots(canvas: Canvas, tables: Sequence[Table], caption: str) -> Non
             axes.tick_params(axis="y", length=0)
             axes.grid(False, axis="y")
             axes.set_title(f"{percent(table.sparsities[0])} sparsity, {table.beginning}")
-        panels[-1].set_xlabel("test accuracy")
+        panels[-1].set_xlabel(f"{canvas.by} accuracy")
         accuracy_scale(list(panels), "x")
 
 
@@ -164,8 +164,8 @@ def difference(canvas: Canvas, table: Table, baseline: str) -> None:
     if not columns:
         return
     caption = (
-        f"Test accuracy minus that of {baseline} on the same seeds: mean and 95 % confidence interval. Hollow: the "
-        "interval holds zero, so the two cannot be told apart, or there is none."
+        f"{canvas.by.capitalize()} accuracy minus that of {baseline} on the same seeds: mean and 95 % confidence "
+        "interval. Hollow: the interval holds zero, so the two cannot be told apart, or there is none."
     )
     wide = max(abs(difference.mean) for own in found.values() for difference in own.values()) > WIDE
     if wide:

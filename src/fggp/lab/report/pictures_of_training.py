@@ -13,17 +13,18 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from fggp.lab.pictures import GREY
 from fggp.lab.report.canvas import ACROSS, Canvas
 from fggp.lab.report.looks import GRID, PAPER, Look
+from fggp.lab.report.runs import ACCURACIES
 from fggp.lab.report.scale import accuracy_scale
 from fggp.lab.report.statistics import summarise
 from fggp.lab.report.tables import Cell, Row, Table, percent
 
 
 def curves(canvas: Canvas, table: Table) -> None:
-    """Draw test accuracy over the epochs, mean and spread, a panel for each sparsity."""
+    """Draw accuracy over the epochs, mean and spread, a panel for each sparsity."""
     columns = [s for s in table.sparsities if any(_curve(row.cells.get(s, {})) for row in table.rows)]
     if not columns:
         return
-    caption = "Test accuracy over training: mean over the seeds, and ± one standard deviation."
+    caption = f"{canvas.by.capitalize()} accuracy over training: mean over the seeds, and ± one standard deviation."
     phase = _pruning_phase(table)
     if phase:
         caption += " Weights are pruned where the ground is shaded."
@@ -49,7 +50,7 @@ def curves(canvas: Canvas, table: Table) -> None:
             axes.set(title=f"{percent(sparsity)} sparsity", xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         for axes in panels[::ACROSS]:
-            axes.set_ylabel("test accuracy")
+            axes.set_ylabel(f"{canvas.by} accuracy")
         accuracy_scale(panels, "y")
         canvas.legend(figure, rows, dense=any(dense), marks=False)
 
@@ -172,12 +173,16 @@ class _Curve:
 
 def _curve(cell: Cell) -> _Curve | None:
     """Mean and spread over the runs that have a curve of the commonest epochs."""
-    curves = [run.curve for run in cell.values() if run.curve]
+    curves = [
+        {"epoch": run.curve["epoch"], "accuracy": run.curve[ACCURACIES[run.by]]}
+        for run in cell.values()
+        if ACCURACIES[run.by] in run.curve
+    ]
     if not curves:
         return None
     epochs = [tuple(curve["epoch"]) for curve in curves]
     usual = max(epochs, key=epochs.count)
-    values = np.array([curve["test_accuracy"] for curve, own in zip(curves, epochs, strict=True) if own == usual])
+    values = np.array([curve["accuracy"] for curve, own in zip(curves, epochs, strict=True) if own == usual])
     return _Curve(usual, values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(usual)))
 
 

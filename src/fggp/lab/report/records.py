@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fggp.lab.errors import UsageError
-from fggp.lab.report.runs import Run, parse
+from fggp.lab.report.runs import By, Run, parse
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,12 @@ class Loaded:
     notes: Sequence[str]
 
 
-def load(paths: Iterable[Path]) -> Loaded:
+def load(paths: Iterable[Path], by: By = "test") -> Loaded:
     """Read every record in files and below folders.
+
+    Args:
+        paths: the files and folders.
+        by: which accuracy is to be compared; records without it are not usable.
 
     Raises:
         UsageError: a path is not there or cannot be read, or nothing usable was found.
@@ -32,7 +36,7 @@ def load(paths: Iterable[Path]) -> Loaded:
     found: list[Run] = []
     notes: list[str] = []
     for file in _files(paths):
-        own, own_notes = _read(file)
+        own, own_notes = _read(file, by)
         found += own
         notes += own_notes
     runs: dict[tuple[object, ...], Run] = {}
@@ -79,7 +83,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _read(file: Path) -> tuple[list[Run], list[str]]:
+def _read(file: Path, by: By) -> tuple[list[Run], list[str]]:
     """Return a file's runs, and a note for each line that holds none."""
     try:
         content = file.read_bytes()
@@ -97,7 +101,7 @@ def _read(file: Path) -> tuple[list[Run], list[str]]:
             if isinstance(record, dict) and not {"run", "method"} & record.keys():
                 others += 1
                 continue
-            run, own_notes = parse(record, source)
+            run, own_notes = parse(record, source, by)
         except json.JSONDecodeError as error:
             notes.append(f"{file}:{number + error.lineno - 1}: skipped, not JSON ({error.msg}, column {error.colno})")
         except UnicodeDecodeError as error:

@@ -16,6 +16,7 @@ from fggp.lab.report.findings import baseline_of, contest
 from fggp.lab.report.looks import looks
 from fggp.lab.report.pictures import draw
 from fggp.lab.report.records import load
+from fggp.lab.report.runs import By
 from fggp.lab.report.settings import ReportSettings
 from fggp.lab.report.tables import rows_of, tabulate
 
@@ -29,14 +30,14 @@ def report(settings: ReportSettings, console: Console) -> Content:
     Raises:
         UsageError: no usable record was found, or the baseline is not among their methods.
     """
-    loaded = load(settings.paths)
+    loaded = load(settings.paths, settings.by)
     tables = tabulate(loaded.runs)
     baselines = baseline_of(tables, settings.baseline)
     _show_notes(loaded.notes, console)
 
     settings.out.mkdir(parents=True, exist_ok=True)
     ranking = contest(tables)
-    canvas = Canvas(settings.out, looks(rows_of(tables)))
+    canvas = Canvas(settings.out, looks(rows_of(tables)), settings.by)
     columns = (TextColumn("drawing"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         drawn = draw(canvas, tables, ranking, baselines)
@@ -61,17 +62,19 @@ def _show_notes(notes: Sequence[str], console: Console) -> None:
 def _show(content: Content, files: Sequence[Path], console: Console) -> None:
     for section in content.sections:
         console.print(f"\n{escape(section.title)}", highlight=False)
-        console.print(_table(section))
+        console.print(_table(section, content.by))
     console.print(
-        "test accuracy, % (seeds); bold: the highest; ≈: cannot be told from it\n", style="dim", highlight=False
+        f"{content.by} accuracy, % (seeds); bold: the highest; ≈: cannot be told from it\n",
+        style="dim",
+        highlight=False,
     )
     console.print(f"[bold]{escape(content.headline)}[/]\n", highlight=False, soft_wrap=True)
     for what, shown in zip(("page", "markdown", "pictures"), (*files, files[0].parent / "*.png, *.svg"), strict=True):
         console.print(f"{what:10}{escape(str(shown))}", highlight=False, soft_wrap=True)
 
 
-def _table(section: Section) -> ConsoleTable:
-    heads = [f"{column} sparsity" for column in section.columns] or ["test accuracy, %"]
+def _table(section: Section, by: By) -> ConsoleTable:
+    heads = [f"{column} sparsity" for column in section.columns] or [f"{by} accuracy, %"]
     table = ConsoleTable("method")
     for head in heads:
         table.add_column(head, justify="right")

@@ -4,13 +4,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 Json = dict[str, Any]
 
 NEEDED = ("run", "method", "model", "data", "sparsity", "init_sparsity", "seed", "test_accuracy", "val_accuracy")
 OWN_KEYS = {"data", "data_name", "model", "method", "sparsity", "init_sparsity", "seed", "epochs", "rate"}
 """Settings that a `Run` holds in a field of its own."""
+By = Literal["test", "validation"]
+ACCURACIES: dict[By, str] = {"test": "test_accuracy", "validation": "val_accuracy"}
+"""What may be compared, and where it is in records and curves."""
 PRUNING = {"rate", "scope", "prune_begin", "prune_end", "every"}
 """Settings that decide nothing in a dense run."""
 MACHINE = {"device"}
@@ -28,6 +31,7 @@ class Run:
         sparsity: the target, where it was recorded; else the measured one, rounded.
         init_sparsity: share that was zero from the start.
         test_accuracy, val_accuracy: of the last epoch; None where nothing was held out.
+        by: which of the two is compared.
         epochs: trained for, None where unknown.
         rate: of the method, None where it has none or it is unknown.
         settings: all other settings that decide the result; empty where none were recorded.
@@ -46,6 +50,7 @@ class Run:
     seed: int
     test_accuracy: float
     val_accuracy: float | None
+    by: By = "test"
     epochs: int | None = None
     rate: float | None = None
     settings: Json = field(default_factory=dict)
@@ -58,6 +63,14 @@ class Run:
     def dense(self) -> bool:
         """Whether nothing was pruned: an upper bound to compare with."""
         return self.method == "dense"
+
+    @property
+    def accuracy(self) -> float:
+        """What is compared, percent."""
+        if self.by == "test":
+            return self.test_accuracy
+        assert self.val_accuracy is not None  # `parse` saw to that
+        return self.val_accuracy
 
     @property
     def constant(self) -> bool:
@@ -76,8 +89,13 @@ class Run:
         return (*where, self.method, self.variant, self.seed)
 
 
-def parse(record: object, source: str = "") -> tuple[Run, list[str]]:
+def parse(record: object, source: str = "", by: By = "test") -> tuple[Run, list[str]]:
     """Make a run of a record.
+
+    Args:
+        record: as it was read.
+        source: where.
+        by: which accuracy is compared.
 
     Returns:
         The run, and notes on optional parts of the record that could not be used.
@@ -90,6 +108,8 @@ def parse(record: object, source: str = "") -> tuple[Run, list[str]]:
     missing = [key for key in NEEDED if key not in record]
     if missing:
         raise ValueError(f"no {', '.join(missing)} in it")
+    if by == "validation" and record["val_accuracy"] is None:
+        raise ValueError("nothing was held out, so it has no validation accuracy")
     settings = record.get("settings") or {}
     if not isinstance(settings, dict):
         raise ValueError(f"settings is {settings!r:.60}; it must be an object")
@@ -115,6 +135,7 @@ def parse(record: object, source: str = "") -> tuple[Run, list[str]]:
         seed=_whole(record, "seed"),
         test_accuracy=_number(record, "test_accuracy", 0, 100),
         val_accuracy=None if record["val_accuracy"] is None else _number(record, "val_accuracy", 0, 100),
+        by=by,
         epochs=_budget(record, settings),
         rate=None if dense else _rate(record, settings),
         settings=_deciding(settings, dense),

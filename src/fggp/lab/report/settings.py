@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -15,6 +16,7 @@ class ReportSettings:
     $ fggp report fggp-runs                        every run found below a folder
     $ fggp report results/digits.jsonl --out docs  the runs of one file
     $ fggp report ours theirs.jsonl --baseline gmp differences to another method than FGGP
+    $ fggp report fggp-grids --by validation       to choose among methods or rates
 
     Leaves report.html (one file that needs no network), report.md, and every picture as PNG and SVG. Records are JSON,
     one run a line; they need run, method, model, data, sparsity, init_sparsity, seed, test_accuracy and val_accuracy,
@@ -27,6 +29,9 @@ class ReportSettings:
     """Where the report goes."""
     baseline: str | None = None
     """The method that the others are compared with, run by run; fggp, or else the first, if not given."""
+
+    by: Literal["test", "validation"] = "test"
+    """Which accuracy is compared. Choose methods and rates by validation; test is what you report of the choice."""
 
     def __post_init__(self) -> None:
         if not self.paths:

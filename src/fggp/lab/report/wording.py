@@ -3,21 +3,26 @@
 from collections.abc import Sequence
 
 from fggp.lab.report.findings import Contest, dense_accuracy, overall
-from fggp.lab.report.runs import Run
+from fggp.lab.report.runs import By, Run
 from fggp.lab.report.statistics import Difference, Summary, summarise
 from fggp.lab.report.tables import Table, percent, settings_of
 
-HOW_TO_READ = (
-    "Accuracy is on the test images after the last epoch, in percent: mean ± standard deviation (n − 1) over the "
-    "seeds; their number stands in brackets or below, and – where one seed has no deviation.",
-    "Bold is the highest mean of a column; dense is what they are held against. ≈ marks what cannot be told from the "
-    "highest: the 95 % confidence interval of the difference on the same seeds holds zero. # is the rank in a column.",
-    "Ranks go by mean accuracy, 1 is best; those that tie share the average of their ranks.",
-    "Differences are paired, seed by seed: mean, 95 % confidence interval (Student's t), number of pairs. Each "
-    "interval is for one comparison alone: of twenty such, about one misses the truth by chance.",
-    "Sparsity is the share of the prunable weights that is zero.",
-)
-"""What tables and pictures mean, a paragraph each."""
+IMAGES = {"test": "test images", "validation": "training images that were held out,"}
+
+
+def how_to_read(by: By) -> list[str]:
+    """Say what tables and pictures mean, a paragraph each."""
+    return [
+        f"Accuracy is on the {IMAGES[by]} after the last epoch, in percent: mean ± standard deviation (n − 1) over the "
+        "seeds; their number stands in brackets or below, and – where one seed has no deviation.",
+        "Bold is the highest mean of a column; dense is what they are held against. ≈ marks what cannot be told from "
+        "the highest: the 95 % confidence interval of the difference on the same seeds holds zero. # is the rank in a "
+        "column.",
+        "Ranks go by mean accuracy, 1 is best; those that tie share the average of their ranks.",
+        "Differences are paired, seed by seed: mean, 95 % confidence interval (Student's t), number of pairs. Each "
+        "interval is for one comparison alone: of twenty such, about one misses the truth by chance.",
+        "Sparsity is the share of the prunable weights that is zero.",
+    ]
 
 
 def headline(tables: Sequence[Table], ranking: Contest | None) -> str:
@@ -62,7 +67,7 @@ def _noise(ranking: Contest, first: str, second: str, subject: str | None = None
 
 
 def _alone(name: str, table: Table, runs: Sequence[Run], sparsity: float | None = None) -> str:
-    accuracy = summarise([run.test_accuracy for run in runs])
+    accuracy = summarise([run.accuracy for run in runs])
     where = "" if sparsity is None else f" at {percent(sparsity)} sparsity"
     seeds = f"{accuracy.count} seed{'s' * (accuracy.count > 1)}"
     found = f"{name} reaches {mean_std(accuracy)} % on {table.data} with {table.model}{where} ({seeds})"
