@@ -112,3 +112,19 @@ def test_every_row_has_a_look_of_its_own_and_one_method_one_hue():
     assert [look.number for look in by_label.values()] == list(range(13))
     low, high = (by_label[f"FGGP (r = {rate})"].colour for rate in (0.3, 0.7))
     assert low < "#0072b2" < high  # the same blue, darker and lighter
+
+
+@pytest.mark.parametrize(
+    ("rates", "others", "baseline", "left"),
+    [
+        ((0.3, 0.5, 0.7), ["gmp"], "", ["FGGP (r = 0.5)", "GMP"]),
+        ((0.3, 0.5, 0.7), ["gmp"], "FGGP (r = 0.3)", ["FGGP (r = 0.3)", "FGGP (r = 0.5)", "GMP"]),
+        ((0.3, 0.5), ["gmp"], "", ["FGGP (r = 0.3)", "FGGP (r = 0.5)", "GMP"]),  # two are no sweep
+        ((0.3, 0.4, 0.7), ["gmp"], "", ["FGGP (r = 0.3)", "FGGP (r = 0.4)", "FGGP (r = 0.7)", "GMP"]),  # none is usual
+        ((0.3, 0.5, 0.7), [], "", ["FGGP (r = 0.3)", "FGGP (r = 0.5)", "FGGP (r = 0.7)"]),  # nothing else
+    ],
+)
+def test_a_sweep_is_one_row_among_other_methods(rates, others, baseline, left):
+    runs = [parse(record(rate=rate))[0] for rate in rates] + [parse(record(method))[0] for method in others]
+    (table,) = tabulate(runs)
+    assert [row.label for row in table.without_sweeps(baseline).rows] == left

@@ -22,17 +22,21 @@ def draw(
     canvas: Canvas, tables: Sequence[Table], contest: Contest | None, baselines: Mapping[int, str]
 ) -> Iterator[None]:
     """Draw all there is, and yield after each kind of picture of each table."""
+    # A sweep of rates has a picture of its own; in the others it would be a thicket.
+    main = [table.without_sweeps(baselines.get(number, "")) for number, table in enumerate(tables)]
     for number, table in enumerate(tables):
         canvas.table = number
-        same = [other for other in tables if other.subject == table.subject]
-        if same[0] is table:
+        same = [other for other in main if other.subject == table.subject]
+        if same[0] is main[number]:
             accuracy(canvas, same)
             yield
         if number in baselines:
-            difference(canvas, table, baselines[number])
+            difference(canvas, main[number], baselines[number])
             yield
-        for kind in (training.rates, training.curves, training.density):
-            kind(canvas, table)
+        training.rates(canvas, table)
+        yield
+        for kind in (training.curves, training.density):
+            kind(canvas, main[number])
             yield
     canvas.table = None
     if contest is not None and len(contest.settings) > 1:

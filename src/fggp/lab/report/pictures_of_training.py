@@ -109,18 +109,15 @@ def density(canvas: Canvas, table: Table) -> None:
 
 def rates(canvas: Canvas, table: Table) -> None:
     """Draw accuracy against the rate of each method that was run with three or more, a panel for each sparsity."""
-    sweeps: dict[str, list[Row]] = {}
-    for row in table.rows:
-        if row.rate is not None:
-            rest = row.runs[0].settings
-            sweeps.setdefault(f"{row.method} {sorted(rest.items(), key=str)}", []).append(row)
-    for sweep in sweeps.values():
-        if len(sweep) >= 3:
-            _rate(canvas, table, sweep)
+    for sweep in table.sweeps:
+        _rate(canvas, table, sweep)
 
 
 def _rate(canvas: Canvas, table: Table, sweep: Sequence[Row]) -> None:
-    columns = sorted({sparsity for row in sweep for sparsity in row.cells})
+    everywhere = sorted({sparsity for row in sweep for sparsity in row.cells})
+    columns = [sparsity for sparsity in everywhere if sum(sparsity in row.cells for row in sweep) >= 3]
+    if not columns:
+        return
     look = canvas.looks[sweep[len(sweep) // 2].label]
     caption = (
         "Accuracy against the rate, mean over the seeds ± one standard deviation. A rate is to be chosen by "

@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from fggp import methods
@@ -85,6 +85,22 @@ class Table:
     def sparsities(self) -> list[float]:
         """The columns."""
         return sorted({sparsity for row in self.rows for sparsity in row.cells})
+
+    @property
+    def sweeps(self) -> list[list["Row"]]:
+        """The rows of each method that was run with three or more rates and is otherwise the same."""
+        alike = _grouped(self.rows, lambda row: (row.method, json.dumps(row.runs[0].settings, sort_keys=True)))
+        return [own for own in alike.values() if len({row.rate for row in own} - {None}) >= 3]
+
+    def without_sweeps(self, baseline: str = "") -> "Table":
+        """The table with one row for each sweep of rates, that of the method's default rate, and the baseline's.
+
+        A table of nothing but a sweep stays as it is.
+        """
+        swept = [row for own in self.sweeps for row in own if any(_is_usual(each) for each in own)]
+        left_out = {row.label for row in swept if not _is_usual(row) and row.label != baseline}
+        rows = [row for row in self.rows if row.label not in left_out]
+        return replace(self, rows=rows) if len({row.method for row in rows}) > 1 else self
 
 
 @dataclass(frozen=True)
@@ -210,6 +226,10 @@ def default_rate(method: str) -> float | None:
         return None
     rate = inspect.signature(methods.REGISTRY[method]).parameters.get("rate")
     return None if rate is None or rate.default is rate.empty else float(rate.default)
+
+
+def _is_usual(row: Row) -> bool:
+    return row.rate is not None and row.rate == default_rate(row.method)
 
 
 def ordered(rows: Iterable[Row]) -> list[Row]:
