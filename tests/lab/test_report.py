@@ -247,6 +247,7 @@ def test_a_report_by_validation_says_so_and_compares_nothing_else(tmp_path):
     assert "**By validation accuracy: FGGP ranks first" in markdown
     assert "| FGGP | **71.00 ± 1.00** (3) #1 |" in markdown
     assert "| GMP | −5.00 [–] (3) |" in markdown
+    assert "\n| minus FGGP, on average |  | −5.00 [–] (3) |\n" in markdown
     assert "est accuracy" not in markdown
     assert "runs.jsonl:16: skipped, nothing was held out, so it has no validation accuracy" in markdown
     assert "<caption>Validation accuracy, %</caption>" in page

@@ -1,6 +1,7 @@
 """What all pictures of a report share: their style and files, panels, legends and marks."""
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,10 +85,12 @@ class Canvas:
         self._tips = []
         number = sum(picture.kind == kind for picture in self.pictures) + 1
         name = kind if number == 1 else f"{kind}-{number}"
+        # The legend, if there is one, begins as high as the title: they must not meet.
+        lines = textwrap.wrap(title.replace(" ·", "\N{NO-BREAK SPACE}·"), max(30, round(13 * (width - 1.8))))
         with matplotlib.rc_context(REPORT_STYLE):
-            figure = Figure(figsize=(width, height + 0.3), layout="constrained")
+            figure = Figure(figsize=(width, height + 0.1 + 0.2 * len(lines)), layout="constrained")
             FigureCanvasAgg(figure)
-            heading = figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+            heading = figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10, fontweight="bold")
             heading.set_gid("heading")
             yield figure
             figure.draw_without_rendering()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fggp.lab.report.canvas import Picture
-from fggp.lab.report.findings import Contest, dense_accuracy, differences, entries
+from fggp.lab.report.findings import Contest, dense_accuracy, differences, entries, overall
 from fggp.lab.report.looks import Look
 from fggp.lab.report.records import Loaded
 from fggp.lab.report.runs import By, Run
@@ -85,6 +85,8 @@ class Ranks:
         methods: with their looks, the best first.
         settings: title and ranks of each.
         averages: of the ranks.
+        baseline: what ``differences`` are to; empty where there are none.
+        differences: of mean accuracies over the settings, for each method; None for the baseline itself.
         remark: what they are averaged over.
         pictures: drawn of them.
     """
@@ -92,6 +94,8 @@ class Ranks:
     methods: Mapping[str, Look]
     settings: Sequence[tuple[str, Sequence[str]]]
     averages: Sequence[str]
+    baseline: str
+    differences: Sequence[Compared | None]
     remark: str
     pictures: Sequence[Picture]
 
@@ -139,7 +143,9 @@ def compose(
         headline=("" if by == "test" else "By validation accuracy: ") + headline(tables, ranking),
         summary=_summary(loaded, tables),
         sections=sections,
-        ranks=None if ranking is None else _ranks(ranking, looks, [p for p in pictures if p.kind == "ranks"]),
+        ranks=None
+        if ranking is None
+        else _ranks(ranking, baselines, looks, [p for p in pictures if p.kind == "ranks"]),
         notes=loaded.notes,
         runs=loaded.runs,
         looks=looks,
@@ -219,8 +225,13 @@ def _remarks(table: Table) -> list[str]:
     return remarks
 
 
-def _ranks(ranking: Contest, looks: Mapping[str, Look], pictures: Sequence[Picture]) -> Ranks:
+def _ranks(
+    ranking: Contest, baselines: Mapping[int, str], looks: Mapping[str, Look], pictures: Sequence[Picture]
+) -> Ranks:
     names = list(ranking.average)
+    # With one setting, its table of differences says it all.
+    told = [name for name in baselines.values() if name in names and len(ranking.settings) > 1]
+    baseline = told[0] if told else ""
     remark = f"Averaged over {_count(len(ranking.settings), 'setting')} in which all of these were run."
     if ranking.absent:
         were = "was" if len(ranking.absent) == 1 else "were"
@@ -232,8 +243,14 @@ def _ranks(ranking: Contest, looks: Mapping[str, Look], pictures: Sequence[Pictu
             for number, setting in enumerate(ranking.settings)
         ],
         averages=[f"{ranking.average[name]:.2f}" for name in names],
+        baseline=baseline,
+        differences=[
+            None if name == baseline else _compared(overall(ranking.settings, name, baseline))
+            for name in names
+            if baseline
+        ],
         remark=remark,
-        pictures=pictures,
+        pictures=[picture for picture in pictures if picture.kind == "ranks"],
     )
 
 

@@ -41,6 +41,8 @@ def _section(section: Section) -> list[str]:
 def _ranks(ranks: Ranks) -> list[str]:
     body = [[escape(title), *own] for title, own in ranks.settings]
     body.append(["**average**", *(f"**{average}**" for average in ranks.averages)])
+    if ranks.baseline:
+        body.append([f"minus {escape(ranks.baseline)}, on average", *map(_compared, ranks.differences)])
     table = _table(["setting", *map(escape, ranks.methods)], body)
     return ["## Ranks", *map(_picture, ranks.pictures), table, escape(ranks.remark)]
 

@@ -20,7 +20,9 @@ def how_to_read(by: By) -> list[str]:
         "column.",
         "Ranks go by mean accuracy, 1 is best; those that tie share the average of their ranks.",
         "Differences are paired, seed by seed: mean, 95 % confidence interval (Student's t), number of pairs. Each "
-        "interval is for one comparison alone: of twenty such, about one misses the truth by chance.",
+        "interval is for one comparison alone: of twenty such, about one misses the truth by chance. Averaged over "
+        "settings, a seed gives one difference, the mean of those in the settings, for runs of one seed are not "
+        "independent.",
         "Sparsity is the share of the prunable weights that is zero.",
     ]
 
