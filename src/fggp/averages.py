@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from fggp.prunable import Prunable
 from fggp.sharding import local, local_gradient, own_part, spread_as
-
-if TYPE_CHECKING:
-    from fggp.prunable import Prunable
 
 
 @dataclass(frozen=True)
