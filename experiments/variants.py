@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fggp import FGGP, Average, GradientFirstAnnealed, GraNet
 from fggp.methods import candidates
-from fggp.scores import Score, magnitude
+from fggp.scores import Score, magnitude, random
 from fggp.select import TopK
 
 # Masks are updated every 13 steps in the studies' short runs: the averages are over about as many.
@@ -89,6 +89,16 @@ class LayerScaled(FGGP):
 
     def chain(self, now):
         return [TopK(relative_size, candidates(self.rate, now)), TopK(magnitude, now.excess)]
+
+
+@dataclass(frozen=True)
+class RandomFirst(FGGP):
+    """The control: the first step spares weights at random. What FGGP has beyond this is owed to gradients."""
+
+    name = "random-first"
+
+    def chain(self, now):
+        return [TopK(random(now.seed, now.step), candidates(self.rate, now)), TopK(magnitude, now.excess)]
 
 
 @dataclass(frozen=True)
