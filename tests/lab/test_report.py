@@ -255,3 +255,15 @@ def test_a_report_by_validation_says_so_and_compares_nothing_else(tmp_path):
     shown = _curve({0: parse(records[0], by="validation")[0]})
     assert shown is not None
     assert shown.mean.tolist() == [11.0, 22.0, 33.0, 44.0]
+
+
+def test_rates_that_were_tried_out_are_not_ranked(tmp_path):
+    """The best of many rates is best by luck too: it must not take the first rank from the methods' own."""
+    sweep = [record(rate=r, seed=s, accuracy=90 + r + s) for r in (0.3, 0.5, 0.7) for s in range(2)]
+    markdown = (
+        made(tmp_path, [*sweep, *(record("gmp", s, accuracy=80 + s) for s in range(2))]) / "report.md"
+    ).read_text()
+    assert "| FGGP (r = 0.7) | 91.20 ± 0.71 (2) |" in markdown
+    assert "| FGGP (r = 0.5) | **91.00 ± 0.71** (2) #1 |" in markdown
+    assert "| GMP | 80.50 ± 0.71 (2) #2 |" in markdown
+    assert "tried out here, are not ranked" in markdown

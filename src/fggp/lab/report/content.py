@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fggp.lab.report.canvas import Picture
-from fggp.lab.report.findings import Contest, dense_accuracy, differences, entries, overall
+from fggp.lab.report.findings import Contest, Entry, accuracies, dense_accuracy, differences, entries, overall
 from fggp.lab.report.looks import Look
 from fggp.lab.report.records import Loaded
 from fggp.lab.report.runs import By, Run
-from fggp.lab.report.statistics import Difference
-from fggp.lab.report.tables import CONSTANT, Setting, Table, differing, percent, settings_of
+from fggp.lab.report.statistics import Difference, summarise
+from fggp.lab.report.tables import CONSTANT, Row, Setting, Table, differing, percent, settings_of
 from fggp.lab.report.wording import headline, interval_of, listed, mean_std, rank_text, signed
 
 
@@ -173,20 +173,12 @@ def _summary(loaded: Loaded, tables: Sequence[Table]) -> list[str]:
 
 def _section(table: Table, baseline: str, looks: Mapping[str, Look], pictures: Sequence[Picture]) -> Section:
     columns = table.sparsities
-    by_setting = {sparsity: entries(Setting(table, sparsity)) for sparsity in columns}
-    lines = []
-    for row in table.rows:
-        cells: list[Accuracy | None] = []
-        for sparsity in columns:
-            entry = by_setting[sparsity].get(row.label)
-            rank = "" if entry is None or len(by_setting[sparsity]) < 2 else rank_text(entry.rank)
-            best = entry is not None and entry.best and bool(rank)
-            cells.append(
-                None
-                if entry is None
-                else Accuracy(mean_std(entry.accuracy), entry.accuracy.count, rank, best, entry.close)
-            )
-        lines.append(Line(row.label, looks[row.label], cells))
+    ranked = table.without_sweeps(baseline)
+    by_setting = {sparsity: entries(Setting(ranked, sparsity)) for sparsity in columns}
+    lines = [
+        Line(row.label, looks[row.label], [_accuracy(row, sparsity, by_setting[sparsity]) for sparsity in columns])
+        for row in table.rows
+    ]
     compared = differences(table, baseline) if baseline else {}
     return Section(
         title=table.title,
@@ -201,9 +193,23 @@ def _section(table: Table, baseline: str, looks: Mapping[str, Look], pictures: S
             ComparedLine(name, looks[name], [_compared(own.get(sparsity)) for sparsity in columns])
             for name, own in compared.items()
         ],
-        remarks=_remarks(table),
+        remarks=[
+            *(["Other rates than the default, tried out here, are not ranked."] * (ranked is not table)),
+            *_remarks(table),
+        ],
         pictures=pictures,
     )
+
+
+def _accuracy(row: Row, sparsity: float, ranked: Mapping[str, Entry]) -> Accuracy | None:
+    """A cell of the main table; rates that were only tried out are not ranked."""
+    if sparsity not in row.cells:
+        return None
+    accuracy = summarise([*accuracies(row.cells[sparsity]).values()])
+    entry = ranked.get(row.label)
+    if entry is None or len(ranked) < 2:
+        return Accuracy(mean_std(accuracy), accuracy.count)
+    return Accuracy(mean_std(accuracy), accuracy.count, rank_text(entry.rank), entry.best, entry.close)
 
 
 def _compared(difference: Difference | None) -> Compared | None:
