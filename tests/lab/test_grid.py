@@ -269,6 +269,31 @@ def test_a_list_of_the_runs(tmp_path, inline, capsys, monkeypatch):
     ]
 
 
+def test_a_grid_goes_on_from_its_records_alone(tmp_path, inline, capsys, monkeypatch):
+    """As from a repository, which keeps grid.json and records.jsonl but no run folders."""
+    monkeypatch.chdir(tmp_path)
+    command = ["grid", "--method", "dense", "gmp", "--sparsity", "0.9", "--epochs", "1", "--device", "cpu"]
+    assert cli.main([*command, "--seed", "0"]) == 0
+    kept, there = tmp_path / "fggp-grids" / "kept", tmp_path / "fggp-grids" / "grid"
+    kept.mkdir()
+    (kept / "grid.json").write_bytes((there / "grid.json").read_bytes())
+    torn = (there / "records.jsonl").read_bytes() + b'{"run": "gm'
+    (kept / "records.jsonl").write_bytes(torn)
+    more = [*command, "--seed", "0", "1", "--out", str(kept)]
+    capsys.readouterr()
+    assert cli.main([*more, "--dry-run"]) == 1
+    assert "2 of 4 runs finished" in capsys.readouterr().out
+    assert (kept / "records.jsonl").read_bytes() == torn  # looking changes nothing
+    assert cli.main(more) == 0
+    assert [record["run"] for record in records(kept)] == [
+        "dense-seed0",
+        "gmp-0.9-seed0",
+        "dense-seed1",
+        "gmp-0.9-seed1",
+    ]
+    assert {folder.name for folder in (kept / "runs").iterdir()} == {"dense-seed1", "gmp-0.9-seed1"}
+
+
 def test_the_folder_is_named_after_the_file(tmp_path, inline, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("tiny.toml").write_text('method = "dense"\nepochs = 1\ndevice = "cpu"')

@@ -68,9 +68,10 @@ def _cluster(settings: GridSettings) -> RayJobs:
 
 def _list(folder: GridFolder, runs: Sequence[ResolvedSettings], console: Console) -> GridResult:
     named = folder.name_runs(runs)
+    folder.read_records(console, mend=False)
     result = GridResult(len(named))
     for name in named:
-        finished = folder.run_folder(name).record() is not None
+        finished = name in folder.records or folder.run_folder(name).record() is not None
         result.finished += finished
         console.print(f"{'finished' if finished else 'missing ':8}  {name}", highlight=False, soft_wrap=True)
     console.print(f"{result} in {folder.path}", highlight=False, soft_wrap=True)

@@ -123,11 +123,11 @@ class GridFolder:
                         f"out is {self.path}, which holds another grid: {'; '.join(differ)}; choose another --out"
                     )
 
-    def read_records(self, console: Console) -> None:
-        """Read the records, mend what a kill left undone, and tell of lines that cannot be read."""
+    def read_records(self, console: Console, mend: bool = True) -> None:
+        """Read the records and tell of lines that cannot be read; unless told not to, mend what a kill left undone."""
         text = self.records_file.read_bytes() if self.records_file.exists() else b""
         whole = text.rfind(b"\n") + 1
-        if whole < len(text):
+        if mend and whole < len(text):
             os.truncate(self.records_file, whole)  # the run folder still has what was being written
         for number, line in enumerate(text[:whole].splitlines(), 1):
             try:
