@@ -61,6 +61,16 @@ def test_a_grown_grid_keeps_the_names_it_has(folder):
     assert folder.name_runs(runs) == named
 
 
+def test_what_is_excluded_may_be_added_to_a_grid_made_before_that_could_be_said(folder):
+    assert "exclude" not in folder.grid_file.read_text()
+    named = folder.name_runs([*plan(), *plan(method=["fggp", "dense"], exclude=["classifier.weight"])])
+    assert {name: run.exclude for name, run in named.items() if name.endswith("0")} == {
+        "fggp-0.95-seed0": None,
+        "fggp-0.95-excludeclassifier.weight-seed0": "classifier.weight",
+        "dense-seed0": None,
+    }
+
+
 def test_a_part_of_the_grid_may_be_run(folder):
     assert list(folder.name_runs(plan(seed=[1]))) == ["fggp-0.95-seed1"]
 

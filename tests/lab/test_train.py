@@ -172,6 +172,22 @@ def test_dense(tmp_path, console):
     assert not (tmp_path / "sparsity.png").exists()
 
 
+def test_excluded_weights_stay_dense_and_do_not_count(tmp_path, console):
+    record = train(digits(tmp_path / "run", exclude="classifier.weight,features.0.*", epochs=2), console)
+    state = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
+    assert record["densities"].keys() == {"features.3.weight", "features.7.weight"}
+    sizes = {name: state[name].numel() for name in record["densities"]}
+    kept = {name: int((state[name] != 0).sum()) for name in sizes}
+    assert record["sparsity"] == 1 - sum(kept.values()) / sum(sizes.values()) == pytest.approx(0.9, abs=1e-4)
+    assert all((state[name] != 0).all() for name in ("features.0.weight", "classifier.weight"))
+
+
+def test_excluding_what_is_not_there_is_refused(tmp_path, console):
+    with pytest.raises(UsageError, match=r"exclude='head.\*' matches no trainable weight; the model has 'features.0"):
+        train(digits(tmp_path / "run", exclude="classifier.weight,head.*"), console)
+    assert not (tmp_path / "run").exists()
+
+
 def test_divergence_is_an_error(tmp_path, console):
     with pytest.raises(UsageError, match="loss is nan in epoch 1; try a lower --lr"):
         train(digits(tmp_path, method="dense", sparsity=None, epochs=1, lr=1e30), console)

@@ -18,7 +18,7 @@ from fggp.lab.grid_plan import run_names
 from fggp.lab.run_folder import Json, RunFolder
 from fggp.lab.settings import ResolvedSettings
 
-AXES = ("data", "model", "method", "sparsity", "init_sparsity", "rate", "seed")
+AXES = ("data", "model", "method", "sparsity", "init_sparsity", "rate", "exclude", "seed")
 """What may be added to a grid; everything else must stay as it was."""
 OF_METHODS = ("scope", "prune_begin", "prune_end", "every")
 """What differs between methods of one grid."""

@@ -58,6 +58,9 @@ class TrainSettings:
     """For fggp and magnitude-first: fixed share of active weights that the first step leaves to the second."""
     scope: Literal["global", "layer"] = "global"
     """Rank weights over all layers together, or prune every layer to the same sparsity."""
+    exclude: Annotated[str | None, tyro.conf.arg(metavar="NAME,…", help_behavior_hint="(default: none)")] = None
+    """Weights that stay dense and count for nothing in the sparsity: names, * for any characters, with commas
+    between. "classifier.weight,features.0.*" are the last and the first layer of vgg19 and resnet20."""
     prune_begin: float = 0.0
     """Epoch at which pruning begins."""
     prune_end: Annotated[float | None, _by_rule("half of the epochs; rigl: 3/4, set: all", "EPOCH")] = None
@@ -167,6 +170,8 @@ class ResolvedSettings(TrainSettings):
         # The path of a folder is this machine's business too; its name is enough to tell runs apart.
         kind, _, path = self.data.partition(":")
         data = f"{kind}:{Path(path).resolve().name}" if path else kind
+        if self.exclude is None:
+            del values["exclude"]  # as in folders of runs made before it could be given
         return {**values, "data": data, "method": without_folder(self.method)}
 
 
@@ -280,7 +285,7 @@ def unused_fields(settings: TrainSettings) -> frozenset[str]:
     """Name the settings that make no difference to a run of this method, optimizer and data."""
     unused = set()
     if settings.method == "dense":
-        unused |= {"sparsity", "init_sparsity", "scope", "prune_begin", "prune_end", "every"}
+        unused |= {"sparsity", "init_sparsity", "scope", "exclude", "prune_begin", "prune_end", "every"}
     elif starts_sparse(settings.method):
         unused.add("init_sparsity")
     if acts_once(settings.method):

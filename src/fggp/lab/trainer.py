@@ -149,6 +149,7 @@ class Trainer:
                 method=self._method(),
                 init_sparsity=None if once else settings.init_sparsity,
                 scope=settings.scope,
+                exclude=None if settings.exclude is None else settings.exclude.split(","),
                 seed=settings.seed,
             )
         except ValueError as error:

@@ -14,7 +14,7 @@ OWN_KEYS = {"data", "data_name", "model", "method", "sparsity", "init_sparsity",
 By = Literal["test", "validation"]
 ACCURACIES: dict[By, str] = {"test": "test_accuracy", "validation": "val_accuracy"}
 """What may be compared, and where it is in records and curves."""
-PRUNING = {"rate", "scope", "prune_begin", "prune_end", "every"}
+PRUNING = {"rate", "scope", "exclude", "prune_begin", "prune_end", "every"}
 """Settings that decide nothing in a dense run."""
 MACHINE = {"device"}
 """Settings that say where a run was made, not what it is."""
