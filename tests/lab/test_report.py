@@ -12,10 +12,11 @@ from rich.console import Console
 from fggp.lab import cli
 from fggp.lab.errors import UsageError
 from fggp.lab.report.markdown import escape
-from fggp.lab.report.pictures_of_training import _curve
+from fggp.lab.report.pictures_of_training import _curve, _followed
 from fggp.lab.report.report import report
 from fggp.lab.report.runs import parse
 from fggp.lab.report.settings import ReportSettings
+from fggp.lab.report.tables import tabulate
 
 NASTY = "<script>alert('&')</script>|`*"
 
@@ -252,9 +253,30 @@ def test_a_report_by_validation_says_so_and_compares_nothing_else(tmp_path):
     assert "runs.jsonl:16: skipped, nothing was held out, so it has no validation accuracy" in markdown
     assert "<caption>Validation accuracy, %</caption>" in page
     assert "Accuracy is on the training images that were held out" in unescape(page)
-    shown = _curve({0: parse(records[0], by="validation")[0]})
+    shown = _curve({0: parse(records[0], by="validation")[0]}, "validation")
     assert shown is not None
     assert shown.mean.tolist() == [11.0, 22.0, 33.0, 44.0]
+
+
+def test_training_is_followed_by_what_most_runs_were_followed_by():
+    """Runs of today have a test accuracy of the last epoch only; older ones have both, foreign ones no validation."""
+
+    def curve(seed, **accuracies):
+        return parse({**record(seed=seed), "curve": {"epoch": [1, 2], **accuracies}})[0]
+
+    today = {"val_accuracy": [50.0, 60.0], "test_accuracy": [None, 61.0]}
+    older = {"val_accuracy": [50.0, 60.0], "test_accuracy": [51.0, 61.0]}
+    foreign = {"val_accuracy": [None, None], "test_accuracy": [51.0, 61.0]}
+    for kinds, followed in (
+        ((today,), "validation"),
+        ((older,), "validation"),
+        ((foreign,), "test"),
+        ((today, older), "validation"),
+        ((today, foreign), "validation"),
+        ((older, foreign), "test"),
+    ):
+        (table,) = tabulate([curve(seed, **kind) for seed, kind in enumerate(kinds)])
+        assert _followed(table) == followed
 
 
 def test_rates_that_were_tried_out_are_not_ranked(tmp_path):

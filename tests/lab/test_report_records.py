@@ -130,6 +130,10 @@ def test_parts_that_cannot_be_used_are_told_and_the_rest_is():
     assert len(notes) == 2
     assert all(note.startswith("file:1: ") for note in notes)
     assert parse(record())[0].curve.keys() == {"epoch", "test_accuracy"}  # val_accuracy was not measured
+    followed = {"epoch": [1, 2], "test_accuracy": [None, 50.0], "val_accuracy": [49.0, 50.0]}
+    run, notes = parse({**record(), "curve": followed})
+    assert run.curve.keys() == {"epoch", "val_accuracy"}
+    assert notes == []
 
 
 def test_lines_about_something_else_are_one_note(tmp_path):

@@ -56,7 +56,8 @@ def test_record(unbroken):
     assert record["run"] == "run"
     assert record["data"] == "digits"
     assert record["settings"] == json.loads((unbroken / "settings.json").read_text())
-    assert len(record["curve"]["val_accuracy"]) == EPOCHS
+    assert all(0 <= value <= 100 for value in record["curve"]["val_accuracy"])
+    assert record["curve"]["test_accuracy"] == [None] * (EPOCHS - 1) + [record["test_accuracy"]]
     assert 10 < record["test_accuracy"] <= 100
     assert record["execution"] == "eager"
     assert str(unbroken) not in text
@@ -211,6 +212,7 @@ def test_folder_data_holdout_adamw_and_sparse_start(tmp_path, image_folder, cons
     record = train(settings, console)
     assert record["data"] == "Pets"
     assert record["val_accuracy"] is None
+    assert all(0 <= value <= 100 for value in record["curve"]["test_accuracy"])  # nothing else to follow it by
     assert record["images"] == {"train": 20, "val": 0, "test": 8}
     assert record["init_sparsity"] == 0.5
     assert record["sparsity"] == pytest.approx(0.8, abs=1e-4)

@@ -73,13 +73,13 @@ def _figure(file: Path, width: float, height: float) -> Iterator[Figure]:
 
 def _accuracy(figure: Figure, title: str, epochs: Sequence[Json], updates: Sequence[Json]) -> None:
     accuracy, loss = figure.subplots(1, 2, width_ratios=(3, 2))
-    number = [line["epoch"] for line in epochs]
-    marker = "o" if len(epochs) == 1 else ""
     for key, colour, name in (("train", GREY, "training"), ("val", BLUE, "validation"), ("test", ORANGE, "test")):
-        values = [line[f"{key}_accuracy"] for line in epochs]
-        if values[-1] is not None:
-            accuracy.plot(number, values, color=colour, label=f"{name} {values[-1]:.2f} %", marker=marker)
-    loss.plot(number, [line["train_loss"] for line in epochs], color=GREY, marker=marker)
+        known = [(line["epoch"], line[f"{key}_accuracy"]) for line in epochs if line[f"{key}_accuracy"] is not None]
+        if known:
+            marker = "o" if len(known) == 1 else ""
+            accuracy.plot(*zip(*known, strict=True), color=colour, label=f"{name} {known[-1][1]:.2f} %", marker=marker)
+    marker = "o" if len(epochs) == 1 else ""
+    loss.plot([line["epoch"] for line in epochs], [line["train_loss"] for line in epochs], color=GREY, marker=marker)
     accuracy.set(title=title, xlabel="epoch", ylabel="accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     loss.set(title="training loss", xlabel="epoch", ylabel="cross-entropy")
@@ -196,7 +196,7 @@ def draw_comparison(file: Path, title: str, records: Sequence[Json]) -> Path:
 
 
 def draw_curves(file: Path, title: str, records: Sequence[Json]) -> Path:
-    """Draw test accuracy over the epochs, mean over seeds, one panel per sparsity; dense in all of them.
+    """Draw validation accuracy over the epochs, mean over seeds, one panel per sparsity; dense in all of them.
 
     Args and returns: as `draw_comparison`.
     """
@@ -210,14 +210,14 @@ def draw_curves(file: Path, title: str, records: Sequence[Json]) -> Path:
                 if method != "dense" and own_sparsity != sparsity:
                     continue
                 colour = GREY if method == "dense" else next(colours)
-                curves = np.array([record["curve"]["test_accuracy"] for record in own])
+                curves = np.array([record["curve"]["val_accuracy"] for record in own])
                 epochs = own[0]["curve"]["epoch"]
                 mean, spread = curves.mean(0), curves.std(0)
                 axes.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
                 axes.plot(epochs, mean, color=colour, label=label(method))
             axes.set(title=f"{100 * sparsity:g} % sparse", xlabel="epoch")
-        lowest = min(min(record["curve"]["test_accuracy"][2:], default=0) for record in records)
-        panels[0].set(ylabel="test accuracy, %", ylim=(max(0, lowest - 5), 101))
+        lowest = min(min(record["curve"]["val_accuracy"][2:], default=0) for record in records)
+        panels[0].set(ylabel="validation accuracy, %", ylim=(max(0, lowest - 5), 101))
         panels[-1].legend(loc="lower right")
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return file

@@ -81,10 +81,11 @@ class RunProgress:
         self.done += 1
         epochs = self.trainer.settings.epochs
         seconds = (time.monotonic() - self.start) / (self.done - self.first) * (epochs - self.done)
-        val = "" if line["val_accuracy"] is None else f"  val {line['val_accuracy']:.2f} %"
+        measured = {name: line[f"{name}_accuracy"] for name in ("val", "test")}
+        accuracies = "".join(f"  {name} {value:.2f} %" for name, value in measured.items() if value is not None)
         self.console.print(
-            f"epoch {self.done}/{epochs}  loss {tally.loss:.4f}  train {tally.accuracy:.2f} %{val}"
-            f"  test {line['test_accuracy']:.2f} %{self._sparsity()}  {_speed(tally)}"
+            f"epoch {self.done}/{epochs}  loss {tally.loss:.4f}  train {tally.accuracy:.2f} %{accuracies}"
+            f"{self._sparsity()}  {_speed(tally)}"
             f"  {timedelta(seconds=round(seconds))} left",
             highlight=False,
             soft_wrap=True,

@@ -26,12 +26,16 @@ LABELS = {
 def epoch_line(trainer: Trainer, epoch: int, tally: Tally) -> Json:
     """Evaluate after an epoch (counted from 0) and return its metrics line; accuracies are percent.
 
+    Test accuracy is None but after the last epoch, where images were held out to follow the training by: nobody is
+    tempted to choose by it, and it would take its time, a third of the training where test images are many.
+
     Raises:
         UsageError: training diverged.
     """
     if not math.isfinite(tally.loss):
         raise UsageError(f"the loss is {tally.loss} in epoch {epoch + 1}; try a lower --lr than {trainer.settings.lr}")
     data = trainer.data
+    last = epoch + 1 == trainer.settings.epochs
     return {
         "kind": "epoch",
         "epoch": epoch + 1,
@@ -39,7 +43,7 @@ def epoch_line(trainer: Trainer, epoch: int, tally: Tally) -> Json:
         "train_loss": tally.loss,
         "train_accuracy": tally.accuracy,
         "val_accuracy": None if data.val is None else trainer.accuracy(data.val),
-        "test_accuracy": trainer.accuracy(data.test),
+        "test_accuracy": trainer.accuracy(data.test) if last or data.val is None else None,
         "sparsity": trainer.sparsity,
         "target": trainer.target,
         "lr": trainer.lr,

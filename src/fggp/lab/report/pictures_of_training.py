@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from fggp.lab.pictures import GREY
 from fggp.lab.report.canvas import ACROSS, Canvas
 from fggp.lab.report.looks import GRID, PAPER, Look
-from fggp.lab.report.runs import ACCURACIES
+from fggp.lab.report.runs import ACCURACIES, By
 from fggp.lab.report.scale import accuracy_scale
 from fggp.lab.report.statistics import summarise
 from fggp.lab.report.tables import Cell, Row, Table, percent
@@ -21,15 +21,16 @@ from fggp.lab.report.tables import Cell, Row, Table, percent
 
 def curves(canvas: Canvas, table: Table) -> None:
     """Draw accuracy over the epochs, mean and spread, a panel for each sparsity."""
-    columns = [s for s in table.sparsities if any(_curve(row.cells.get(s, {})) for row in table.rows)]
+    by = _followed(table)
+    columns = [s for s in table.sparsities if any(_curve(row.cells.get(s, {}), by) for row in table.rows)]
     if not columns:
         return
-    caption = f"{canvas.by.capitalize()} accuracy over training: mean over the seeds, and ± one standard deviation."
+    caption = f"{by.capitalize()} accuracy over training: mean over the seeds, and ± one standard deviation."
     phase = _pruning_phase(table)
     if phase:
         caption += " Weights are pruned where the ground is shaded."
-    rows = [row for row in table.rows if any(_curve(cell) for cell in row.cells.values())]
-    dense = [_curve(row.cells[0.0]) for row in table.dense]
+    rows = [row for row in table.rows if any(_curve(cell, by) for cell in row.cells.values())]
+    dense = [_curve(row.cells[0.0], by) for row in table.dense]
     height = 2.9 * math.ceil(len(columns) / ACROSS)
     width = (5.2 if len(columns) == 1 else 2.9 * min(len(columns), ACROSS)) + 1.8
     with canvas.picture("curves", table.title, caption, width, max(height, 0.2 * len(rows) + 0.8)) as figure:
@@ -40,7 +41,7 @@ def curves(canvas: Canvas, table: Table) -> None:
             for curve in filter(None, dense):
                 axes.plot(curve.epochs, curve.mean, color=GREY)
             for row in rows:
-                own = _curve(row.cells.get(sparsity, {}))
+                own = _curve(row.cells.get(sparsity, {}), by)
                 if own is None:
                     continue
                 colour, gid = canvas.looks[row.label].colour, canvas.gid(row.label)
@@ -50,7 +51,7 @@ def curves(canvas: Canvas, table: Table) -> None:
             axes.set(title=f"{percent(sparsity)} sparsity", xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         for axes in panels[::ACROSS]:
-            axes.set_ylabel(f"{canvas.by} accuracy")
+            axes.set_ylabel(f"{by} accuracy")
         accuracy_scale(panels, "y")
         canvas.legend(figure, rows, dense=any(dense), marks=False)
 
@@ -168,12 +169,18 @@ class _Curve:
     std: np.ndarray
 
 
-def _curve(cell: Cell) -> _Curve | None:
+def _followed(table: Table) -> By:
+    """Which accuracy most runs were followed by while they trained; held-out images, where it is as many."""
+    known = [name for row in (*table.dense, *table.rows) for run in row.runs for name in run.curve]
+    return "test" if known.count(ACCURACIES["test"]) > known.count(ACCURACIES["validation"]) else "validation"
+
+
+def _curve(cell: Cell, by: By) -> _Curve | None:
     """Mean and spread over the runs that have a curve of the commonest epochs."""
     curves = [
-        {"epoch": run.curve["epoch"], "accuracy": run.curve[ACCURACIES[run.by]]}
+        {"epoch": run.curve["epoch"], "accuracy": run.curve[ACCURACIES[by]]}
         for run in cell.values()
-        if ACCURACIES[run.by] in run.curve
+        if ACCURACIES[by] in run.curve
     ]
     if not curves:
         return None

@@ -35,7 +35,7 @@ class Run:
         epochs: trained for, None where unknown.
         rate: of the method, None where it has none or it is unknown.
         settings: all other settings that decide the result; empty where none were recorded.
-        curve: lists of equal length by name, "epoch" and "test_accuracy" among them; empty where unknown.
+        curve: lists of equal length by name, "epoch" and an accuracy or both among them; empty where unknown.
         densities: in the end, by layer; empty where unknown.
         record: the whole record.
         source: the file and line it stood in.
@@ -187,12 +187,16 @@ def _deciding(settings: Json, dense: bool) -> Json:
 def _curve(curve: object, notes: list[str], source: str) -> dict[str, list[float]]:
     if not curve:
         return {}
-    if isinstance(curve, dict) and {"epoch", "test_accuracy"} <= curve.keys():
+    if isinstance(curve, dict):
         numbers = {name: values for name, values in curve.items() if _are_numbers(values)}
-        if len({len(numbers.get(name, ())) for name in ("epoch", "test_accuracy")} - {0}) == 1:
-            length = len(numbers["epoch"])
-            return {name: values for name, values in numbers.items() if len(values) == length}
-    notes.append(f"{source}: curve not used, it must hold lists of numbers, epoch and test_accuracy among them")
+        length = len(numbers.get("epoch", ()))
+        alike = {name: values for name, values in numbers.items() if len(values) == length}
+        if not alike.keys().isdisjoint(ACCURACIES.values()):
+            return alike
+    notes.append(
+        f"{source}: curve not used, it must hold lists of numbers of one length, epoch and val_accuracy or "
+        f"test_accuracy among them"
+    )
     return {}
 
 
