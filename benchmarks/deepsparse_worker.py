@@ -1,11 +1,11 @@
-"""DeepSparse as an engine of `fggp.lab.engines`, in a Python of its own: it needs an old NumPy, and Python ≤ 3.11.
+"""DeepSparse as an engine of `fggp.lab.bench.engines`, in a Python of its own: an old NumPy, and Python ≤ 3.11.
 
     python3.11 -m venv deepsparse-venv
     deepsparse-venv/bin/pip install "numpy<2" "pydantic>=2" "protobuf<4" onnx==1.14.1 requests tqdm pyyaml click \
         py-machineid geocoder
     deepsparse-venv/bin/pip install --no-deps deepsparse==1.8.0 sparsezoo==1.8.1
 
-The protocol is that of `fggp.lab.bench_worker`.
+The protocol is that of `fggp.lab.bench.worker`.
 """
 
 import json

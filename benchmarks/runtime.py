@@ -4,8 +4,8 @@
     python benchmarks/runtime.py --more                                       larger networks, transformers
     python benchmarks/runtime.py --show                                       prints and draws the last records
 
-Engines run in processes of their own, in turns (`fggp.lab.engines`); figures are medians of the turns' medians, and
-only their ratios are meant to last. Networks are the lab's CIFAR forms with random weights, each layer pruned by
+Engines run in processes of their own, in turns (`fggp.lab.bench.engines`); figures are medians of the turns' medians,
+and only their ratios are meant to last. Networks are the lab's CIFAR forms with random weights, each layer pruned by
 magnitude to the same sparsity, and random batch norms. How to install DeepSparse: `benchmarks/deepsparse_worker.py`.
 """
 
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from common import RESULTS, append, conditions, read
 from fggp.lab import models
-from fggp.lab.bench import magnitude_pruned, with_random_norms
-from fggp.lab.engines import Engine, Job, Measurement, engines, measure
+from fggp.lab.bench.bench import magnitude_pruned, with_random_norms
+from fggp.lab.bench.engines import Engine, Job, Measurement, engines, measure
 from fggp.lab.onnx_file import write_onnx
 
 RECORDS = RESULTS / "runtime.ndjson"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fggp.lab.grid_work import Event, Task, work
+from fggp.lab.grid.work import Event, Task, work
 from fggp.lab.settings import GridSettings
 
 TIMES = {"images_per_second", "wall_seconds", "date", "commit"}  # someone may commit while a test runs

@@ -19,8 +19,8 @@ from filelock import FileLock
 from grids import digits
 from rich.console import Console
 
-from fggp.lab import local_jobs
-from fggp.lab.grid import grid
+from fggp.lab.grid import local_jobs
+from fggp.lab.grid.grid import grid
 from fggp.lab.settings import GridSettings
 from fggp.lab.trainer import Trainer
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from fggp.lab import bench as bench_module
-from fggp.lab import engines as engines_module
-from fggp.lab.bench import BenchSettings, bench, magnitude_pruned, refilled
-from fggp.lab.engines import Engine, Job, engines, measure
+from fggp.lab.bench import bench as bench_module
+from fggp.lab.bench import engines as engines_module
+from fggp.lab.bench.bench import BenchSettings, bench, magnitude_pruned, refilled
+from fggp.lab.bench.engines import Engine, Job, engines, measure
 from fggp.lab.errors import UsageError
 from fggp.lab.models import create
 from fggp.lab.settings import TrainSettings

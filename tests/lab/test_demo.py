@@ -6,7 +6,7 @@ from rich.console import Console
 
 import fggp
 from fggp.lab import demo
-from fggp.lab.bench import magnitude_pruned
+from fggp.lab.bench.bench import magnitude_pruned
 from fggp.lab.models import create
 from fggp.lab.settings import DemoSettings
 from fggp.lab.trained import weights

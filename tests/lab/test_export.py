@@ -10,7 +10,7 @@ from torch import nn
 import fggp
 from fggp.lab import cli
 from fggp.lab import export as export_module
-from fggp.lab.bench import magnitude_pruned, with_random_norms
+from fggp.lab.bench.bench import magnitude_pruned, with_random_norms
 from fggp.lab.errors import UsageError
 from fggp.lab.export import ExportSettings, dense_bytes, export
 from fggp.lab.models import create

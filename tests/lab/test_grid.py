@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from grids import InlineJobs, digits, logged, without_times
 
-from fggp.lab import cli, local_jobs
+from fggp.lab import cli
 from fggp.lab.errors import UsageError
-from fggp.lab.grid import grid
-from fggp.lab.grid_progress import GridProgress
-from fggp.lab.grid_work import Event, Task, work
-from fggp.lab.local_jobs import LocalJobs
+from fggp.lab.grid import local_jobs
+from fggp.lab.grid.grid import grid
+from fggp.lab.grid.local_jobs import LocalJobs
+from fggp.lab.grid.progress import GridProgress
+from fggp.lab.grid.work import Event, Task, work
 from fggp.lab.settings import TrainSettings
 
 RUNS = {f"{method}-0.9-seed{seed}" for method in ("gmp", "fggp") for seed in (0, 1)}
@@ -38,7 +39,7 @@ def inline(monkeypatch) -> list[InlineJobs]:
         made.append(InlineJobs(jobs))
         return made[-1]
 
-    monkeypatch.setattr("fggp.lab.grid.LocalJobs", make)
+    monkeypatch.setattr("fggp.lab.grid.grid.LocalJobs", make)
     return made
 
 
@@ -63,7 +64,7 @@ def two_jobs(tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("two_jobs")
     console, log = logged(folder)
     with pytest.MonkeyPatch.context() as patch, console.file:
-        patch.setattr("fggp.lab.grid.LocalJobs", Murderous)
+        patch.setattr("fggp.lab.grid.grid.LocalJobs", Murderous)
         result = grid(digits(folder / "grid", jobs=2), console)
     assert result.complete
     return folder / "grid", log.read_text()
@@ -106,8 +107,8 @@ def test_no_worker_outlives_the_grid(two_jobs):
 ORPHAN = """
 import os, signal, sys
 from pathlib import Path
-from fggp.lab.grid_work import Task
-from fggp.lab.local_jobs import LocalJobs
+from fggp.lab.grid.work import Task
+from fggp.lab.grid.local_jobs import LocalJobs
 from fggp.lab.settings import TrainSettings
 
 if __name__ == "__main__":
@@ -317,7 +318,7 @@ def test_interrupted(tmp_path, monkeypatch, capsys, number):
     before = signal.getsignal(signal.SIGTERM)
     if number == signal.SIGINT:  # ignored where the tests run in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr("fggp.lab.grid.LocalJobs", Interrupted)
+    monkeypatch.setattr("fggp.lab.grid.grid.LocalJobs", Interrupted)
     command = ["grid", "--method", "dense", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "grid")]
     assert cli.main(command) == 130
     assert capsys.readouterr().err == "fggp: interrupted; the same command goes on where it stopped\n"

@@ -4,8 +4,8 @@ import pytest
 from rich.console import Console
 
 from fggp.lab.errors import UsageError
-from fggp.lab.grid_folder import GridFolder
-from fggp.lab.grid_plan import plan_runs, read_tables
+from fggp.lab.grid.folder import GridFolder
+from fggp.lab.grid.plan import plan_runs, read_tables
 
 
 def plan(**flags):

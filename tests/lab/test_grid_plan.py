@@ -4,7 +4,7 @@ import pytest
 
 import fggp
 from fggp.lab.errors import UsageError
-from fggp.lab.grid_plan import plan_runs, read_tables, run_names
+from fggp.lab.grid.plan import plan_runs, read_tables, run_names
 from fggp.lab.settings import GridSettings
 
 

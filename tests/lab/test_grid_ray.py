@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from grids import digits
 
-from fggp.lab import ray_jobs
 from fggp.lab.errors import UsageError
-from fggp.lab.grid import grid
-from fggp.lab.grid_folder import GridFolder
-from fggp.lab.grid_work import Task
-from fggp.lab.ray_jobs import RayJobs
+from fggp.lab.grid import ray_jobs
+from fggp.lab.grid.folder import GridFolder
+from fggp.lab.grid.grid import grid
+from fggp.lab.grid.ray_jobs import RayJobs
+from fggp.lab.grid.work import Task
 from fggp.lab.settings import TrainSettings
 
 MARK = "FGGP_TEST_CLUSTER"

@@ -3,11 +3,11 @@
 import pytest
 from grids import logged
 
-from fggp.lab.grid_folder import GridFolder
-from fggp.lab.grid_plan import plan_runs, read_tables
-from fggp.lab.grid_schedule import Pace, Schedule
-from fggp.lab.grid_session import GridResult, run_missing
-from fggp.lab.grid_work import Event
+from fggp.lab.grid.folder import GridFolder
+from fggp.lab.grid.plan import plan_runs, read_tables
+from fggp.lab.grid.schedule import Pace, Schedule
+from fggp.lab.grid.session import GridResult, run_missing
+from fggp.lab.grid.work import Event
 
 
 class Pretend:

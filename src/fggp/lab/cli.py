@@ -105,7 +105,7 @@ def _parsed(arguments: list[str]) -> Any:
     """The settings of the command that is asked for; help and mistakes end here."""
     import tyro
 
-    from fggp.lab.bench import BenchSettings
+    from fggp.lab.bench.bench import BenchSettings
     from fggp.lab.export import ExportSettings
     from fggp.lab.report.settings import ReportSettings
     from fggp.lab.settings import DemoSettings, GridSettings, TrainSettings
@@ -131,7 +131,7 @@ def _parsed(arguments: list[str]) -> Any:
 
 def _carry_out(command: Any, console: "Console", world: "World") -> int:
     """Do what the settings are of, and return the exit code."""
-    from fggp.lab.bench import BenchSettings, bench
+    from fggp.lab.bench.bench import BenchSettings, bench
     from fggp.lab.errors import UsageError
     from fggp.lab.export import ExportSettings, export
     from fggp.lab.report.settings import ReportSettings
@@ -144,7 +144,7 @@ def _carry_out(command: Any, console: "Console", world: "World") -> int:
 
         demo(command, console)
     elif isinstance(command, GridSettings):
-        from fggp.lab.grid import grid
+        from fggp.lab.grid.grid import grid
 
         return 0 if grid(command, console).complete else 1
     elif isinstance(command, ReportSettings):

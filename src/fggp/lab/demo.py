@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import fggp
-from fggp.lab.bench_worker import time_runs
+from fggp.lab.bench.worker import time_runs
 from fggp.lab.data import load_data
 from fggp.lab.export import dense_bytes
 from fggp.lab.record import epoch_line, grouped, label, make_record

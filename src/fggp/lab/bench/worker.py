@@ -1,8 +1,8 @@
-"""One engine with one network in a process of its own, timed on request: what `fggp.lab.engines` starts.
+"""One engine with one network in a process of its own, timed on request: what `fggp.lab.bench.engines` starts.
 
 Run as a file, so that an engine that does without PyTorch gets a process without it:
 
-    python bench_worker.py ENGINE MODEL INPUTS.npz OUTPUT.npy THREADS
+    python worker.py ENGINE MODEL INPUTS.npz OUTPUT.npy THREADS
 
 MODEL is an ONNX file, or for engines of PyTorch a module written by torch.save. INPUTS.npz has its arguments in their
 order, under the names that the ONNX file has for them. The worker loads the network, runs it once, and writes its first

@@ -21,7 +21,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from fggp.lab import bench_worker
 from fggp.ship import kernels
 from fggp.ship.kernels import KernelsMissingError
 
@@ -36,7 +35,7 @@ class Engine:
         name: what records call it.
         label: what tables call it.
         file: what it reads: "torch", a pickled module, or "onnx".
-        command: starts its worker, but for the worker's last four arguments (`fggp.lab.bench_worker`).
+        command: starts its worker, but for the worker's last four arguments (`fggp.lab.bench.worker`).
         missing: why it cannot be used on this machine, and what would help; empty where it can.
     """
 
@@ -60,7 +59,7 @@ def engines() -> dict[str, Engine]:
 
 
 def _own(name: str) -> tuple[str, ...]:
-    return sys.executable, bench_worker.__file__, name
+    return sys.executable, str(Path(__file__).with_name("worker.py")), name
 
 
 def _missing(name: str, packages: Sequence[str]) -> str:
@@ -214,7 +213,7 @@ def _started(job: Job, threads: int) -> Iterator[_Worker]:
 
 
 class _Worker:
-    """A running worker; `fggp.lab.bench_worker` has the protocol."""
+    """A running worker; `fggp.lab.bench.worker` has the protocol."""
 
     def __init__(self, process: subprocess.Popen[str], errors: IO[str], output: Path) -> None:
         self.process, self.errors, self.output = process, errors, output

@@ -12,7 +12,7 @@ TOLERANCE = 1e-3
 
 
 def show(record: Json, console: Console) -> None:
-    """Print a record of `fggp.lab.bench.bench`: sizes, times, memory, and what went wrong."""
+    """Print a record of `fggp.lab.bench.bench.bench`: sizes, times, memory, and what went wrong."""
     image = "×".join(map(str, record["image"]))
     console.print(
         f"[bold]{record['title']}[/], images {image}, {_threads(record['threads'])}, {record['device']}",

@@ -6,10 +6,10 @@ from typing import Protocol
 
 from rich.console import Console
 
-from fggp.lab.grid_folder import GridFolder
-from fggp.lab.grid_progress import GridProgress
-from fggp.lab.grid_schedule import Pace, Schedule
-from fggp.lab.grid_work import Event, Task
+from fggp.lab.grid.folder import GridFolder
+from fggp.lab.grid.progress import GridProgress
+from fggp.lab.grid.schedule import Pace, Schedule
+from fggp.lab.grid.work import Event, Task
 from fggp.lab.settings import ResolvedSettings
 
 TRIES = 2

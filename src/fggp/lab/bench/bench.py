@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import fggp
 from fggp.lab import models
-from fggp.lab.bench_tables import show
-from fggp.lab.engines import Engine, Job, Measurement, engines, measure
+from fggp.lab.bench.engines import Engine, Job, Measurement, engines, measure
+from fggp.lab.bench.tables import show
 from fggp.lab.errors import UsageError
 from fggp.lab.export import dense_bytes, small_bytes
 from fggp.lab.onnx_file import relative_difference, write_onnx
@@ -124,7 +124,7 @@ def bench(settings: BenchSettings, console: Console) -> Json:
     Raises:
         UsageError: something asked for is not there, or does not go together.
     """
-    from fggp.lab.bench_picture import draw_bench  # matplotlib takes a second to import
+    from fggp.lab.bench.picture import draw_bench  # matplotlib takes a second to import
 
     chosen = settings.chosen_engines()
     network, variants = _variants(settings)

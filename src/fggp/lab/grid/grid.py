@@ -14,11 +14,11 @@ from rich.console import Console
 
 from fggp.lab.data import load_data
 from fggp.lab.errors import UsageError
-from fggp.lab.grid_folder import GridFolder
-from fggp.lab.grid_plan import FIELDS, plan_runs, read_tables
-from fggp.lab.grid_session import GridResult, run_missing
-from fggp.lab.local_jobs import LocalJobs
-from fggp.lab.ray_jobs import RayJobs
+from fggp.lab.grid.folder import GridFolder
+from fggp.lab.grid.local_jobs import LocalJobs
+from fggp.lab.grid.plan import FIELDS, plan_runs, read_tables
+from fggp.lab.grid.ray_jobs import RayJobs
+from fggp.lab.grid.session import GridResult, run_missing
 from fggp.lab.settings import GridSettings, ResolvedSettings
 from fggp.lab.trainer import Trainer
 

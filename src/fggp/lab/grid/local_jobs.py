@@ -12,7 +12,7 @@ from multiprocessing.context import SpawnProcess
 import torch
 
 from fggp.lab.errors import UsageError
-from fggp.lab.grid_work import Event, Task, work
+from fggp.lab.grid.work import Event, Task, work
 from fggp.lab.run_folder import Json
 
 # Fresh interpreters, not forks: torch has threads already, and CUDA does not survive a fork.

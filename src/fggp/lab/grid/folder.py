@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fggp.atomic import atomic_write
 from fggp.lab.errors import UsageError
-from fggp.lab.grid_plan import run_names
+from fggp.lab.grid.plan import run_names
 from fggp.lab.run_folder import Json, RunFolder
 from fggp.lab.settings import ResolvedSettings
 

@@ -23,9 +23,9 @@ from filelock import FileLock
 
 from fggp.atomic import atomic_write
 from fggp.lab.errors import UsageError
-from fggp.lab.grid_folder import GridFolder
-from fggp.lab.grid_plan import Table, plan_runs
-from fggp.lab.grid_work import Event, Task, data_of, work
+from fggp.lab.grid.folder import GridFolder
+from fggp.lab.grid.plan import Table, plan_runs
+from fggp.lab.grid.work import Event, Task, data_of, work
 from fggp.lab.run_folder import RunFolder
 from fggp.lab.settings import ResolvedSettings
 

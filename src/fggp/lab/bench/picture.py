@@ -16,7 +16,7 @@ FILES = {"dense": "dense", "onnx": "ONNX", "small": "small\nfp32", "small_bf16":
 
 
 def draw_bench(file: Path, record: Json) -> Path:
-    """Draw a record of `fggp.lab.bench.bench`: a panel of file sizes, and one of times for each batch size.
+    """Draw a record of `fggp.lab.bench.bench.bench`: a panel of file sizes, and one of times for each batch size.
 
     Args:
         file: the picture to write.
