@@ -9,6 +9,7 @@ import safetensors.torch
 import fggp
 from fggp.lab import models
 from fggp.lab.errors import UsageError
+from fggp.lab.run_folder import RunFolder
 from fggp.lab.settings import TrainSettings
 from fggp.lab.train import train
 
@@ -43,7 +44,7 @@ def unbroken(tmp_path_factory) -> Path:
 def test_run_folder(unbroken):
     files = {file.name for file in unbroken.iterdir()}
     assert files == {
-        *("settings.json", "metrics.jsonl", "checkpoint.pt", "model.safetensors", "record.json"),
+        *(".lock", "settings.json", "metrics.jsonl", "checkpoint.pt", "model.safetensors", "record.json"),
         *("accuracy.png", "sparsity.png", "density.png"),
     }
 
@@ -151,6 +152,18 @@ def test_resuming_with_other_settings_is_refused(unbroken, console, name, value)
 def test_resume_starts_where_there_is_no_run(tmp_path, console):
     record = train(digits(tmp_path, epochs=1, resume=True), console)
     assert record["curve"]["epoch"] == [1]
+
+
+def test_two_commands_do_not_share_a_folder(tmp_path, console):
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        with pytest.raises(UsageError, match="run is in use by another process; wait for it, or stop it"):
+            train(digits(folder.path, epochs=1), console)
+        assert {file.name for file in folder.path.iterdir()} == {".lock"}
+        assert not folder.holds_run()
+        (folder.path / "settings.json").touch()  # the one that has the folder begins its run
+    with pytest.raises(UsageError, match="already holds a run"):
+        train(digits(folder.path, epochs=1), console)
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path, console):

@@ -2,7 +2,8 @@
 
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import safetensors.torch
 import torch
 
 from fggp.atomic import atomic_write
+from fggp.lab import lock
 from fggp.lab.checkpoint import Checkpoint, Checkpoints, read, tell, writing
 from fggp.lab.errors import UsageError
 
@@ -42,6 +44,16 @@ class RunFolder:
         self.model_file = path / "model.safetensors"
         self.record_file = path / "record.json"
         self._settings: Json = {}
+
+    @contextmanager
+    def locked(self, seconds: float = 0) -> Iterator[None]:
+        """Keep other processes out of the folder: two would spoil each other's files.
+
+        Raises:
+            UsageError: one is in it, and is still after so many seconds.
+        """
+        with lock.locked(self.path, f"{self.path} is in use by another process; wait for it, or stop it", seconds):
+            yield
 
     def holds_run(self) -> bool:
         """Whether a run was ever begun here."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from rich.console import Console
 
@@ -36,7 +37,9 @@ def train(settings: TrainSettings, console: Console, world: World = ALONE) -> Js
     folder = RunFolder(run_settings.out)
     record = world.shared(_existing, folder, run_settings, console)
     if record is None:
-        record = _train(folder, run_settings, console, world)
+        with ExitStack() as until_done:
+            world.once(lambda: until_done.enter_context(folder.locked()))
+            record = _train(folder, run_settings, console, world)
     world.once(_summarise, folder, record, console)
     return record
 
@@ -146,5 +149,5 @@ def _summarise(folder: RunFolder, record: Json, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    for file in sorted(folder.path.iterdir()):
+    for file in sorted(folder.path.glob("[!.]*")):
         console.print(f"  {file}", highlight=False, soft_wrap=True)

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from fggp.atomic import atomic_write
+from fggp.lab import lock
 from fggp.lab.errors import UsageError
 from fggp.lab.grid.plan import run_names
 from fggp.lab.run_folder import Json, RunFolder
@@ -41,7 +41,6 @@ class GridFolder:
         self.path = path
         self.grid_file = path / "grid.json"
         self.records_file = path / "records.jsonl"
-        self.lock_file = path / ".lock"
         self.records: dict[str, Json] = {}
 
     def run_folder(self, name: str) -> RunFolder:
@@ -59,16 +58,8 @@ class GridFolder:
         Raises:
             UsageError: another command is at work in it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.lock_file, timeout=0):
-                yield
-        except Timeout as error:
-            raise UsageError(f"another fggp grid is at work in {self.path}; wait for it, or stop it") from error
-        finally:
-            if {file.name for file in self.path.iterdir()} <= {self.lock_file.name}:  # refused: leave nothing behind
-                self.lock_file.unlink(missing_ok=True)
-                self.path.rmdir()
+        with lock.locked(self.path, f"another fggp grid is at work in {self.path}; wait for it, or stop it"):
+            yield
 
     def name_runs(self, runs: Sequence[ResolvedSettings]) -> dict[str, ResolvedSettings]:
         """Return the runs by name, old ones by the name that they have; `out` is where each belongs.
@@ -103,7 +94,7 @@ class GridFolder:
         """Read the settings of the runs that are there."""
         if not self.grid_file.exists():
             # What a kill left of a grid that was never begun is no other folder's content.
-            ours = {self.lock_file, *self.path.glob(f"{self.grid_file.name}.*.partial")}
+            ours = {self.path / lock.NAME, *self.path.glob(f"{self.grid_file.name}.*.partial")}
             others = sorted(file.name for file in {*self.path.glob("*")} - ours)
             if others:
                 raise UsageError(f"out is {self.path}, which holds {others[0]!r} but no grid; choose another --out")

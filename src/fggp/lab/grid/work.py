@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from fggp.lab.data import ImageData, load_data
-from fggp.lab.errors import UsageError
 from fggp.lab.run_folder import Json, RunFolder
 from fggp.lab.settings import ResolvedSettings, TrainSettings
 from fggp.lab.train import run_to_end
@@ -78,22 +76,19 @@ def work(task: Task, on_epoch: Callable[[Json], None], clock: Callable[[], float
         on_epoch(line)
         stop_in_time(line["epoch"])
 
-    folder.path.mkdir(parents=True, exist_ok=True)
-    try:
-        # Two workers in one folder would spoil it: one of a command that was killed may not be dead yet.
-        with FileLock(folder.path / ".lock", timeout=LOCK_SECONDS):
-            record = folder.record()
-            if record is None:
-                if folder.holds_run():
-                    folder.check_settings(settings.as_json())
-                quiet = Console(quiet=True, force_terminal=False)
+    # One of a command that was killed may not be dead yet.
+    with folder.locked(LOCK_SECONDS):
+        record = folder.record()
+        if record is None:
+            if folder.holds_run():
+                folder.check_settings(settings.as_json())
+            quiet = Console(quiet=True, force_terminal=False)
+            try:
                 record = run_to_end(folder, settings, lambda: data_of(settings), quiet, after_epoch=after_epoch)
-            folder.checkpoint_file.unlink(missing_ok=True)  # several times the model's size, and of no more use
-            return record
-    except OutOfTimeError:
-        return None
-    except Timeout as error:
-        raise UsageError(f"{folder.path} is in use by another process") from error
+            except OutOfTimeError:
+                return None
+        folder.checkpoint_file.unlink(missing_ok=True)  # several times the model's size, and of no more use
+        return record
 
 
 class _Watch:
