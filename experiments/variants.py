@@ -1,4 +1,4 @@
-"""Is there something better than FGGP? Variants of it, each meant to mend one weakness of its first step.
+"""Is there something better than FGGP? Variants of it, each meant to mend one weakness of its scores.
 
 FGGP spares weights by the size of one mini-batch's gradient. That is noise for most weights, and gradients of
 different layers differ in scale. To run one: fggp train --method experiments/variants.py:RunningGradient …
@@ -6,9 +6,9 @@ different layers differ in scale. To run one: fggp train --method experiments/va
 
 from dataclasses import dataclass
 
-from fggp import FGGP, Average, GradientFirstAnnealed, GraNet
+from fggp import FGGP, Average, GradientFirstAnnealed, GraNet, Method
 from fggp.methods import candidates
-from fggp.scores import Score, magnitude, random
+from fggp.scores import Score, gradient, magnitude, random
 from fggp.select import TopK
 
 # Masks are updated every 13 steps in the studies' short runs: the averages are over about as many.
@@ -22,6 +22,11 @@ running_mean = Score("|running g|", lambda block: block.average("g").abs(), ties
 adam_step = Score(
     "Adam's step", lambda block: block.average("g").abs() / (block.average("g²").sqrt() + 1e-12), ties=magnitude
 )
+# How fast the magnitude grows by gradient descent, which moves θ along −g (Sanh et al. 2020, arXiv 2005.07683).
+growth = Score("growth", lambda block: -block.weight * block.average("g"), ties=magnitude)
+# What the loss would change by, to second order, without the weight: a diagonal Fisher matrix is the curvature (Theis
+# et al. 2018, arXiv 1801.05787). A layer's scale, that batch norm makes arbitrary, cancels.
+fisher = Score("Fisher", lambda block: block.weight.abs() * block.average("g²").sqrt(), ties=magnitude)
 
 
 def _of_its_layer(block):
@@ -89,6 +94,45 @@ class LayerScaled(FGGP):
 
     def chain(self, now):
         return [TopK(relative_size, candidates(self.rate, now)), TopK(magnitude, now.excess)]
+
+
+@dataclass(frozen=True)
+class GrowthFirst(FGGP):
+    """The first step spares weights that grow: what is small may be on its way."""
+
+    name = "growth-first"
+
+    def averages(self):
+        return [MEAN]
+
+    def chain(self, now):
+        return [TopK(growth, candidates(self.rate, now)), TopK(magnitude, now.excess)]
+
+
+@dataclass(frozen=True)
+class FisherSecond(FGGP):
+    """FGGP whose second step goes by what the loss would lose, not by the magnitude."""
+
+    name = "fisher-second"
+
+    def averages(self):
+        return [SQUARE]
+
+    def chain(self, now):
+        return [TopK(gradient, candidates(self.rate, now)), TopK(fisher, now.excess)]
+
+
+@dataclass(frozen=True)
+class FisherOnly(Method):
+    """One step, by what the loss would lose: both of FGGP's scores in one."""
+
+    name = "fisher-only"
+
+    def averages(self):
+        return [SQUARE]
+
+    def chain(self, now):
+        return [TopK(fisher, now.excess)]
 
 
 @dataclass(frozen=True)
