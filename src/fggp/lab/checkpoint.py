@@ -9,17 +9,14 @@ import errno
 import hashlib
 import os
 import struct
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import disk_usage
 from typing import IO, Any, cast
 
 import torch
 
 from fggp.atomic import atomic_write
+from fggp.lab.disk import tell, writing
 from fggp.lab.errors import UsageError
 
 Json = dict[str, Any]
@@ -31,9 +28,6 @@ _END = struct.Struct("<16sQQ")
 # SHA-256, which is slow on processors that have no instructions for it.
 _CHECKSUM_BYTES = 32
 _CHUNK = 1 << 20
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a full disk, a full quota and a limit on files say."""
 
 
 class DamagedError(UsageError):
@@ -226,31 +220,6 @@ class _CheckedFile:
     def flush(self) -> None:
         """See above; PyTorch asks for it."""
         self.file.flush()
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into an error for the user.
-
-    Raises:
-        UsageError: naming the file, and the room there is if that is the trouble.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason, remedy = error.strerror or str(error), "mend that"
-        if error.errno in NO_ROOM:
-            folder = next(parent for parent in path.absolute().parents if parent.exists())
-            reason += f" ({disk_usage(folder).free / 1e6:,.1f} MB are free)"
-            remedy = "make room"
-        raise UsageError(
-            f"{path} cannot be written: {reason}; {remedy} and resume the run, which goes on from its last checkpoint"
-        ) from error
-
-
-def tell(text: str) -> None:
-    """Tell the user of something that was put right: on stderr, because workers of a grid have no console."""
-    print(f"fggp: {text}", file=sys.stderr, flush=True)
 
 
 def _damaged(path: Path, reason: str) -> DamagedError:

@@ -11,8 +11,9 @@ import safetensors.torch
 import torch
 
 from fggp.atomic import atomic_write
-from fggp.lab import lock
-from fggp.lab.checkpoint import Checkpoint, Checkpoints, read, tell, writing
+from fggp.lab import disk
+from fggp.lab.checkpoint import Checkpoint, Checkpoints, read
+from fggp.lab.disk import tell, writing
 from fggp.lab.errors import UsageError
 
 Json = dict[str, Any]
@@ -52,7 +53,7 @@ class RunFolder:
         Raises:
             UsageError: one is in it, and is still after so many seconds.
         """
-        with lock.locked(self.path, f"{self.path} is in use by another process; wait for it, or stop it", seconds):
+        with disk.locked(self.path, f"{self.path} is in use by another process; wait for it, or stop it", seconds):
             yield
 
     def holds_run(self) -> bool:

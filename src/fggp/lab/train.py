@@ -6,8 +6,8 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
-from fggp.lab.checkpoint import writing
 from fggp.lab.data import ImageData, load_data
+from fggp.lab.disk import writing
 from fggp.lab.distributed import ALONE, World
 from fggp.lab.errors import UsageError
 from fggp.lab.methods import name_of

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fggp.atomic import atomic_write
-from fggp.lab import lock
+from fggp.lab import disk
 from fggp.lab.errors import UsageError
 from fggp.lab.grid.plan import run_names
 from fggp.lab.run_folder import Json, RunFolder
@@ -58,7 +58,7 @@ class GridFolder:
         Raises:
             UsageError: another command is at work in it.
         """
-        with lock.locked(self.path, f"another fggp grid is at work in {self.path}; wait for it, or stop it"):
+        with disk.locked(self.path, f"another fggp grid is at work in {self.path}; wait for it, or stop it"):
             yield
 
     def name_runs(self, runs: Sequence[ResolvedSettings]) -> dict[str, ResolvedSettings]:
@@ -94,7 +94,7 @@ class GridFolder:
         """Read the settings of the runs that are there."""
         if not self.grid_file.exists():
             # What a kill left of a grid that was never begun is no other folder's content.
-            ours = {self.path / lock.NAME, *self.path.glob(f"{self.grid_file.name}.*.partial")}
+            ours = {self.path / disk.LOCK, *self.path.glob(f"{self.grid_file.name}.*.partial")}
             others = sorted(file.name for file in {*self.path.glob("*")} - ours)
             if others:
                 raise UsageError(f"out is {self.path}, which holds {others[0]!r} but no grid; choose another --out")
