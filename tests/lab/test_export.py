@@ -1,5 +1,7 @@
 import json
+import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -11,6 +13,7 @@ import fggp
 from fggp.lab import cli
 from fggp.lab import export as export_module
 from fggp.lab.bench.bench import magnitude_pruned, with_random_norms
+from fggp.lab.data import load_data
 from fggp.lab.errors import UsageError
 from fggp.lab.export import ExportSettings, dense_bytes, export
 from fggp.lab.models import create
@@ -89,6 +92,50 @@ def test_onnx_agrees_in_batches_of_any_size_and_keeps_the_zeros(run, tmp_path, c
     assert zeros == made["weights"] - made["weights_left"]
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
     assert "ONNX Runtime is off by" in capsys.readouterr().out
+
+
+def test_files_say_how_images_are_prepared_and_what_classes_are_called(run, tmp_path, capsys):
+    needs_onnx()
+    import onnxruntime
+
+    export(ExportSettings(run, out=tmp_path, format=("small", "onnx")), Console(width=200))
+    with safetensors.safe_open(tmp_path / "model.small.safetensors", "pt") as small:
+        taken = json.loads(small.metadata()["input"])
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert json.loads(session.get_modelmeta().custom_metadata_map["input"]) == taken
+    assert taken["shape"] == [1, 8, 8]
+    assert taken["classes"] == [str(digit) for digit in range(10)]
+    settings = TrainSettings(epochs=1, device="cpu").resolve()
+    data = load_data(settings, Console(quiet=True))
+    pixels = data.train.images.double()
+    assert taken["mean"] == pytest.approx([pixels.mean().item()])
+    assert taken["std"] == pytest.approx([pixels.std(correction=0).item()])
+    # With that, and nothing of the lab, the file does what the run says that it does.
+    images = (data.test.images.numpy().astype("float32") - taken["mean"][0]) / taken["std"][0]
+    (outputs,) = session.run(None, {"images": images.astype("float32")})
+    accuracy = 100 * (outputs.argmax(1) == data.test.labels.numpy()).mean()
+    assert accuracy == pytest.approx(json.loads((run / "record.json").read_text())["test_accuracy"], abs=0.3)
+    assert "it takes:     [N, 1, 8, 8], (pixel 0…255 − " in capsys.readouterr().out
+
+
+def test_a_run_of_an_older_version_is_exported_all_the_same(run, tmp_path, console):
+    old = tmp_path / "run"
+    shutil.copytree(run, old)
+    record = json.loads((old / "record.json").read_text())
+    del record["input"]
+    (old / "record.json").write_text(json.dumps(record))
+    export(ExportSettings(old, out=tmp_path / "net.safetensors"), console)
+    with safetensors.safe_open(tmp_path / "net.safetensors", "pt") as small:
+        assert "input" not in small.metadata()
+    assert load_network(old).image_size == (8, 8)
+
+
+def test_a_run_tells_the_size_of_its_images(tmp_path, image_folder, console):
+    settings = TrainSettings(data=f"folder:{image_folder}", model="digits-cnn", epochs=1, device="cpu", batch_size=8)
+    train(replace(settings, out=tmp_path / "run"), console)
+    network = load_network(tmp_path / "run")
+    assert network.image_size == (6, 8)
+    assert network.input["classes"] == ["cat", "dog"]
 
 
 def test_bf16_and_onnx_together_leave_onnx_exact(run, tmp_path, console):

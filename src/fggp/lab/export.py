@@ -1,5 +1,6 @@
 """`fggp export`: from a finished run, or anyone's state dict, to the files that are shipped."""
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ class ExportSettings:
     $ fggp export net.pt --model resnet50             from any state dict, of torch.save or safetensors
 
     In Python, fggp.load(FILE, model) reads a small file back, and fggp.compile(model, example) runs it fast. Both files
-    hold the network alone: it takes images that are normalised as in training. Each is read back and checked.
+    hold the network alone: it takes images that are normalised as in training, and of a run it is said, and kept in
+    the files' metadata, how that is. Each is read back and checked.
     """
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_FOLDER|FILE")]
@@ -126,6 +128,7 @@ def export(settings: ExportSettings, console: Console) -> Json:
             highlight=False,
             soft_wrap=True,
         )
+    _say_what_it_takes(network, console)
     _say_what_next(files, console)
     return made
 
@@ -147,7 +150,8 @@ def small_bytes(model: nn.Module, values: torch.dtype | None = None) -> int:
 
 def _write_small(network: Network, file: Path, values: str) -> None:
     try:
-        fggp.save(network.model, file, values=torch.bfloat16 if values == "bf16" else None)
+        rounded = torch.bfloat16 if values == "bf16" else None
+        fggp.save(network.model, file, values=rounded, metadata=_metadata(network))
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UsageError(f"a small file cannot hold this network: {error}") from error
     before = {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
@@ -160,13 +164,18 @@ def _write_small(network: Network, file: Path, values: str) -> None:
     network.model.load_state_dict(before)  # ONNX is of the network itself, whatever the small file rounds
 
 
+def _metadata(network: Network) -> dict[str, str]:
+    """What the files say beside the weights: how images are prepared, and what the outputs stand for."""
+    return {"input": json.dumps(network.input)} if network.input else {}
+
+
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
 
 
 def _write_onnx(network: Network, file: Path) -> float:
     inputs = {"images": network.images(TRIED)}
-    write_onnx(network.model, inputs, file)
+    write_onnx(network.model, inputs, file, _metadata(network))
     difference = onnx_difference(file, network.model, inputs)
     if difference > TOLERANCE:
         file.unlink()
@@ -175,6 +184,19 @@ def _write_onnx(network: Network, file: Path) -> float:
             f"{TOLERANCE:.0e}; {file} is not kept"
         )
     return difference
+
+
+def _say_what_it_takes(network: Network, console: Console) -> None:
+    taken = network.input
+    if taken:
+        means, stds = (", ".join(f"{value:.4g}" for value in taken[key]) for key in ("mean", "std"))
+        console.print(
+            f"it takes:     [N, {', '.join(map(str, taken['shape']))}], (pixel 0…255 − {means}) / {stds} by channel, "
+            f"for {len(taken['classes'])} classes; exact, and by name, in the file's metadata, 'input'",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _say_what_next(files: dict[Format, Path], console: Console) -> None:

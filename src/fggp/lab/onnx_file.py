@@ -34,7 +34,9 @@ def check_packages() -> None:
         raise UsageError(f"ONNX needs {', '.join(missing)}: pip install 'fggp[onnx]'")
 
 
-def write_onnx(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> None:
+def write_onnx(
+    model: nn.Module, inputs: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a network as ONNX; a failure leaves what was there.
 
     Args:
@@ -42,6 +44,7 @@ def write_onnx(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> No
         inputs: an example of its arguments, in their order, and what the file calls them. Dimension 0 is the batch, of
             any size.
         path: the file.
+        metadata: texts by name to keep in it.
 
     Raises:
         UsageError: PyTorch cannot write this network for batches of any size.
@@ -63,10 +66,21 @@ def write_onnx(model: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> No
                 external_data=False,
                 verbose=False,
             )
+            if metadata:
+                _add(metadata, partial)
     except Exception as error:  # whatever the exporter and the tracer below it raise
         cause = error.__cause__ or error
         reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
         raise UsageError(f"PyTorch cannot write this network as ONNX: {reason}") from error
+
+
+def _add(metadata: Mapping[str, str], path: Path) -> None:
+    import onnx
+
+    written = onnx.load(path)
+    for name, text in metadata.items():
+        written.metadata_props.add(key=name, value=text)
+    onnx.save(written, path)
 
 
 @torch.no_grad()

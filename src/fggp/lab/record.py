@@ -75,9 +75,10 @@ def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds
     Returns:
         Accuracies are percent, sparsities shares. ``sparsity`` is measured: pruned weights over prunable ones;
         ``network_sparsity`` is the same over all parameters. ``densities`` are the shares of the weights kept in the
-        end, by layer; empty for a dense run. ``execution`` is how steps were made, "captured" or "eager"; ``parallel``
-        is how the network lay over ``ranks`` processes in the end, "single", "ddp" or "fsdp"; the curve has the ranks
-        of every epoch. All ranks make it together.
+        end, by layer; empty for a dense run. ``input`` is what the network takes: the shape of an image, and the mean
+        and standard deviation of each channel, in 0…255, by which images were normalised. ``execution`` is how steps
+        were made, "captured" or "eager"; ``parallel`` is how the network lay over ``ranks`` processes in the end,
+        "single", "ddp" or "fsdp"; the curve has the ranks of every epoch. All ranks make it together.
     """
     settings = trainer.settings
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -99,6 +100,12 @@ def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds
         "parameters": parameters,
         "parameters_left": parameters - pruned,
         "densities": densities,
+        "input": {
+            "shape": list(trainer.data.train.images.shape[1:]),
+            "mean": trainer.mean.flatten().tolist(),
+            "std": trainer.std.flatten().tolist(),
+            "classes": list(trainer.data.classes),
+        },
         "images": {
             "train": len(trainer.data.train),
             "val": 0 if trainer.data.val is None else len(trainer.data.val),

@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Network:
         title: what it is and what it was trained on.
         channels: of its images.
         image_size: their height and width; None where nothing tells.
+        input: what the run's record says of the images (`fggp.lab.record.make_record`); empty where nothing does.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class Network:
     title: str
     channels: int
     image_size: tuple[int, int] | None
+    input: Mapping[str, Any] = field(default_factory=dict)
 
     def images(self, batch: int, seed: int = 0) -> Tensor:
         """Return random images, [batch, channels, height, width], as they are after normalisation."""
@@ -108,12 +110,15 @@ def _from_run(folder: RunFolder, name: str | None, size: tuple[int, int] | None)
     if name not in (None, settings["model"]):
         raise UsageError(f"model is {name!r}, the run's is {settings['model']!r}; leave --model out")
     model, channels = _fitted(settings["model"], safetensors.torch.load_file(folder.model_file), folder.model_file)
+    taken: Mapping[str, Any] = record.get("input", {})  # runs of older versions do not say
     side = settings["image_size"] or SIZES.get(settings["data"])
-    if size is None and side is not None:
+    if size is None and taken:
+        size = taken["shape"][1], taken["shape"][2]
+    elif size is None and side is not None:
         size = side, side
     data = settings["data_name"] or settings["data"]
     title = f"{label(record['method'])}, {settings['model']} on {data}"
-    return Network(model, settings["model"], title, channels, size)
+    return Network(model, settings["model"], title, channels, size, taken)
 
 
 def _state_dict(file: Path) -> dict[str, Tensor]:

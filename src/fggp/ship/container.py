@@ -43,6 +43,8 @@ _DTYPES = {code: dtype for dtype, code in CODES.items()}
 _CHECKSUM, _METADATA = ":crc32", "__metadata__"
 RESERVED = frozenset({_CHECKSUM, _METADATA})
 """Names that no piece can have."""
+ROOM = 1 << 19
+"""Bytes of a header that texts of the caller may take."""
 
 
 class Refused(Exception):
@@ -133,7 +135,7 @@ def read_header(file: BufferedReader, names: Collection[str]) -> Header:
     if not 0 < length <= size - 8:
         raise damaged(f"a file of {size:,} bytes cannot have a header of {length:,}")
     # A name is written up to three times, at up to 12 bytes a character. Far more than it takes, but no gigabytes.
-    most = (1 << 20) + len(names) * ((1 << 12) + 48 * max(map(len, names), default=0))
+    most = 2 * ROOM + len(names) * ((1 << 12) + 48 * max(map(len, names), default=0))
     if length > most:
         raise damaged(f"its header of {length:,} bytes is too long for a model of {len(names)} tensors")
     head += file.read(length)

@@ -28,7 +28,13 @@ _ROUNDED = (torch.float32, torch.float64)
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def save(model: nn.Module, path: str | os.PathLike[str], *, values: torch.dtype | None = None) -> None:
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    values: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a model's state dict as a small file: of every mostly zero tensor only what is not zero, and where it is.
 
     Without ``values`` nothing is lost: the state dict comes back to the bit, −0 and NaN included. A tensor is stored
@@ -41,18 +47,21 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, values: torch.dtype 
             ``.partial`` beside it.
         values: ``torch.bfloat16`` rounds the float32 and float64 values of tensors that are stored sparse. What is
             stored dense (biases, norms, all of an unpruned model) is never rounded.
+        metadata: texts of your own by name, such as what the classes are called, for whoever opens the file:
+            ``safetensors.safe_open(path, "pt").metadata()`` has them among the file's own.
 
     Raises:
-        ValueError, TypeError, NotImplementedError: the model has something that the file cannot hold, named; nothing
-            is written then.
+        ValueError, TypeError, NotImplementedError: an argument is not as it should be, or the model has something that
+            the file cannot hold, named; nothing is written then.
     """
     if values not in (None, torch.bfloat16):
         raise ValueError(f"values={values!r} must be torch.bfloat16, or left out to keep every bit")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r:.80} must be a torch.nn.Module: save(model, path)")
-    metadata, pieces = _coded(own_tensors(model, model.state_dict()), values)
+    yours = _checked(metadata or {})
+    ours, pieces = _coded(own_tensors(model, model.state_dict()), values)
     with atomic_write(Path(path)) as file:
-        file.writelines(container.encode(metadata, pieces))
+        file.writelines(container.encode({**yours, **ours}, pieces))
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> None:
@@ -87,6 +96,19 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> None:
 
 
 # Coding
+
+
+def _checked(metadata: Mapping[str, str]) -> dict[str, str]:
+    """A caller's metadata, refused where a reader would take them for the file's own, or for damage."""
+    for name, text in metadata.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise TypeError(f"metadata={{{name!r}: {text!r:.40}}} must be texts by name: use json.dumps")
+        if ":" in name or name == "fggp":
+            raise ValueError(f"metadata has {name!r}, which the file keeps for itself: no ':' in names, and not 'fggp'")
+    size = len(json.dumps(dict(metadata)))
+    if size > container.ROOM:
+        raise ValueError(f"metadata takes {size:,} bytes; it must be {container.ROOM:,} at most")
+    return dict(metadata)
 
 
 @torch.no_grad()
