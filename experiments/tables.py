@@ -11,6 +11,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fggp.lab.report.findings import accuracies, differences, overall
@@ -34,19 +35,30 @@ CORNERS = {
     "RigL †": "RigL †",
 }
 VARIANTS = {
-    "mean-gradient (r = 0.5)": "`MeanGradient`: size of g averaged over some 10 steps",
-    "running-gradient (r = 0.5)": "`RunningGradient`: \\|g\\| averaged over some 10 steps",
-    "adam-step (r = 0.5)": "`AdamStep`: mean g over its root mean square, as Adam's step",
-    "layer-scaled (r = 0.5)": "`LayerScaled`: \\|g\\| over its root mean square in the layer",
-    "growth-first (r = 0.5)": "`GrowthFirst`: step 1 spares weights that grow",
+    "mean-gradient": "`MeanGradient`: size of g averaged over some 10 steps",
+    "running-gradient": "`RunningGradient`: \\|g\\| averaged over some 10 steps",
+    "adam-step": "`AdamStep`: mean g over its root mean square, as Adam's step",
+    "layer-scaled": "`LayerScaled`: \\|g\\| over its root mean square in the layer",
+    "growth-first": "`GrowthFirst`: step 1 spares weights that grow",
     "annealed-up": "`AnnealedUp`: r rises from 0.25 to 0.75",
     "fggp-regrown": "`FGGPRegrown`: FGGP's chain, then GraNet's exchange",
-    "fisher-second (r = 0.5)": "`FisherSecond`: step 2 by θ²·E[g²]",
+    "fisher-second": "`FisherSecond`: step 2 by θ²·E[g²]",
     "fisher-only": "`FisherOnly`: θ²·E[g²] alone",
-    "random-first (r = 0.5)": "`RandomFirst`, the control: step 1 spares at random",
+    "random-first": "`RandomFirst`, the control: step 1 spares at random",
     "GMP": "GMP",
 }
 HIGH = (0.95, 0.98)
+CONTROL = "random-first"
+CHOICE, FRESH = (0, 1), (2, 3, 4)
+"""Seeds by whose held-out accuracy a variant would have been chosen, and those that had no part in it."""
+MODELS = {"resnet20": "ResNet-20", "vgg19": "VGG-19"}
+CONTROLLED = {
+    ("cpu-study", "variants"): "",
+    ("cpu-long",): "",
+    ("cpu-vgg19",): "",
+    ("ends",): ", first and last layer dense",
+}
+"""Where the control was run, and what is to be said of it."""
 
 
 def tables_of(*studies: str, by: By = "test") -> list[Table]:
@@ -54,9 +66,24 @@ def tables_of(*studies: str, by: By = "test") -> list[Table]:
     return tabulate(load([ROOT / "results" / study / "records.jsonl" for study in studies], by).runs)
 
 
+def has(table: Table, label: str) -> bool:
+    """Whether `row_of` finds a row."""
+    return any(label in (row.label, row.label.removesuffix(" (r = 0.5)")) for row in table.rows)
+
+
 def row_of(table: Table, label: str) -> Row:
-    """A row of a table by its label, or by the method's label where no rate is shown in it."""
-    return next(row for row in table.rows if label in (row.label, f"{row.label} (r = 0.5)"))
+    """A row of a table by its label; the usual rate may be left out of it."""
+    return next(row for row in table.rows if label in (row.label, row.label.removesuffix(" (r = 0.5)")))
+
+
+def only(table: Table, seeds: Iterable[int]) -> Table:
+    """A table of the runs with these seeds."""
+    wanted = {*seeds}
+    rows = [
+        replace(row, cells={s: {n: run for n, run in cell.items() if n in wanted} for s, cell in row.cells.items()})
+        for row in table.rows
+    ]
+    return replace(table, rows=rows)
 
 
 def mean(row: Row, sparsity: float, usual: int = 3) -> str:
@@ -132,25 +159,24 @@ def rates() -> str:
 
 
 def variants() -> str:
-    """Every variant against FGGP."""
+    """Every variant against FGGP: on the seeds that the choice was made by, and on fresh ones."""
     held_out = tables_of("cpu-study", "variants", by="validation")[0]
     test = tables_of("cpu-study", "variants")[0]
-    alone = differences(test, FGGP)
     rows = []
     for label, name in VARIANTS.items():
-        both, by_validation = over(test, HIGH, label), over(held_out, HIGH, label)
-        assert both is not None
-        assert by_validation is not None
-        each = [signed(alone[label][s].mean) for s in HIGH]
-        rows.append([name, str(both.pairs), signed(by_validation.mean), *each, difference(both, both.pairs)])
-    head = ["minus FGGP on the same seeds", "seeds", "held out, average", "test, 95 %", "test, 98 %", "test, average"]
+        first = over(only(held_out, CHOICE), HIGH, label), over(only(test, CHOICE), HIGH, label)
+        fresh, every = over(only(test, FRESH), HIGH, label), over(test, HIGH, label)
+        seeds = "" if every is None else str(every.pairs)
+        rows.append([name, *(signed(d.mean) if d else "" for d in (*first, fresh)), difference(every, 0), seeds])
+        rows[-1][-2] = rows[-1][-2].rpartition(" (")[0]
+    head = ["minus FGGP", "held out, seeds 0, 1", "test, seeds 0, 1", "test, other seeds", "test, all [95 %]", "seeds"]
     return markdown(head, rows)
 
 
 def vgg19() -> str:
     """VGG-19, a run a cell."""
     (table,) = tables_of("cpu-vgg19")
-    names = {"FGGP": "FGGP", "random-first (r = 0.5)": "`RandomFirst`, the control", "GMP": "GMP", "GraNet": "GraNet"}
+    names = {"FGGP": "FGGP", "random-first": "`RandomFirst`, the control", "GMP": "GMP", "GraNet": "GraNet"}
     own = {"dense": table.dense[0], **{name: row_of(table, label) for label, name in names.items()}}
     runs = {name: {run.seed: run.accuracy for run in row.runs} for name, row in own.items()}
     seeds = sorted({seed for found in runs.values() for seed in found})
@@ -160,19 +186,29 @@ def vgg19() -> str:
     )
 
 
-def ends() -> str:
-    """First and last layer left dense: every method against FGGP."""
-    rows = []
-    for table in tables_of("ends"):
-        for sparsity in table.sparsities:
-            cells = {label: row_of(table, label) for label in ("FGGP", "random-first (r = 0.5)", "GMP")}
-            count = len(cells["FGGP"].cells[sparsity])
-            means = [mean(row, sparsity, count) for row in cells.values()]
-            others = [difference(over(table, [sparsity], label, "FGGP"), count) for label in [*cells][1:]]
-            rows.append([{"vgg19": "VGG-19", "resnet20": "ResNet-20"}[table.model], percent(sparsity), str(count)])
-            rows[-1] += [*means, *others]
-    head = ["", "sparsity of the rest", "seeds", "FGGP", "`RandomFirst`", "GMP", "`RandomFirst` − FGGP", "GMP − FGGP"]
+def control() -> str:
+    """FGGP, the control that spares at random, and GMP, wherever they met, on the seeds that all have."""
+    rows = [
+        _meeting(table, sparsity, note)
+        for studies, note in CONTROLLED.items()
+        for table in reversed(tables_of(*studies))
+        if table.start == 0
+        for sparsity in row_of(table, "GMP").cells
+        if not has(table, CONTROL) or sparsity in row_of(table, CONTROL).cells
+    ]
+    head = ["", "sparsity", "FGGP", "`RandomFirst`", "GMP", "`RandomFirst` − FGGP", "GMP − FGGP", "seeds"]
     return markdown(head, rows)
+
+
+def _meeting(table: Table, sparsity: float, note: str) -> list[str]:
+    met = [label for label in ("FGGP", CONTROL, "GMP") if has(table, label)]
+    shared = only(table, set.intersection(*({*row_of(table, label).cells[sparsity]} for label in met)))
+    seeds = len(row_of(shared, "FGGP").cells[sparsity])
+    means = {label: mean(row_of(shared, label), sparsity, seeds) for label in met}
+    less = {label: difference(over(shared, [sparsity], label, "FGGP"), seeds) for label in met[1:]}
+    where = f"{MODELS[table.model]}, {table.epochs} epochs{note}"
+    three = (means.get(label, "") for label in ("FGGP", CONTROL, "GMP"))
+    return [where, percent(sparsity), *three, less.get(CONTROL, ""), less["GMP"], str(seeds)]
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -181,7 +217,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rates": rates,
     "variants": variants,
     "vgg19": vgg19,
-    "ends": ends,
+    "control": control,
 }
 
 
