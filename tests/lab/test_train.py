@@ -168,8 +168,12 @@ def test_two_commands_do_not_share_a_folder(tmp_path, console):
 
 def test_a_refused_run_leaves_no_folder(tmp_path, console):
     with pytest.raises(UsageError, match="model is 'resnet21'"):
-        train(digits(tmp_path / "run", model="resnet21"), console)
-    assert not (tmp_path / "run").exists()
+        train(digits(tmp_path / "runs" / "run", model="resnet21"), console)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UsageError):
+        train(digits(tmp_path / "mine", model="resnet21"), console)
+    assert [*tmp_path.rglob("*")] == [tmp_path / "mine"]
 
 
 @pytest.mark.parametrize("model", ["timm:vit_tiny_patch16_224", "vgg19"])

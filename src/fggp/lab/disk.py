@@ -3,7 +3,7 @@
 import errno
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import disk_usage
 
@@ -22,7 +22,7 @@ def locked(folder: Path, busy: str, seconds: float = 0) -> Iterator[None]:
     """Keep all others out of a folder; a process that dies lets go of it.
 
     Args:
-        folder: made if it is not there, and gone again if nothing was put into it.
+        folder: made if it is not there, with those above it; what was made is gone again if nothing was put into it.
         busy: what to say where somebody else is in it.
         seconds: to wait for that one.
 
@@ -30,6 +30,7 @@ def locked(folder: Path, busy: str, seconds: float = 0) -> Iterator[None]:
         UsageError: with that text, or naming what the disk refused.
     """
     lock = FileLock(folder / LOCK)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -41,7 +42,9 @@ def locked(folder: Path, busy: str, seconds: float = 0) -> Iterator[None]:
     finally:
         if {file.name for file in folder.iterdir()} <= {LOCK}:
             (folder / LOCK).unlink(missing_ok=True)
-            folder.rmdir()
+            with suppress(OSError):  # somebody else has put something there
+                for path in made:
+                    path.rmdir()
         lock.release()
 
 
