@@ -40,9 +40,9 @@ def locked(folder: Path, busy: str, seconds: float = 0) -> Iterator[None]:
     try:
         yield
     finally:
-        if {file.name for file in folder.iterdir()} <= {LOCK}:
-            (folder / LOCK).unlink(missing_ok=True)
-            with suppress(OSError):  # somebody else has put something there
+        with suppress(OSError):  # somebody else has put something there, or taken the folder away
+            if {file.name for file in folder.iterdir()} <= {LOCK}:
+                (folder / LOCK).unlink(missing_ok=True)
                 for path in made:
                     path.rmdir()
         lock.release()
