@@ -1,36 +1,63 @@
-# Each target does all the set-up it needs, in a virtual environment inside this folder.
+# Each target does all the set-up it needs, in a virtual environment inside this folder. `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
+# What is installed: exact versions with hashes, the same in every clone. `make lock` renews the files.
+LOCK ?= requirements/locked.txt
 READY = $(VENV)/.fggp-installed
 
-.PHONY: demo test lint format benchmark faults sanitize clean
+# The oldest versions that are promised, in an environment of their own.
+OLDEST_PYTHON ?= python3.10
+OLDEST = VENV=.venv-oldest PYTHON=$(OLDEST_PYTHON) LOCK=requirements/oldest.txt
 
-demo: $(READY)
+MINUTES ?= 60
+
+.PHONY: help demo test test-oldest lint format fuzz lock benchmark faults sanitize clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+demo: $(READY)  ## a tour of a few minutes, offline
 	$(VENV)/bin/fggp demo
 
-test: $(READY)
-	$(VENV)/bin/pytest
+test: $(READY)  ## all tests, on all cores
+	$(VENV)/bin/pytest -n auto --dist loadfile --no-loadscope-reorder
 
-lint: $(READY)
+test-oldest:  ## the library's and the runtime's tests on the oldest versions that are promised
+	$(MAKE) $(OLDEST) .venv-oldest/.fggp-installed
+	.venv-oldest/bin/pytest -n auto --dist loadfile --no-loadscope-reorder --ignore tests/lab --ignore tests/faults
+
+lint: $(READY)  ## linter, formatter, types, import contracts
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
-format: $(READY)
+format: $(READY)  ## mend what the linter and the formatter can
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-benchmark: $(READY)
+fuzz: $(READY)  ## property tests with new examples, for MINUTES=60
+	@end=$$(( $$(date +%s) + 60 * $(MINUTES) )); round=0; while [ $$(date +%s) -lt $$end ]; do \
+		round=$$((round + 1)); echo "round $$round"; \
+		HYPOTHESIS_PROFILE=fuzz $(VENV)/bin/pytest -q -n auto -m hypothesis -p no:cacheprovider || exit 1; \
+	done; echo "$$round rounds, nothing found"
+
+lock: $(READY)  ## resolve all requirements anew: the newest versions, and the oldest that pyproject.toml allows
+	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-annotate \
+		--all-extras --custom-compile-command 'make lock' pyproject.toml -o requirements/locked.txt
+	$(VENV)/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --python-version 3.10 --generate-hashes \
+		--no-annotate --extra lab --extra onnx --extra dev --custom-compile-command 'make lock' pyproject.toml \
+		-o requirements/oldest.txt
+
+benchmark: $(READY)  ## one mask update beside other tools
 	$(VENV)/bin/python benchmarks/update.py
 
-# Kills training runs, damages their files and fills their disk; see docs/faults.md.
-faults: $(READY)
+faults: $(READY)  ## kill runs, damage their files, fill their disk: docs/faults.md
 	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/faults/harness.py \
 		--page docs/faults.md --records results/faults/faults.ndjson
 
 # The kernels' tests with kernels that check their own memory accesses and arithmetic. An interpreter that was built
 # without the checks needs their libraries loaded before anything else; its own leaks at exit are not looked for.
-sanitize: $(READY)
+sanitize: $(READY)  ## the kernels' tests with checked memory accesses and arithmetic
 	cmake -S . -B build/sanitize -DFGGP_SANITIZE=ON -DCMAKE_BUILD_TYPE=Debug
 	cmake --build build/sanitize --parallel
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
@@ -38,11 +65,14 @@ sanitize: $(READY)
 		FGGP_TEST_KERNELS=build/sanitize HYPOTHESIS_EXAMPLES=25 \
 		$(VENV)/bin/pytest -p no:cacheprovider tests/ship/test_kernels.py tests/test_kernel_passes.py tests/test_kernel_more.py
 
-$(READY): pyproject.toml
+# The last line but one: without a compiler fggp is installed without its kernels, and nothing here should run so.
+$(READY): $(LOCK) pyproject.toml CMakeLists.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing fggp with everything needed to run and test it (PyTorch is large: a few minutes)"
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[all]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(VENV)/bin/python -c "from fggp import native; native.load()"
 	touch $@
 
-clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove what the other targets made
+	rm -rf .venv .venv-oldest build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,13 +6,43 @@ from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("helpers")
 
+# The same examples in every run: a test that passes today passes tomorrow. What `make fuzz` finds beside them is
+# written into the test as an @example. No test depends on timing, so none has a deadline.
 settings.register_profile(
     "default",
-    deadline=None,  # no test depends on timing
+    derandomize=True,
+    database=None,
+    deadline=None,
     max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "60")),
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.load_profile("default")
+# New examples in every run.
+settings.register_profile(
+    "fuzz",
+    settings.get_profile("default"),
+    derandomize=False,
+    print_blob=True,
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "1000")),
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+# Files that take long come first, so that no worker of a parallel run is left with one in the end.
+SLOW_FIRST = (
+    "tests/distributed/",
+    "tests/lab/test_grid",
+    "tests/lab/test_distributed",
+    "tests/ship/test_runtime",
+    "tests/ship/test_capture",
+    "tests/lab/test_bench",
+    "tests/faults/",
+    "tests/lab/test_train",
+    "tests/test_compiled",
+)
+
+
+def pytest_collection_modifyitems(items):
+    ranks = {prefix: rank for rank, prefix in enumerate(SLOW_FIRST)}
+    items.sort(key=lambda item: next((r for p, r in ranks.items() if item.nodeid.startswith(p)), len(ranks)))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -15,8 +15,6 @@ import helpers
 pytestmark = [
     # The compiler looks at a loss in a function that breaks at the backward pass.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
-    # PyTorch 2.6 describes its own configuration.
-    pytest.mark.filterwarnings("ignore:Skipping serialization of:UserWarning"),
 ]
 
 STEPS = 14  # updates at 4, 6, 8, 10 and 12

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -28,13 +27,7 @@ def outside_graphs(function: Callable[..., Result]) -> Callable[..., Result]:
     """
     # Called where it is needed and not as a decorator: this imports the compiler, which takes a second. Whoever has
     # an optimizer has paid for that already.
-    disable: Any = torch.compiler.disable
-    wrapped: Callable[..., Result]
-    if "reason" in inspect.signature(disable).parameters:
-        wrapped = disable(function, reason=REASON)
-    else:  # PyTorch 2.6, whose error says nothing but the function's name
-        wrapped = disable(function)
-        wrapped.__qualname__ = REASON
+    wrapped: Callable[..., Result] = torch.compiler.disable(function, reason=REASON)  # type: ignore[no-untyped-call]
     return wrapped
 
 

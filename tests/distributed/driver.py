@@ -13,6 +13,7 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 
+import scenarios  # once, and not in every process that is forked
 import torch
 import torch.distributed as dist
 
@@ -20,8 +21,6 @@ TIMEOUT = 120.0
 
 
 def in_process(name, rank, size, folder):
-    import scenarios
-
     warnings.simplefilter("error")
     # Warnings of PyTorch's own about gloo and forks.
     warnings.filterwarnings("ignore", module=r"torch\.")

@@ -146,9 +146,11 @@ def test_started_again_by_torchrun_equals_unbroken(runs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rank_that_loses_another_says_so_in_a_line(runs, kind):
-    lines = (runs / f"{kind}-killed.log").read_text().splitlines()
-    assert [line.partition(" ")[0] for line in lines] == ["epoch", "fggp:"]
-    assert lines[1].endswith("; the same command with --resume goes on")
+    text = (runs / f"{kind}-killed.log").read_text()
+    assert "Traceback" not in text
+    said = [line for line in text.splitlines() if line.startswith(("epoch", "fggp:"))]  # libraries may warn in between
+    assert [line.partition(" ")[0] for line in said] == ["epoch", "fggp:"]
+    assert said[1].endswith("; the same command with --resume goes on")
 
 
 @pytest.mark.parametrize(("kind", "other"), [("ddp", "fsdp"), ("fsdp", "ddp")])

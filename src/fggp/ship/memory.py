@@ -16,6 +16,34 @@ LINE = 64  # bytes that caches move at once
 HUGE_PAGE = 2 << 20
 
 
+def last_touches(steps: Sequence[Step]) -> dict[Buffer, int]:
+    """The step that reads or writes each buffer last."""
+    last: dict[Buffer, int] = {}
+    for i, step in enumerate(steps):
+        last.update(dict.fromkeys(_touched(step), i))
+    return last
+
+
+def takeovers(steps: Sequence[Step]) -> dict[Buffer, Buffer]:
+    """Which buffers are written in place of another one: in place of ``over``, where nothing reads that one any more.
+
+    Not where the step reads it twice: in a chain of products the second reader may come after the first one writes.
+    """
+    last = last_touches(steps)
+    found: dict[Buffer, Buffer] = {}
+    taken: set[Buffer] = set()
+    for i, step in enumerate(steps):
+        touched = _touched(step)
+        for buffer in touched:
+            before = buffer.over
+            if before is None or buffer in found or before in taken:
+                continue
+            if last[before] == i and touched.count(before) == 1:
+                found[buffer] = before
+                taken.add(before)
+    return found
+
+
 class Memory:
     """All activations of one plan, in one stretch that begins as zeros.
 
@@ -39,23 +67,20 @@ class Memory:
         self.floats = everything[skip:]
 
     def _place_all(self, steps: Sequence[Step]) -> None:
-        last: dict[Buffer, int] = {}
-        for i, step in enumerate(steps):
-            last.update(dict.fromkeys(_touched(step), i))
+        over, last = takeovers(steps), last_touches(steps)
+        taken = set(over.values())
         free: dict[int, tuple[int, Layout | None]] = {}  # offset: bytes, and the layout that must stay
         size: dict[Buffer, int] = {}
         for i, step in enumerate(steps):
             for buffer in _touched(step):
                 if buffer in self._offsets:
                     continue
-                # Read twice, it is read by another product of a chain too, which may do so after this one writes.
-                if buffer.over is not None and last[buffer.over] == i and _touched(step).count(buffer.over) == 1:
-                    self._offsets[buffer], size[buffer] = self._offsets[buffer.over], size[buffer.over]
-                    last[buffer.over] = -1
+                if buffer in over:
+                    self._offsets[buffer], size[buffer] = self._offsets[over[buffer]], size[over[buffer]]
                 else:
                     self._offsets[buffer], size[buffer] = self._take(buffer.layout, free)
             for buffer in _touched(step):
-                if last[buffer] == i:
+                if last[buffer] == i and buffer not in taken:
                     free[self._offsets[buffer]] = size[buffer], buffer.layout if buffer.layout.padded else None
 
     def _take(self, layout: Layout, free: dict[int, tuple[int, Layout | None]]) -> tuple[int, int]:

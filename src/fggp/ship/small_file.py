@@ -158,7 +158,7 @@ def _sparse(flat: Tensor, names: int) -> tuple[Tensor, Tensor] | None:
     codes = gaps.encode(positions)
     if len(codes) + len(positions) * size >= room:
         return None
-    return codes, flat[positions]
+    return codes, bits[positions].view(flat.dtype)
 
 
 # Reading: what a file holds is compared with the model before its contents are looked at
