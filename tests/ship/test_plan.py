@@ -155,6 +155,17 @@ def test_a_residual_stays_while_another_product_of_the_chain_needs_it():
         assert_close(plan.run(inputs, b.batch, threads), exact(graph, inputs))
 
 
+@pytest.mark.parametrize("lanes", [1, KERNELS.lanes])
+def test_what_was_not_replaced_when_it_could_have_been_is_not_replaced_later(lanes):
+    """The ReLU leaves its input alone, which is read once more; by then the ReLU's output is in use as well."""
+    b = Builder(1)
+    made = b.conv(b.input(4, 6, 5), weight=b.sparse(4, 4, 1, 1))
+    positive = b.add(ReLU, made)
+    graph = b.graph(b.add(Add, positive, made))
+    inputs = [b.randn(1, 4, 6, 5)]
+    assert_close(plan_of(graph, 1, lanes).run(inputs, 1, 1), exact(graph, inputs))
+
+
 def test_functions_that_pytorch_applies_in_place_between_margins():
     """What it reads has no reader with a margin, what it writes has."""
     for lanes in (1, KERNELS.lanes):

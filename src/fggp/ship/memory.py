@@ -31,16 +31,16 @@ def takeovers(steps: Sequence[Step]) -> dict[Buffer, Buffer]:
     """
     last = last_touches(steps)
     found: dict[Buffer, Buffer] = {}
-    taken: set[Buffer] = set()
+    seen: set[Buffer] = set()
     for i, step in enumerate(steps):
         touched = _touched(step)
         for buffer in touched:
             before = buffer.over
-            if before is None or buffer in found or before in taken:
+            if buffer in seen or before is None or before in found.values():
                 continue
             if last[before] == i and touched.count(before) == 1:
                 found[buffer] = before
-                taken.add(before)
+        seen.update(touched)
     return found
 
 
