@@ -63,7 +63,8 @@ sanitize: $(READY)  ## the kernels' tests with checked memory accesses and arith
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		FGGP_TEST_KERNELS=build/sanitize HYPOTHESIS_EXAMPLES=25 \
-		$(VENV)/bin/pytest -p no:cacheprovider tests/ship/test_kernels.py tests/test_kernel_passes.py tests/test_kernel_more.py
+		$(VENV)/bin/pytest -p no:cacheprovider tests/ship/runtime/test_kernels.py tests/selection/test_native_passes.py \
+		tests/selection/test_native_more.py
 
 # The last line but one: without a compiler fggp is installed without its kernels, and nothing here should run so.
 $(READY): $(LOCK) pyproject.toml CMakeLists.txt

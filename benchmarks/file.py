@@ -24,7 +24,7 @@ from torch import nn
 
 import fggp
 from common import RESULTS, append, conditions, seconds
-from fggp.lab import models
+from fggp.lab.training import models
 
 RECORDS = RESULTS / "file.ndjson"
 

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import RESULTS, append, conditions
-from fggp.lab import models
-from fggp.lab.data import Augmentation, ImageData, Split
-from fggp.lab.settings import ResolvedSettings, TrainSettings
-from fggp.lab.step import EagerStep
-from fggp.lab.trainer import Trainer
+from fggp.lab.training import models
+from fggp.lab.training.data import Augmentation, ImageData, Split
+from fggp.lab.training.settings import ResolvedSettings, TrainSettings
+from fggp.lab.training.step import EagerStep
+from fggp.lab.training.trainer import Trainer
 
 RECORDS = RESULTS / "loop.ndjson"
 

@@ -24,10 +24,10 @@ import torchvision
 from torch import Tensor, nn
 
 from common import RESULTS, append, conditions, read
-from fggp.lab import models
 from fggp.lab.bench.bench import magnitude_pruned, with_random_norms
 from fggp.lab.bench.engines import Engine, Job, Measurement, engines, measure
-from fggp.lab.onnx_file import write_onnx
+from fggp.lab.export.onnx_file import write_onnx
+from fggp.lab.training import models
 
 RECORDS = RESULTS / "runtime.ndjson"
 SPARSITIES = (0.9, 0.95, 0.98)

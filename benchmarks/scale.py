@@ -41,9 +41,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from torch import Tensor, nn
 
 from common import RESULTS, ROOT, Json, append, conditions, read, watched
-from fggp.lab.pictures import COLOURS
 from fggp.lab.report.canvas import REPORT_STYLE
 from fggp.lab.report.looks import FAINT, PAPER
+from fggp.lab.training.pictures import COLOURS
 from fggp.schedule import active_count
 from update import CONTENDERS, SPARSITY, prunable
 

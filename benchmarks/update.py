@@ -26,7 +26,7 @@ from torch.nn.utils import prune
 
 import fggp
 from common import RESULTS, append, conditions, seconds, watched
-from fggp.lab import models
+from fggp.lab.training import models
 
 SPARSITY = 0.2
 RECORDS = RESULTS / "update.ndjson"

@@ -166,7 +166,7 @@ def pruned_network(day: Day, device: str, ties: bool) -> tuple[Any, Any, Any]:
     import torch
 
     import fggp
-    from fggp.lab import models
+    from fggp.lab.training import models
 
     torch.manual_seed(0)
     model = models.create("digits-cnn" if day.rehearse else "resnet50", 10).to(memory_format=torch.channels_last)
@@ -184,9 +184,9 @@ def pruned_network(day: Day, device: str, ties: bool) -> tuple[Any, Any, Any]:
 
 def same_picks(day: Day) -> Any:
     """Selections on both devices, from the same weights and gradients, as digests of the masks."""
-    from fggp.layers import flatten
     from fggp.scores import gradient, magnitude
-    from fggp.select import TopK, run_chain
+    from fggp.selection.chains import TopK, run_chain
+    from fggp.weights.layers import flatten
 
     found: dict[str, Any] = {}
     for ties in (False, True):
@@ -231,7 +231,7 @@ def zeroing_times(day: Day) -> Any:
     """Ways to put masks in force on weights and momenta; the first is what fggp does."""
     import torch
 
-    from fggp.masks import zero_pruned
+    from fggp.masks.masks import zero_pruned
 
     _, optimizer, pruner = pruned_network(day, day.device, ties=False)
     optimizer.step()
@@ -328,10 +328,10 @@ class Loop:
     def __init__(self, day: Day, model: str, method: str, step: str, steps: int) -> None:
         import torch
 
-        from fggp.lab.data import Augmentation, ImageData, Split
-        from fggp.lab.settings import TrainSettings
-        from fggp.lab.step import EagerStep
-        from fggp.lab.trainer import Trainer
+        from fggp.lab.training.data import Augmentation, ImageData, Split
+        from fggp.lab.training.settings import TrainSettings
+        from fggp.lab.training.step import EagerStep
+        from fggp.lab.training.trainer import Trainer
 
         side = 8 if day.rehearse else 32
         settings = TrainSettings(model=model, method=method, epochs=160, device=day.device).resolve()
@@ -401,7 +401,7 @@ def benchmarked(day: Day, model: str) -> Any:
 
 def checkpoint_seconds(day: Day, model: str) -> Any:
     """How long a checkpoint takes, which is written after every epoch: on the disk and in memory."""
-    from fggp.lab.run_folder import RunFolder
+    from fggp.lab.training.run_folder import RunFolder
 
     loop = Loop(day, model, "fggp", "captured", steps=2)
     loop.run()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fggp import FGGP, Average, GradientFirstAnnealed, GraNet, Method
 from fggp.methods import candidates
 from fggp.scores import Score, gradient, magnitude, random
-from fggp.select import TopK
+from fggp.selection.chains import TopK
 
 # Masks are updated every 13 steps in the studies' short runs: the averages are over about as many.
 SIZE = Average("|g|", lambda g: g.abs(), decay=0.9)

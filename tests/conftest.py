@@ -29,13 +29,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # Files that take long come first, so that no worker of a parallel run is left with one in the end.
 SLOW_FIRST = (
     "tests/distributed/",
-    "tests/lab/test_grid",
-    "tests/lab/test_distributed",
-    "tests/ship/test_runtime",
-    "tests/ship/test_capture",
-    "tests/lab/test_bench",
+    "tests/lab/grid/",
+    "tests/lab/training/test_distributed",
+    "tests/ship/runtime/",
+    "tests/ship/graph/",
+    "tests/lab/bench/",
     "tests/faults/",
-    "tests/lab/test_train",
+    "tests/lab/training/test_train",
     "tests/test_compiled",
 )
 

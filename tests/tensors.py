@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from fggp.prunable import Prunable
+from fggp.weights.prunable import Prunable
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 

@@ -1,7 +1,6 @@
 """Prune a PyTorch network while it trains: fixed-rate gradient-first gradual pruning and its comparators."""
 
 from fggp import methods, schedule, scores
-from fggp.averages import Average
 from fggp.methods import (
     FGGP,
     GMP,
@@ -25,9 +24,10 @@ from fggp.methods import (
 from fggp.pruner import Pruner
 from fggp.schedule import Schedule, cubic, linear
 from fggp.scores import Score
-from fggp.select import Exchange, TopK
-from fggp.ship.runtime import Compiled, compile
-from fggp.ship.small_file import load, save
+from fggp.selection.chains import Exchange, TopK
+from fggp.ship.file.small_file import load, save
+from fggp.ship.runtime.compiled import Compiled, compile
+from fggp.weights.averages import Average
 
 __version__ = "0.1.0"
 

@@ -11,18 +11,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fggp import passes, saved
-from fggp.averages import Averages
-from fggp.hooks import outside_graphs, refuse_capture
-from fggp.layers import Layer, flatten
-from fggp.masks import Masks
+from fggp import pruner_state
+from fggp.graph_breaks import outside_graphs, refuse_capture
+from fggp.masks.masks import Masks
+from fggp.masks.starts import Init, starting_masks
 from fggp.methods import FGGP, Method, OneShot, Update, checked_chain, resolve
-from fggp.processes import Processes
-from fggp.prunable import Filter, check_attached, check_optimizer, find
 from fggp.schedule import Curve, Schedule, active_count, apportion, cubic
-from fggp.select import Exchange, Marks, TopK, run_chain, run_exchange
-from fggp.sharding import local_gradient
-from fggp.starts import Init, starting_masks
+from fggp.selection import passes
+from fggp.selection.chains import Exchange, Marks, TopK, run_chain, run_exchange
+from fggp.weights.averages import Averages
+from fggp.weights.dtensor import local_gradient
+from fggp.weights.layers import Layer, flatten
+from fggp.weights.processes import Processes
+from fggp.weights.prunable import Filter, check_attached, check_optimizer, find
 
 Scope = Literal["global", "layer"]
 
@@ -71,8 +72,8 @@ class Pruner:
             the weights have. The last two set ``init_sparsity`` themselves.
         scope: rank all weights together (``"global"``) or within each layer, every layer then losing the same
             share of its weights (``"layer"``).
-        include: prune only these weights; see `fggp.prunable.find`.
-        exclude: leave these weights alone; see `fggp.prunable.find`.
+        include: prune only these weights; see `fggp.weights.prunable.find`.
+        exclude: leave these weights alone; see `fggp.weights.prunable.find`.
         seed: for everything random. The global generators are never used.
 
     Attributes:
@@ -325,13 +326,13 @@ class Pruner:
             "step": self.step,
             "last_update": self.last_update,
             "overdue": self._overdue,
-            "schedule": saved.schedule_state(self.schedule),
-            "method": saved.method_state(self.method),
+            "schedule": pruner_state.schedule_state(self.schedule),
+            "method": pruner_state.method_state(self.method),
             "scope": self.scope,
             "seed": self.seed,
             "start": list(self._start),
-            "shapes": saved.shapes(self._masks.weights),
-            "masks": {name: saved.mask_state(m) for name, m in self.masks.items()},
+            "shapes": pruner_state.shapes(self._masks.weights),
+            "masks": {name: pruner_state.mask_state(m) for name, m in self.masks.items()},
             "averages": self._averages.state_dict(self._masks.weights),
         }
 
@@ -360,10 +361,10 @@ class Pruner:
         if state["version"] != 1:
             raise ValueError(f"state has version {state['version']!r}; this fggp reads version 1")
         weights = self._masks.weights
-        saved.check_shapes(state["shapes"], weights)
+        pruner_state.check_shapes(state["shapes"], weights)
         restored = {
-            "method": saved.restore_method(state["method"], self.method),
-            "schedule": saved.restore_schedule(state["schedule"], self.schedule),
+            "method": pruner_state.restore_method(state["method"], self.method),
+            "schedule": pruner_state.restore_schedule(state["schedule"], self.schedule),
             "scope": state["scope"],
             "seed": int(state["seed"]),
             "step": int(state["step"]),
@@ -375,7 +376,7 @@ class Pruner:
         restored["_averages"] = Averages.restored(kinds, state.get("averages", {}), weights)  # older states have none
         if restored["scope"] not in ("global", "layer") or len(restored["_start"]) != len(weights):
             raise ValueError(f"state is damaged: scope={state['scope']!r}, start={state['start']!r}")
-        return restored, [saved.restore_mask(state["masks"][w.name], w) for w in weights]
+        return restored, [pruner_state.restore_mask(state["masks"][w.name], w) for w in weights]
 
     def __repr__(self) -> str:
         s = self.schedule

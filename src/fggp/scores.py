@@ -9,7 +9,7 @@ from enum import Enum
 
 from torch import Tensor
 
-from fggp.layers import Block
+from fggp.weights.layers import Block
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fggp.lab import checkpoint
+from fggp.lab.training import checkpoint
 
 
 class Trap:

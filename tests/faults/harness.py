@@ -32,9 +32,9 @@ from places import KINDS, ON_EVERY_RANK
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from runs import MODES, End, Moment, run
 
-from fggp.lab import checkpoint
-from fggp.lab.errors import UsageError
-from fggp.lab.record import device_name
+from fggp.lab.base.errors import UsageError
+from fggp.lab.training import checkpoint
+from fggp.lab.training.record import device_name
 
 ROOT = Path(__file__).parent.parent.parent
 EPOCHS = 4

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fggp.lab import checkpoint, pictures
-from fggp.lab.run_folder import RunFolder
-from fggp.masks import Masks
+from fggp.lab.training import checkpoint, pictures
+from fggp.lab.training.run_folder import RunFolder
+from fggp.masks.masks import Masks
 
 KINDS = {
     "in the step": ("step",),

@@ -12,9 +12,9 @@ import damage
 import pytest
 import torch
 
-from fggp.lab import checkpoint
-from fggp.lab.checkpoint import Checkpoint, Checkpoints, DamagedError, read, write
-from fggp.lab.errors import UsageError
+from fggp.lab.base.errors import UsageError
+from fggp.lab.training import checkpoint
+from fggp.lab.training.checkpoint import Checkpoint, Checkpoints, DamagedError, read, write
 
 
 def made(epochs: int) -> Checkpoint:

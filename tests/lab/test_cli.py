@@ -80,6 +80,6 @@ def test_interrupted(monkeypatch, capsys):
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fggp.lab.train.train", interrupt)
+    monkeypatch.setattr("fggp.lab.training.train.train", interrupt)
     assert cli.main(["train"]) == 130
     assert "--resume" in capsys.readouterr().err

@@ -7,10 +7,10 @@ from rich.console import Console
 import fggp
 from fggp.lab import demo
 from fggp.lab.bench.bench import magnitude_pruned
-from fggp.lab.models import create
-from fggp.lab.settings import DemoSettings
-from fggp.lab.trained import weights
-from fggp.ship import kernels
+from fggp.lab.export.trained import weights
+from fggp.lab.training.models import create
+from fggp.lab.training.settings import DemoSettings
+from fggp.ship.runtime import kernels
 
 
 def fixed(model):

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
-from fggp.lab.models import create
-from fggp.ship.graph import Call, Conv2d, Graph, Linear, Value
-from fggp.ship.interpret import execute, run
-from fggp.ship.sparse_weight import SparseWeight
+from fggp.lab.training.models import create
+from fggp.ship.graph.interpret import execute, run
+from fggp.ship.graph.operations import Call, Conv2d, Graph, Linear, Value
+from fggp.ship.runtime.sparse_weight import SparseWeight
 
 
 def randomised(model, seed=0):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fggp.lab.distributed import World
+    from fggp.lab.training.distributed import World
 
 EXTRAS = ("jinja2", "matplotlib", "rich", "sklearn", "timm", "torchvision", "tyro")
 
@@ -62,9 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     from rich.console import Console
 
-    from fggp.lab.distributed import join
-    from fggp.lab.errors import UsageError
-    from fggp.lab.settings import GridSettings, TrainSettings
+    from fggp.lab.base.errors import UsageError
+    from fggp.lab.training.distributed import join
+    from fggp.lab.training.settings import GridSettings, TrainSettings
 
     try:
         world = join(trains=arguments[:1] == ["train"])
@@ -106,9 +106,9 @@ def _parsed(arguments: list[str]) -> Any:
     import tyro
 
     from fggp.lab.bench.bench import BenchSettings
-    from fggp.lab.export import ExportSettings
+    from fggp.lab.export.export import ExportSettings
     from fggp.lab.report.settings import ReportSettings
-    from fggp.lab.settings import DemoSettings, GridSettings, TrainSettings
+    from fggp.lab.training.settings import DemoSettings, GridSettings, TrainSettings
 
     kinds: dict[str, Any] = {
         "demo": DemoSettings,
@@ -131,11 +131,11 @@ def _parsed(arguments: list[str]) -> Any:
 
 def _carry_out(command: Any, console: "Console", world: "World") -> int:
     """Do what the settings are of, and return the exit code."""
+    from fggp.lab.base.errors import UsageError
     from fggp.lab.bench.bench import BenchSettings, bench
-    from fggp.lab.errors import UsageError
-    from fggp.lab.export import ExportSettings, export
+    from fggp.lab.export.export import ExportSettings, export
     from fggp.lab.report.settings import ReportSettings
-    from fggp.lab.settings import DemoSettings, GridSettings, TrainSettings
+    from fggp.lab.training.settings import DemoSettings, GridSettings, TrainSettings
 
     if world.size > 1 and not isinstance(command, TrainSettings):
         raise UsageError("of fggp's commands only train runs in several processes; start this one without torchrun")
@@ -156,7 +156,7 @@ def _carry_out(command: Any, console: "Console", world: "World") -> int:
     elif isinstance(command, BenchSettings):
         bench(command, console)
     else:
-        from fggp.lab.train import train
+        from fggp.lab.training.train import train
 
         train(command, console, world)
     return 0

@@ -20,13 +20,13 @@ from rich.table import Table
 
 import fggp
 from fggp.lab.bench.worker import time_runs
-from fggp.lab.data import load_data
-from fggp.lab.export import dense_bytes
-from fggp.lab.record import epoch_line, grouped, label, make_record
-from fggp.lab.run_folder import Json
-from fggp.lab.settings import DemoSettings, TrainSettings
-from fggp.lab.trained import load_network
-from fggp.lab.trainer import Trainer
+from fggp.lab.export.export import dense_bytes
+from fggp.lab.export.trained import load_network
+from fggp.lab.training.data import load_data
+from fggp.lab.training.record import epoch_line, grouped, label, make_record
+from fggp.lab.training.run_folder import Json
+from fggp.lab.training.settings import DemoSettings, TrainSettings
+from fggp.lab.training.trainer import Trainer
 
 EPOCHS = 20
 GRID = (("dense", None), ("gmp", 0.95), ("fggp", 0.95), ("gmp", 0.98), ("fggp", 0.98))
@@ -49,7 +49,7 @@ or put one line into your own training loop:
 
 def demo(options: DemoSettings, console: Console) -> list[Json]:
     """Run the demo, show it, and return its records."""
-    from fggp.lab.pictures import draw_comparison, draw_curves  # matplotlib takes a second to import
+    from fggp.lab.training.pictures import draw_comparison, draw_curves  # matplotlib takes a second to import
 
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

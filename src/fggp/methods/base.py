@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from numbers import Number, Real
 from typing import Any, ClassVar
 
-from fggp.averages import Average
-from fggp.select import Exchange, TopK
+from fggp.selection.chains import Exchange, TopK
+from fggp.weights.averages import Average
 
 
 @dataclass(frozen=True)

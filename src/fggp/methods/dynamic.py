@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from fggp.methods.base import Method, Update, check_share, cosine
 from fggp.scores import gradient, magnitude, random
-from fggp.select import Exchange, TopK
+from fggp.selection.chains import Exchange, TopK
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from fggp.methods.base import Method, Update, candidates, check_share, cosine
 from fggp.scores import gradient, magnitude, random, saliency
-from fggp.select import TopK
+from fggp.selection.chains import TopK
 
 
 @dataclass(frozen=True)

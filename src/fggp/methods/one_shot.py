@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fggp import starts
-from fggp.layers import flatten
-from fggp.prunable import Prunable
+from fggp.masks import starts
 from fggp.schedule import active_count
 from fggp.scores import Score, largest
-from fggp.select import count_marked, keep_smallest
+from fggp.selection.chains import count_marked, keep_smallest
+from fggp.weights.layers import flatten
+from fggp.weights.prunable import Prunable
 
 LossFunction = Callable[[Any, Tensor], Tensor]
 """Maps the model's output and the targets to a scalar."""

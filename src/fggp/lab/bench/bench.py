@@ -19,16 +19,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 import fggp
-from fggp.lab import models
+from fggp.lab.base.errors import UsageError
 from fggp.lab.bench.engines import Engine, Job, Measurement, engines, measure
 from fggp.lab.bench.tables import show
-from fggp.lab.errors import UsageError
-from fggp.lab.export import dense_bytes, small_bytes
-from fggp.lab.onnx_file import relative_difference, write_onnx
-from fggp.lab.record import device_name, source_commit
-from fggp.lab.run_folder import Json
-from fggp.lab.settings import _by_rule, _check
-from fggp.lab.trained import Network, load_network, square, weights, weights_left
+from fggp.lab.export.export import dense_bytes, small_bytes
+from fggp.lab.export.onnx_file import relative_difference, write_onnx
+from fggp.lab.export.trained import Network, load_network, square, weights, weights_left
+from fggp.lab.training import models
+from fggp.lab.training.record import device_name, source_commit
+from fggp.lab.training.run_folder import Json
+from fggp.lab.training.settings import _by_rule, _check
 
 SPARSITIES = (0.9, 0.95, 0.98)
 # torch.compile takes a minute or more to make a network ready, and needs a C++ compiler.

@@ -21,8 +21,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from fggp.ship import kernels
-from fggp.ship.kernels import KernelsMissingError
+from fggp.ship.runtime import kernels
+from fggp.ship.runtime.kernels import KernelsMissingError
 
 Json = dict[str, Any]
 

@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from fggp.lab.pictures import BLUE, GREY, _figure
+from fggp.lab.training.pictures import BLUE, GREY, _figure
 
 Json = dict[str, Any]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from rich.console import Console
 
 from fggp.atomic import atomic_write
-from fggp.lab import disk
-from fggp.lab.errors import UsageError
+from fggp.lab.base import disk
+from fggp.lab.base.errors import UsageError
 from fggp.lab.grid.plan import run_names
-from fggp.lab.run_folder import Json, RunFolder
-from fggp.lab.settings import ResolvedSettings
+from fggp.lab.training.run_folder import Json, RunFolder
+from fggp.lab.training.settings import ResolvedSettings
 
 AXES = ("data", "model", "method", "sparsity", "init_sparsity", "rate", "exclude", "seed")
 """What may be added to a grid; everything else must stay as it was."""

@@ -12,15 +12,15 @@ from typing import Any
 
 from rich.console import Console
 
-from fggp.lab.data import load_data
-from fggp.lab.errors import UsageError
+from fggp.lab.base.errors import UsageError
 from fggp.lab.grid.folder import GridFolder
 from fggp.lab.grid.local_jobs import LocalJobs
 from fggp.lab.grid.plan import FIELDS, plan_runs, read_tables
 from fggp.lab.grid.ray_jobs import RayJobs
 from fggp.lab.grid.session import GridResult, run_missing
-from fggp.lab.settings import GridSettings, ResolvedSettings
-from fggp.lab.trainer import Trainer
+from fggp.lab.training.data import load_data
+from fggp.lab.training.settings import GridSettings, ResolvedSettings
+from fggp.lab.training.trainer import Trainer
 
 STOP_SECONDS = 2.0
 """How much of a time limit is kept for stopping."""

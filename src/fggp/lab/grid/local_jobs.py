@@ -11,9 +11,9 @@ from multiprocessing.context import SpawnProcess
 
 import torch
 
-from fggp.lab.errors import UsageError
+from fggp.lab.base.errors import UsageError
 from fggp.lab.grid.work import Event, Task, work
-from fggp.lab.run_folder import Json
+from fggp.lab.training.run_folder import Json
 
 # Fresh interpreters, not forks: torch has threads already, and CUDA does not survive a fork.
 CONTEXT = multiprocessing.get_context("spawn")

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fggp.lab.errors import UsageError
-from fggp.lab.run_folder import Json
-from fggp.lab.settings import ResolvedSettings, TrainSettings, unused_fields
+from fggp.lab.base.errors import UsageError
+from fggp.lab.training.run_folder import Json
+from fggp.lab.training.settings import ResolvedSettings, TrainSettings, unused_fields
 
 if sys.version_info >= (3, 11):
     import tomllib

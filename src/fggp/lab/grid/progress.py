@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from fggp.lab.run_folder import Json
+from fggp.lab.training.run_folder import Json
 
 
 class GridProgress:

@@ -22,12 +22,12 @@ import torch
 from filelock import FileLock
 
 from fggp.atomic import atomic_write
-from fggp.lab.errors import UsageError
+from fggp.lab.base.errors import UsageError
 from fggp.lab.grid.folder import GridFolder
 from fggp.lab.grid.plan import Table, plan_runs
 from fggp.lab.grid.work import Event, Task, data_of, work
-from fggp.lab.run_folder import RunFolder
-from fggp.lab.settings import ResolvedSettings
+from fggp.lab.training.run_folder import RunFolder
+from fggp.lab.training.settings import ResolvedSettings
 
 RETRIES = 3
 """How often Ray begins a run again whose worker or machine is lost."""

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-from fggp.lab.run_folder import Json
-from fggp.lab.settings import ResolvedSettings
+from fggp.lab.training.run_folder import Json
+from fggp.lab.training.settings import ResolvedSettings
 
 SIMILAR = ("data", "model", "image_size", "holdout", "batch_size", "precision", "device")
 """Runs that agree in these take about the same time an epoch."""

@@ -10,7 +10,7 @@ from fggp.lab.grid.folder import GridFolder
 from fggp.lab.grid.progress import GridProgress
 from fggp.lab.grid.schedule import Pace, Schedule
 from fggp.lab.grid.work import Event, Task
-from fggp.lab.settings import ResolvedSettings
+from fggp.lab.training.settings import ResolvedSettings
 
 TRIES = 2
 """How often a run is begun whose worker dies."""

@@ -8,10 +8,10 @@ from typing import Literal
 
 from rich.console import Console
 
-from fggp.lab.data import ImageData, load_data
-from fggp.lab.run_folder import Json, RunFolder
-from fggp.lab.settings import ResolvedSettings, TrainSettings
-from fggp.lab.train import run_to_end
+from fggp.lab.training.data import ImageData, load_data
+from fggp.lab.training.run_folder import Json, RunFolder
+from fggp.lab.training.settings import ResolvedSettings, TrainSettings
+from fggp.lab.training.train import run_to_end
 
 # A worker whose grid command or node was killed lets go within a second; only on network disks it may take longer.
 LOCK_SECONDS = 120
@@ -67,7 +67,7 @@ def work(task: Task, on_epoch: Callable[[Json], None], clock: Callable[[], float
         The record; None if time ran out, which leaves a checkpoint.
 
     Raises:
-        UsageError: as `fggp.lab.train.train` does, or the run is being done elsewhere.
+        UsageError: as `fggp.lab.training.train.train` does, or the run is being done elsewhere.
     """
     settings, folder = task.settings, RunFolder(task.settings.out)
     stop_in_time = _Watch(task, clock)

@@ -14,10 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fggp.lab.pictures import GREY, STYLE
 from fggp.lab.report.looks import FAINT, FRAME, GRID, INK, PAPER, Look
 from fggp.lab.report.runs import By
 from fggp.lab.report.tables import Row
+from fggp.lab.training.pictures import GREY, STYLE
 
 REPORT_STYLE: dict[Any, Any] = {
     **STYLE,

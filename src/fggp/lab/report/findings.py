@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 
-from fggp.lab.errors import UsageError
+from fggp.lab.base.errors import UsageError
 from fggp.lab.report.statistics import Difference, Summary, paired, ranks, summarise
 from fggp.lab.report.tables import Cell, Row, Setting, Table, default_rate, rows_of, settings_of
 

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable
 from html import escape
 
-from fggp.lab.pictures import GREY
 from fggp.lab.report.canvas import Picture
 from fggp.lab.report.looks import FAINT, FRAME, GRID, INK, PAPER, Look
+from fggp.lab.training.pictures import GREY
 
 COLOURS = {INK: "ink", FAINT: "faint", FRAME: "frame", GRID: "grid", PAPER: "paper", GREY: "dense", "#000000": "ink"}
 """The page's variable for each colour that is no method's own."""

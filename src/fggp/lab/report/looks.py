@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from matplotlib.colors import to_hex, to_rgb
 
-from fggp.lab.pictures import COLOURS
 from fggp.lab.report.tables import Row
+from fggp.lab.training.pictures import COLOURS
 
 PALETTE = (*COLOURS, "#882255", "#999933", "#332288", "#44AA99", "#8C564B", "#5C6670")
 """Okabe & Ito's, then from Paul Tol's muted scheme: told apart by the colour-blind too, as far as so many can be."""

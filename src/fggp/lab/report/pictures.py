@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from fggp.lab.pictures import GREY
 from fggp.lab.report import pictures_of_training as training
 from fggp.lab.report.canvas import ACROSS, Canvas
 from fggp.lab.report.findings import Contest, accuracies, dense_accuracy, differences
@@ -16,6 +15,7 @@ from fggp.lab.report.scale import WIDE, accuracy_scale
 from fggp.lab.report.statistics import summarise
 from fggp.lab.report.tables import Table, percent
 from fggp.lab.report.wording import interval_of, mean_std, signed
+from fggp.lab.training.pictures import GREY
 
 
 def draw(

@@ -10,13 +10,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from fggp.lab.pictures import GREY
 from fggp.lab.report.canvas import ACROSS, Canvas
 from fggp.lab.report.looks import GRID, PAPER, Look
 from fggp.lab.report.runs import ACCURACIES, By
 from fggp.lab.report.scale import accuracy_scale
 from fggp.lab.report.statistics import summarise
 from fggp.lab.report.tables import Cell, Row, Table, percent
+from fggp.lab.training.pictures import GREY
 
 
 def curves(canvas: Canvas, table: Table) -> None:

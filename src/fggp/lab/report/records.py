@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fggp.lab.errors import UsageError
+from fggp.lab.base.errors import UsageError
 from fggp.lab.report.runs import By, Run, parse
 
 

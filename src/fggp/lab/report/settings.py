@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from fggp.lab.errors import UsageError
+from fggp.lab.base.errors import UsageError
 
 
 @dataclass(frozen=True)

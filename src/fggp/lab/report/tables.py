@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from fggp import methods
-from fggp.lab.record import label
 from fggp.lab.report.runs import Run
+from fggp.lab.training.record import label
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)

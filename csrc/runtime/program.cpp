@@ -1,0 +1,125 @@
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <vector>
+
+#include "runtime/convolution.h"
+#include "fggp.h"
+#include "runtime/operation.h"
+#include "threads/parallel.h"
+#include "runtime/planes.h"
+#include "runtime/tiles.h"
+#include "runtime/transfers.h"
+
+using namespace fggp;
+
+struct fggp_program {
+    std::vector<std::unique_ptr<Operation>> operations;
+    std::vector<float> scratch;
+};
+
+namespace {
+
+constexpr int64_t LINE = 16; /* floats in a cache line */
+
+/* One run of a program, as its threads see it. */
+struct Pass {
+    const fggp_program &program;
+    Call call;
+    double *seconds;
+    int64_t scratch;
+    float *memory;
+    std::vector<std::atomic<int>> next; /* of each operation: the next task to do */
+    Barrier barrier;
+
+    Pass(fggp_program &program, const Call &call, int threads, double *seconds)
+        : program(program), call(call), seconds(seconds), next(program.operations.size()) {
+        scratch = 0;
+        for (auto &operation : program.operations) scratch = std::max(scratch, operation->scratch());
+        scratch = (scratch + 2 * LINE - 1) / LINE * LINE; /* whole cache lines, and one between threads */
+        if ((int64_t)program.scratch.size() < scratch * threads + LINE) program.scratch.resize(scratch * threads + LINE);
+        constexpr uintptr_t bytes = LINE * sizeof(float);
+        memory = (float *)(((uintptr_t)program.scratch.data() + bytes - 1) / bytes * bytes);
+        for (auto &counter : next) counter.store(0, std::memory_order_relaxed);
+    }
+
+    void work(int thread, int threads) {
+        auto before = std::chrono::steady_clock::now();
+        for (size_t i = 0; i < next.size(); i++) {
+            const Operation &operation = *program.operations[i];
+            int tasks = operation.tasks(threads);
+            for (int task; (task = next[i].fetch_add(1, std::memory_order_relaxed)) < tasks;)
+                operation.run(task, tasks, call, memory + thread * scratch);
+            barrier.wait(threads);
+            if (thread == 0 && seconds) {
+                auto now = std::chrono::steady_clock::now();
+                seconds[i] += std::chrono::duration<double>(now - before).count();
+                before = now;
+            }
+        }
+    }
+};
+
+template <class Make> int32_t add(fggp_program *program, const Make &make) {
+    return without_throwing([&] { program->operations.push_back(std::unique_ptr<Operation>(make())); });
+}
+
+} // namespace
+
+extern "C" {
+
+int32_t fggp_interface(void) { return FGGP_INTERFACE; }
+const char *fggp_cpu(void) { return FGGP_CPU; }
+int32_t fggp_lanes(void) { return LANES; }
+int32_t fggp_registers(void) { return REGISTERS; }
+
+fggp_program *fggp_program_new(void) { return new (std::nothrow) fggp_program; }
+void fggp_program_free(fggp_program *program) { delete program; }
+
+int32_t fggp_add_conv(fggp_program *p, const fggp_conv *chain, int32_t length) {
+    return add(p, [&] { return new_convolution(chain, length); });
+}
+int32_t fggp_add_product(fggp_program *p, const fggp_conv *conv) {
+    return add(p, [&] { return new_product(*conv); });
+}
+int32_t fggp_add_max_pool(fggp_program *p, const fggp_pool *pool) {
+    return add(p, [&] { return new_max_pool(*pool); });
+}
+int32_t fggp_add_average_pool(fggp_program *p, const fggp_pool *pool) {
+    return add(p, [&] { return new_average_pool(*pool); });
+}
+int32_t fggp_add_adaptive_average(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out) {
+    return add(p, [&] { return new_adaptive_average(*in, *out); });
+}
+int32_t fggp_add_sum(fggp_program *p, const fggp_tensor *a, const fggp_tensor *b, const fggp_tensor *out, int32_t relu) {
+    return add(p, [&] { return new_sum(*a, *b, *out, relu); });
+}
+int32_t fggp_add_affine(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out, const float *scale,
+                        const float *shift, int32_t relu) {
+    return add(p, [&] { return new_affine(*in, *out, scale, shift, relu); });
+}
+int32_t fggp_add_copy(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out, int32_t first) {
+    return add(p, [&] { return new_copy(*in, *out, first); });
+}
+int32_t fggp_add_flatten(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out) {
+    return add(p, [&] { return new_flatten(*in, *out); });
+}
+int32_t fggp_add_unfold(fggp_program *p, const fggp_pool *pool) {
+    return add(p, [&] { return new_unfold(*pool); });
+}
+int32_t fggp_add_load(fggp_program *p, int32_t slot, const fggp_strides *strides, const fggp_tensor *out) {
+    return add(p, [&] { return new_load(slot, *strides, *out); });
+}
+int32_t fggp_add_store(fggp_program *p, const fggp_tensor *in, int32_t slot, const fggp_strides *strides) {
+    return add(p, [&] { return new_store(*in, slot, *strides); });
+}
+
+int32_t fggp_run(fggp_program *program, void *const *slots, int32_t images, int32_t threads, double *seconds) {
+    return without_throwing([&] {
+        Pass pass(*program, {slots, images}, threads, seconds);
+        Work work = [](void *context, int thread, int threads) { ((Pass *)context)->work(thread, threads); };
+        run_on_threads(work, &pass, threads);
+    });
+}
+}

@@ -1,0 +1,1 @@
+"""A trained network as a file: the small file or ONNX."""

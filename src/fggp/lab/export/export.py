@@ -1,0 +1,209 @@
+"""`fggp export`: from a finished run, or anyone's state dict, to the files that are shipped."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import safetensors.torch
+import torch
+import tyro
+from rich.console import Console
+from torch import nn
+
+import fggp
+from fggp.lab.base.errors import UsageError
+from fggp.lab.export.onnx_file import TOLERANCE, check_packages, onnx_difference, write_onnx
+from fggp.lab.export.trained import Network, load_network, weights_left
+from fggp.lab.training.run_folder import Json, RunFolder
+from fggp.lab.training.settings import _by_rule
+from fggp.ship.runtime import kernels
+from fggp.ship.runtime.kernels import KernelsMissingError
+
+Format = Literal["small", "onnx"]
+SUFFIXES: dict[Format, str] = {"small": ".safetensors", "onnx": ".onnx"}
+# Batches that the ONNX file is tried on: 1, 2 and this.
+TRIED = 7
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Make the files to ship of a pruned network.
+
+    $ fggp export fggp-runs/RUN                       the small file: what is left of the weights, and where it was
+    $ fggp export fggp-runs/RUN --out net.onnx        ONNX, for other runtimes, with the zeros in place
+    $ fggp export fggp-runs/RUN --format small onnx   both
+    $ fggp export net.pt --model resnet50             from any state dict, of torch.save or safetensors
+
+    In Python, fggp.load(FILE, model) reads a small file back, and fggp.compile(model, example) runs it fast. Both files
+    hold the network alone: it takes images that are normalised as in training, and of a run it is said, and kept in
+    the files' metadata, how that is. Each is read back and checked.
+    """
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_FOLDER|FILE")]
+    """The folder of a finished run of fggp train, or a file with a state dict."""
+    out: Annotated[Path | None, _by_rule("where the source is", "PATH")] = None
+    """Where to: a file, .safetensors (the small file) or .onnx, or else a folder."""
+    format: Annotated[tuple[Format, ...] | None, _by_rule("as --out ends, else small", "{small,onnx} …")] = None
+    """Which files to write."""
+    values: Literal["fp32", "bf16"] = "fp32"
+    """Of the small file: every weight to the bit, or those of sparse layers rounded to bfloat16."""
+    model: Annotated[str | None, _by_rule("the run's", "NAME")] = None
+    """For a state dict: which network it is of, by the names that fggp train takes."""
+    image_size: Annotated[tuple[int, ...] | None, _by_rule("as the run's data", "PIXELS")] = None
+    """For ONNX: height and width of the images, one number for both."""
+    force: bool = False
+    """Replace files that are there already."""
+
+    def files(self) -> dict[Format, Path]:
+        """Return the files to write by their format.
+
+        Raises:
+            UsageError: the options contradict each other.
+        """
+        named = None if self.out is None else {end: each for each, end in SUFFIXES.items()}.get(self.out.suffix)
+        formats = self.format or (named or "small",)
+        if self.out is not None and named is not None:
+            if formats != (named,):
+                raise UsageError(
+                    f"out is {str(self.out)!r}, which is not for format {' '.join(formats)}; it must end in "
+                    f"{' or '.join(SUFFIXES.values())} as the format does, or be a folder"
+                )
+            return {named: self.out}
+        folder = self.out or (self.source if self.source.is_dir() else self.source.parent)
+        stem = "model" if self.source.is_dir() else self.source.stem
+        names: dict[Format, str] = {"small": f"{stem}.small.safetensors", "onnx": f"{stem}.onnx"}
+        return {each: folder / names[each] for each in formats}
+
+
+def export(settings: ExportSettings, console: Console) -> Json:
+    """Write the files, check them, and show their sizes.
+
+    Returns:
+        ``bytes`` of the dense file and of each that was written; ``weights`` and ``weights_left``, of the prunable
+        ones; ``onnx_difference``, relative, where ONNX was written.
+
+    Raises:
+        UsageError: source, options or packages are not as they should be, or what was written is not the network.
+    """
+    files = settings.files()
+    if settings.values != "fp32" and "small" not in files:
+        raise UsageError(f"values is {settings.values!r}; it must be left out without a small file: ONNX keeps fp32")
+    for file in files.values():
+        if file.resolve() in (settings.source.resolve(), RunFolder(settings.source).model_file.resolve()):
+            raise UsageError(f"out is {str(file)!r}, which is what the weights are read from; choose another one")
+    there = [str(file) for file in files.values() if file.exists()]
+    if there and not settings.force:
+        raise UsageError(f"{', '.join(there)} exists already; add --force to replace it, or choose another --out")
+    if "onnx" in files:
+        check_packages()
+    network = load_network(settings.source, settings.model, settings.image_size)
+    if "onnx" in files and network.image_size is None:
+        raise UsageError(f"{settings.source} does not tell the size of its images; add --image-size PIXELS")
+    left, of = weights_left(network.model)
+    made: Json = {"weights": of, "weights_left": left, "bytes": {"dense": dense_bytes(network.model)}}
+    sparsity = 1 - left / max(of, 1)
+    console.print(
+        f"[bold]{network.title}[/]: {left:,} of {of:,} prunable weights left, {100 * sparsity:.2f} % sparse",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"  {'dense':12}{made['bytes']['dense']:13,} bytes", highlight=False)
+    for kind, file in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with console.status(f"writing {file}"):
+            if kind == "small":
+                _write_small(network, file, settings.values)
+                name = f"small, {settings.values}"
+                checked = "loads back to the bit" if settings.values == "fp32" else ""
+            else:
+                made["onnx_difference"] = _write_onnx(network, file)
+                name = "ONNX"
+                checked = f"ONNX Runtime is off by {made['onnx_difference']:.0e} in batches of 1, 2 and {TRIED}"
+        size = made["bytes"][kind] = file.stat().st_size
+        factor = made["bytes"]["dense"] / size
+        console.print(
+            f"  {name:12}{size:13,} bytes {factor:6.1f}× smaller  {file}  {checked}".rstrip(),
+            highlight=False,
+            soft_wrap=True,
+        )
+    _say_what_it_takes(network, console)
+    _say_what_next(files, console)
+    return made
+
+
+def dense_bytes(model: nn.Module) -> int:
+    """Return the size of a model's state dict as a safetensors file, zeros included."""
+    # Clones, because safetensors refuses tensors that share memory, as tied weights do.
+    state = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
+    return len(safetensors.torch.save(state))
+
+
+def small_bytes(model: nn.Module, values: torch.dtype | None = None) -> int:
+    """Return the size of a model's small file; ``values`` as in `fggp.save`."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "small.safetensors"
+        fggp.save(model, file, values=values)
+        return file.stat().st_size
+
+
+def _write_small(network: Network, file: Path, values: str) -> None:
+    try:
+        rounded = torch.bfloat16 if values == "bf16" else None
+        fggp.save(network.model, file, values=rounded, metadata=_metadata(network))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise UsageError(f"a small file cannot hold this network: {error}") from error
+    before = {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
+    fggp.load(file, network.model)
+    after = network.model.state_dict()
+    if values == "fp32":
+        changed = [name for name, tensor in before.items() if not _same_bits(tensor, after[name])]
+        if changed:
+            raise RuntimeError(f"{file} does not give back {', '.join(changed)}: a defect of fggp")
+    network.model.load_state_dict(before)  # ONNX is of the network itself, whatever the small file rounds
+
+
+def _metadata(network: Network) -> dict[str, str]:
+    """What the files say beside the weights: how images are prepared, and what the outputs stand for."""
+    return {"input": json.dumps(network.input)} if network.input else {}
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
+
+
+def _write_onnx(network: Network, file: Path) -> float:
+    inputs = {"images": network.images(TRIED)}
+    write_onnx(network.model, inputs, file, _metadata(network))
+    difference = onnx_difference(file, network.model, inputs)
+    if difference > TOLERANCE:
+        file.unlink()
+        raise UsageError(
+            f"what ONNX Runtime makes of this network is off by {difference:.1e} of PyTorch's output, more than "
+            f"{TOLERANCE:.0e}; {file} is not kept"
+        )
+    return difference
+
+
+def _say_what_it_takes(network: Network, console: Console) -> None:
+    taken = network.input
+    if taken:
+        means, stds = (", ".join(f"{value:.4g}" for value in taken[key]) for key in ("mean", "std"))
+        console.print(
+            f"it takes:     [N, {', '.join(map(str, taken['shape']))}], (pixel 0…255 − {means}) / {stds} by channel, "
+            f"for {len(taken['classes'])} classes; exact, and by name, in the file's metadata, 'input'",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _say_what_next(files: dict[Format, Path], console: Console) -> None:
+    if "small" in files:
+        console.print(f"read it back: fggp.load({str(files['small'])!r}, model)", highlight=False, soft_wrap=True)
+        console.print("run it fast:  fggp.compile(model, example_input)", highlight=False)
+        try:
+            kernels.load()
+        except KernelsMissingError as error:
+            console.print(f"on this machine that would run on PyTorch: {error}", highlight=False, soft_wrap=True)

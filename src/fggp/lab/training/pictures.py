@@ -1,0 +1,227 @@
+"""Pictures of runs. Accuracies are percent; the colours are Okabe & Ito's, which the colour-blind can tell apart."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+
+from fggp.lab.training.record import grouped, label
+
+Json = dict[str, Any]
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
+STYLE: dict[Any, Any] = {
+    "figure.dpi": 160,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+
+
+def draw_run(
+    folder: Path, title: str, epochs: Sequence[Json], updates: Sequence[Json], init_sparsity: float
+) -> list[Path]:
+    """Draw a run from its metrics: accuracy.png, and if masks changed sparsity.png and density.png.
+
+    Args:
+        folder: where the pictures go.
+        title: what they are of.
+        epochs: metrics lines of kind "epoch".
+        updates: metrics lines of kind "update".
+        init_sparsity: what the run started from.
+
+    Returns:
+        The files written.
+    """
+    files = [folder / "accuracy.png"]
+    with _figure(files[0], 7.2, 2.9) as figure:
+        _accuracy(figure, title, epochs, updates)
+    if updates:
+        files += [folder / "sparsity.png", folder / "density.png"]
+        with _figure(files[1], 5.2, 2.9) as figure:
+            _sparsity(figure.subplots(), title, epochs, updates, init_sparsity)
+        with _figure(files[2], 7.2, max(1.8, 0.75 + 0.16 * len(updates[0]["densities"]))) as figure:
+            _density(figure, title, updates)
+    return files
+
+
+@contextmanager
+def _figure(file: Path, width: float, height: float) -> Iterator[Figure]:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        figure.savefig(file)
+
+
+def _accuracy(figure: Figure, title: str, epochs: Sequence[Json], updates: Sequence[Json]) -> None:
+    accuracy, loss = figure.subplots(1, 2, width_ratios=(3, 2))
+    for key, colour, name in (("train", GREY, "training"), ("val", BLUE, "validation"), ("test", ORANGE, "test")):
+        known = [(line["epoch"], line[f"{key}_accuracy"]) for line in epochs if line[f"{key}_accuracy"] is not None]
+        if known:
+            marker = "o" if len(known) == 1 else ""
+            accuracy.plot(*zip(*known, strict=True), color=colour, label=f"{name} {known[-1][1]:.2f} %", marker=marker)
+    marker = "o" if len(epochs) == 1 else ""
+    loss.plot([line["epoch"] for line in epochs], [line["train_loss"] for line in epochs], color=GREY, marker=marker)
+    accuracy.set(title=title, xlabel="epoch", ylabel="accuracy")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+    loss.set(title="training loss", xlabel="epoch", ylabel="cross-entropy")
+    loss.set_ylim(bottom=0)
+    if updates:
+        steps_per_epoch = epochs[0]["step"] / epochs[0]["epoch"]
+        first, last = (updates[i]["step"] / steps_per_epoch for i in (0, -1))
+        for axes in (accuracy, loss):
+            axes.axvspan(first, last, color="#F3F3F3", zorder=0, linewidth=0)
+        accuracy.text(
+            (first + last) / 2, 0.02, "pruning", transform=accuracy.get_xaxis_transform(), ha="center", color=GREY
+        )
+    accuracy.legend(loc="lower right")
+
+
+def _sparsity(axes: Axes, title: str, epochs: Sequence[Json], updates: Sequence[Json], init_sparsity: float) -> None:
+    start = {"step": 0, "target": init_sparsity, "sparsity": init_sparsity}
+    points = [start, *sorted([*epochs, *updates], key=lambda line: line["step"])]
+    steps = [line["step"] for line in points]
+    axes.plot(steps, [100 * line["target"] for line in points], color=GREY, linestyle="--", label="schedule")
+    axes.step(
+        steps,
+        [100 * line["sparsity"] for line in points],
+        where="post",
+        color=BLUE,
+        label=f"measured, {100 * points[-1]['sparsity']:.2f} % in the end",
+    )
+    axes.set(title=title, xlabel="optimizer step", ylabel="sparsity", xlim=(0, None), ylim=(0, 102))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+    axes.legend(loc="lower right")
+
+
+def _density(figure: Figure, title: str, updates: Sequence[Json]) -> None:
+    axes = figure.subplots()
+    layers = list(updates[0]["densities"])
+    share = np.array([[line["densities"][layer] for line in updates] for layer in layers])
+    lowest = min(0.1, share[share > 0].min(initial=1.0))
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad="black")
+    steps = [line["step"] for line in updates]
+    image = axes.pcolormesh(
+        np.arange(len(updates) + 1),
+        np.arange(len(layers) + 1),
+        np.ma.masked_equal(share, 0),
+        norm=LogNorm(lowest, 1),
+        cmap=colours,
+    )
+    axes.grid(False)
+    axes.invert_yaxis()
+    shown = np.unique(np.linspace(0, len(updates) - 1, min(8, len(updates))).round().astype(int))
+    axes.set_xticks(shown + 0.5, [f"{steps[i]:,}" for i in shown])
+    axes.set_yticks(np.arange(len(layers)) + 0.5, [layer.removesuffix(".weight") for layer in layers], fontsize=7)
+    axes.tick_params(length=0)
+    axes.set(title=f"{title}: share of weights kept", xlabel="mask update at step")
+    bar = figure.colorbar(image, ax=axes, pad=0.015, fraction=0.04)
+    ticks = [tick for tick in (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001) if tick >= lowest]
+    bar.set_ticks(ticks, labels=[f"{100 * tick:g} %" for tick in ticks], minor=False)
+    bar.ax.minorticks_off()
+    bar.outline.set_visible(False)
+
+
+def draw_comparison(file: Path, title: str, records: Sequence[Json]) -> Path:
+    """Draw test accuracy by method and sparsity: each run a dot, beside it the mean ± standard deviation.
+
+    Args:
+        file: the picture to write.
+        title: what it is of.
+        records: of finished runs; those of method "dense" become a band across.
+
+    Returns:
+        ``file``.
+    """
+    groups = grouped(records)
+    pruned = {key: own for key, own in groups.items() if key[0] != "dense"}
+    sparsities = sorted({sparsity for _, sparsity in pruned})
+    methods = list(dict.fromkeys(method for method, _ in pruned))
+    with _figure(file, 4.6, 3.2) as figure:
+        axes = figure.subplots()
+        for own in (own for (method, _), own in groups.items() if method == "dense"):
+            mean, spread = _mean_std([record["test_accuracy"] for record in own])
+            axes.axhspan(mean - spread, mean + spread, color=GREY, alpha=0.25, linewidth=0)
+            axes.axhline(mean, color=GREY, label=f"dense {mean:.2f} %")
+        for number, method in enumerate(methods):
+            colour = COLOURS[number % len(COLOURS)]
+            for column, sparsity in enumerate(sparsities):
+                if (method, sparsity) not in pruned:
+                    continue
+                values = [record["test_accuracy"] for record in pruned[method, sparsity]]
+                x = column + (number - (len(methods) - 1) / 2) * 0.3
+                mean, spread = _mean_std(values)
+                axes.plot([x - 0.06] * len(values), values, "o", color=colour, alpha=0.35, markersize=4, mew=0)
+                axes.errorbar(
+                    x + 0.04,
+                    mean,
+                    spread,
+                    fmt="o",
+                    color=colour,
+                    capsize=3,
+                    label=label(method) if column == 0 else None,
+                )
+                axes.annotate(
+                    f"{mean:.2f}",
+                    (x + 0.04, mean + spread),
+                    (0, 4),
+                    textcoords="offset points",
+                    ha="center",
+                    color=colour,
+                )
+        axes.set_xticks(range(len(sparsities)), [f"{100 * sparsity:g} % sparse" for sparsity in sparsities])
+        axes.set(title=title, ylabel="test accuracy, %", xlim=(-0.5, len(sparsities) - 0.5))
+        axes.grid(False, axis="x")
+        axes.legend(loc="lower left")
+    return file
+
+
+def draw_curves(file: Path, title: str, records: Sequence[Json]) -> Path:
+    """Draw validation accuracy over the epochs, mean over seeds, one panel per sparsity; dense in all of them.
+
+    Args and returns: as `draw_comparison`.
+    """
+    groups = grouped(records)
+    sparsities = sorted({sparsity for method, sparsity in groups if method != "dense"})
+    with _figure(file, 3.4 * len(sparsities) + 0.4, 3.0) as figure:
+        panels = figure.subplots(1, len(sparsities), sharey=True, squeeze=False)[0]
+        for axes, sparsity in zip(panels, sparsities, strict=True):
+            colours = iter(COLOURS)
+            for (method, own_sparsity), own in groups.items():
+                if method != "dense" and own_sparsity != sparsity:
+                    continue
+                colour = GREY if method == "dense" else next(colours)
+                curves = np.array([record["curve"]["val_accuracy"] for record in own])
+                epochs = own[0]["curve"]["epoch"]
+                mean, spread = curves.mean(0), curves.std(0)
+                axes.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+                axes.plot(epochs, mean, color=colour, label=label(method))
+            axes.set(title=f"{100 * sparsity:g} % sparse", xlabel="epoch")
+        lowest = min(min(record["curve"]["val_accuracy"][2:], default=0) for record in records)
+        panels[0].set(ylabel="validation accuracy, %", ylim=(max(0, lowest - 5), 101))
+        panels[-1].legend(loc="lower right")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return file
+
+
+def _mean_std(values: Sequence[float]) -> tuple[float, float]:
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

@@ -1,0 +1,329 @@
+"""One run in memory: a network, its optimizer and pruner on some data, an epoch at a time."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fggp
+from fggp.lab.base.errors import UsageError
+from fggp.lab.training import methods, models
+from fggp.lab.training.batches import batch_sizes, epoch_seeds, training_batches
+from fggp.lab.training.data import ImageData, Split
+from fggp.lab.training.distributed import ALONE, World
+from fggp.lab.training.parallel import Copied, Layout, Sharded, laid_as, whole
+from fggp.lab.training.settings import PHASE, ResolvedSettings
+from fggp.lab.training.step import CapturedStep, EagerStep, Step
+from fggp.masks.masks import pack
+
+# The protocol updates masks 31 times: every 1,000 steps in 80 epochs of CIFAR-10. Shorter runs keep that number.
+UPDATES = 31
+TEST_BATCH = 500
+
+
+@dataclass
+class Tally:
+    """Sums over the images seen so far, by this rank until the epoch is over, then by all.
+
+    They stay on the device: reading ``loss`` or ``accuracy`` waits for it.
+    """
+
+    loss_sum: Tensor
+    hits: Tensor
+    images: int
+    seconds: float
+
+    @classmethod
+    def empty(cls, device: torch.device) -> "Tally":
+        """Start at zero."""
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        return cls(loss_sum=zero, hits=zero.clone(), images=0, seconds=0.0)
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy, nats."""
+        return float(self.loss_sum) / self.images
+
+    @property
+    def accuracy(self) -> float:
+        """Percent of the images."""
+        return 100 * float(self.hits) / self.images
+
+
+class Trainer:
+    """A network in training, all of it a function of settings, data and the number of ranks.
+
+    All ranks of a run make one and call its methods together.
+
+    Args:
+        settings: what to train and how.
+        data: on any device; it is moved to the run's.
+        world: the ranks that train.
+
+    Attributes:
+        layout: how the network lies over them.
+        model: the network itself; under FSDP2 with sharded parameters.
+        network: what is called in training: the model, or DDP's wrapper of it.
+        pruner: None for method "dense".
+        compute: how gradients are computed: captured on a GPU, eagerly on a CPU.
+        steps_per_epoch: optimizer steps.
+        lr: learning rate of the latest step.
+        begin, end: optimizer steps at which pruning begins and at which the final sparsity is met.
+        every: steps between mask updates.
+
+    Raises:
+        UsageError: the model cannot take the images, the pruner refuses its settings, or there is not an image in
+            every batch for every rank.
+    """
+
+    def __init__(self, settings: ResolvedSettings, data: ImageData, world: World = ALONE) -> None:
+        self.settings, self.world = settings, world
+        self.device = world.device(settings.device)
+        self.data = data.to(self.device)
+        self.mean, self.std = self.data.moments()
+        self.batch_sizes = batch_sizes(len(data.train), settings.batch_size)
+        if min(self.batch_sizes) < world.size:
+            raise UsageError(
+                f"batch_size is {settings.batch_size}, which makes batches of {min(self.batch_sizes)} of the "
+                f"{len(data.train)} training images; each of the {world.size} ranks needs one at least"
+            )
+        self.steps_per_epoch = len(self.batch_sizes)
+        steps = settings.epochs * self.steps_per_epoch
+
+        torch.manual_seed(settings.seed)
+        model = models.create(settings.model, len(data.classes), data.train.images.shape[1])
+        self.layout = _layout(settings, world)
+        self.model = model.to(self.device, memory_format=self.layout.memory_format)  # type: ignore[call-overload]
+        self._try_model()
+        self.network = self.layout.wrap(self.model, self._trial)
+        self.optimizer = _optimizer(self.model, settings)
+        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(
+            self.optimizer, [max(1, steps // 2), max(1, steps * 3 // 4)], gamma=0.1
+        )
+        self.begin = round(settings.prune_begin * self.steps_per_epoch)
+        self.end = round(settings.prune_end * self.steps_per_epoch)
+        # Methods that move weights about for longer do so as often as the others.
+        phase = steps // 2 if settings.method in PHASE else self.end
+        self.every = settings.every or max(1, (phase - self.begin) // UPDATES)
+        self.pruner = self._pruner()
+        kind = CapturedStep if self.device.type == "cuda" and self.layout.captured else EagerStep
+        self.compute: Step = kind(self.model, self._loss)
+        self.lr = settings.lr
+
+    def _try_model(self) -> None:
+        """Find out with two images what would otherwise be a traceback in the first step."""
+        try:
+            with torch.no_grad():
+                logits = self._trial(copy.deepcopy(self.model))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            pixels = "×".join(map(str, self.data.train.images.shape[1:]))
+            reason = str(error).partition("\n")[0]
+            raise UsageError(f"model {self.settings.model!r} cannot take images of {pixels}: {reason}") from error
+        shape = (min(2, len(self.data.train)), len(self.data.classes))
+        if not isinstance(logits, Tensor) or logits.shape != shape:
+            raise UsageError(f"model {self.settings.model!r} must return one tensor [N, classes] in training")
+
+    def _trial(self, network: nn.Module) -> Tensor:
+        """Run a network as in training, on two images."""
+        logits: Tensor = network.train()(self._normalised(self.data.train.images[:2]))
+        return logits
+
+    def _pruner(self) -> "fggp.Pruner | None":
+        settings = self.settings
+        if settings.method == "dense":
+            return None
+        once = methods.acts_once(settings.method)
+        try:
+            return fggp.Pruner(
+                self.network,  # where the pruner finds the other ranks
+                self.optimizer,
+                settings.sparsity,
+                begin=None if once else self.begin,
+                end=None if once else self.end,
+                every=None if once else self.every,
+                method=self._method(),
+                init_sparsity=None if once else settings.init_sparsity,
+                scope=settings.scope,
+                exclude=None if settings.exclude is None else settings.exclude.split(","),
+                seed=settings.seed,
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    def _method(self) -> "fggp.Method | fggp.OneShot":
+        """The method, given what its constructor asks for by name."""
+        settings, train = self.settings, self.data.train
+        generator = torch.Generator().manual_seed(settings.seed)
+        batch = train[torch.randperm(len(train), generator=generator)[: settings.batch_size].to(self.device)]
+        offered = {
+            "rate": settings.rate,
+            "total_steps": settings.epochs * self.steps_per_epoch,
+            "loss_fn": F.cross_entropy,
+            "batch": (self._normalised(batch.images), batch.labels),
+            "input_shape": tuple(batch.images.shape[1:]),
+        }
+        return methods.make(settings.method, offered)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type,
+            torch.bfloat16,
+            enabled=self.settings.precision == "bf16",
+            cache_enabled=self.device.type == "cpu",  # a captured step must cast anew, so all steps on a GPU do
+        )
+
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of a uint8 batch, and hits."""
+        with self._autocast():
+            logits = self.network(self._normalised(images))
+            loss = F.cross_entropy(logits, labels)
+        return loss, (logits.argmax(1) == labels).sum()
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the prunable weights that is pruned now."""
+        return 0.0 if self.pruner is None else self.pruner.sparsity
+
+    @property
+    def target(self) -> float:
+        """The sparsity that the schedule wants now."""
+        return 0.0 if self.pruner is None else self.pruner.schedule.sparsity_at(self.step)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps made."""
+        return self.scheduler.last_epoch
+
+    def densities(self) -> dict[str, float]:
+        """Share of the weights that is kept, by layer; empty without a pruner."""
+        return {} if self.pruner is None else self.pruner.densities()
+
+    @property
+    def masks_changed(self) -> bool:
+        """Whether the latest step updated the masks."""
+        return self.pruner is not None and self.pruner.last_update == self.pruner.step
+
+    def train_epoch(self, epoch: int, on_step: Callable[[Tally], None]) -> Tally:
+        """Train on every image once.
+
+        Args:
+            epoch: counted from 0; with the seed it decides all that is random here.
+            on_step: called after every optimizer step with this rank's tally of the epoch so far.
+
+        Returns:
+            The tally of all ranks.
+        """
+        order_seed, layers_seed = epoch_seeds(self.settings.seed, epoch, self.world.rank)
+        torch.manual_seed(layers_seed)  # dropout and its like draw from the global generators
+        batches = training_batches(
+            self.data.train,
+            self.settings.batch_size,
+            self.data.augmentation,
+            torch.Generator().manual_seed(order_seed),
+            self.world.rank,
+            self.world.size,
+        )
+        self.network.train()
+        tally = Tally.empty(self.device)
+        start = time.perf_counter()
+        for batch, size in zip(batches, self.batch_sizes, strict=True):
+            loss, hits = self.compute(batch.images, batch.labels, self.world.size * len(batch) / size)
+            self.optimizer.step()
+            self.lr = self.optimizer.param_groups[0]["lr"]
+            self.scheduler.step()
+            tally.loss_sum += loss * len(batch)
+            tally.hits += hits
+            tally.images += len(batch)
+            tally.seconds = time.perf_counter() - start
+            on_step(tally)
+        self.world.even_out(self.model)
+        images = torch.tensor(tally.images, dtype=torch.float64, device=self.device)
+        tally.loss_sum, tally.hits, images = self.world.total(
+            torch.stack([tally.loss_sum, tally.hits, images])
+        ).unbind()
+        tally.images = int(images)  # waits: a GPU is behind, what was launched is not done
+        tally.seconds = time.perf_counter() - start
+        return tally
+
+    # Not inference_mode: what FSDP2 gathers in it could not be trained with afterwards.
+    @torch.no_grad()
+    def accuracy(self, split: Split) -> float:
+        """Percent of a split's images that the network gets right."""
+        self.model.eval()
+        hits = torch.zeros((), dtype=torch.int64, device=self.device)
+        # Under FSDP2 a pass is a collective: all ranks make as many, be it on an image that does not count.
+        for rows in torch.split(torch.arange(len(split)), TEST_BATCH * self.world.size):
+            mine = rows.tensor_split(self.world.size)[self.world.rank]
+            batch = split[(mine if len(mine) else rows[:1]).to(self.device)]
+            with self._autocast():
+                right = self.model(self._normalised(batch.images)).argmax(1) == batch.labels
+            hits += right[: len(mine)].sum()
+        return 100 * int(self.world.total(hits)) / len(split)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that changes between epochs; loads with ``torch.load(weights_only=True)``.
+
+        It is the same for any number of ranks and any layout. Only on the first rank is it complete.
+        """
+        keep = self.world.rank == 0
+        state: dict[str, Any] = {name: whole(part.state_dict(), keep) for name, part in self._parts()}
+        if self.pruner is not None and keep:
+            masks = state["pruner"]["masks"]  # of sharded weights, which are not packed
+            state["pruner"]["masks"] = {n: pack(m) if m.dtype == torch.bool else m for n, m in masks.items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where ``state`` was taken, by whatever ranks."""
+        own = self.model.state_dict()
+        network = {name: laid_as(own[name], t) if name in own else t for name, t in state["model"].items()}
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        slots = {
+            i: {name: laid_as(parameters[i], t) if _is_shaped(t, parameters[i]) else t for name, t in slot.items()}
+            for i, slot in state["optimizer"]["state"].items()
+        }
+        laid = {**state, "model": network, "optimizer": {**state["optimizer"], "state": slots}}
+        for name, part in self._parts():
+            part.load_state_dict(laid[name])
+
+    def network_state(self) -> dict[str, Tensor]:
+        """Return the network's state dict, whole tensors; only on the first rank is it complete."""
+        state: dict[str, Tensor] = whole(self.model.state_dict(), keep=self.world.rank == 0)
+        return state
+
+    def _parts(self) -> list[tuple[str, Any]]:
+        parts = [("model", self.model), ("optimizer", self.optimizer), ("scheduler", self.scheduler)]
+        return parts if self.pruner is None else [*parts, ("pruner", self.pruner)]
+
+
+def _layout(settings: ResolvedSettings, world: World) -> Layout:
+    if settings.fsdp:
+        return Sharded(world.size)
+    return Layout() if world.size == 1 else Copied()
+
+
+def _is_shaped(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
+def _optimizer(model: nn.Module, settings: ResolvedSettings) -> torch.optim.Optimizer:
+    # On a GPU in one kernel for many weights, which SGD has none of for sharded ones; the step hooks, and with them the
+    # pruner, see no difference.
+    fused = True if settings.device.startswith("cuda") and not settings.fsdp else None
+    if settings.momentum is None:
+        return torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=settings.lr,
+        momentum=settings.momentum,
+        nesterov=settings.momentum > 0,
+        weight_decay=settings.weight_decay,
+        fused=fused,
+    )

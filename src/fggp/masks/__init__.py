@@ -1,0 +1,1 @@
+"""Masks: where training starts, how they are put in force, how they are stored."""

@@ -1,0 +1,184 @@
+"""Exact selection of the weights that rank lowest, over many tensors at once; chains of such steps; regrowth.
+
+A Top-K step finds the k-th smallest score (`cuts`) and marks what scores less (`passes`); weights that tie for the last
+place are ranked by the score's tie-breakers, then by position. The rank is a total order, so the result is unique: it
+depends on the values alone, not on memory layout, block size, the sample, or how many processes share the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fggp.scores import Score, largest, position
+from fggp.selection import passes
+from fggp.selection.kth import find_cut
+from fggp.selection.one_gpu import keep_smallest_joined
+from fggp.selection.passes import MARK_IN, MARK_OUT, MARK_TIED
+from fggp.weights.layers import Layer
+from fggp.weights.processes import ALONE, Processes
+
+
+@dataclass(frozen=True)
+class TopK:
+    """One step of a chain: of the weights the step before left, those with the ``quota`` smallest scores go on."""
+
+    score: Score
+    quota: int
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Regrowth: in each layer drop ⌈share·active⌉ weights and let as many inactive ones, the dropped included, grow.
+
+    Args:
+        share: of the layer's active weights, in [0, 1].
+        drop: those with the smallest scores go.
+        grow: those with the largest scores come.
+    """
+
+    share: float
+    drop: Score
+    grow: Score
+
+
+Marks = list[Tensor]
+"""A set of weights: for each layer a bool tensor [n] in the layer's memory order."""
+
+
+def run_chain(
+    layers: Sequence[Layer], active: Sequence[Tensor], chain: Sequence[TopK], processes: Processes = ALONE
+) -> Marks:
+    """Run a chain of Top-K steps on the active weights and return those that the last step leaves.
+
+    Args:
+        layers: the weights and gradients, ranked together.
+        active: the weights to choose among, a bool tensor [n] for each layer; not modified.
+        chain: the steps; no quota may exceed the one before it or the number of active weights.
+        processes: those that hold the weights; all of them call this together.
+
+    Returns:
+        Exactly ``chain[-1].quota`` marked weights.
+    """
+    if _on_one_gpu(active):
+        marks = list(torch.split(torch.cat(list(active)), [len(m) for m in active]))
+    else:
+        marks = [m.clone() for m in active]
+    count = count_marked(layers, marks, processes)
+    for step in chain:
+        keep_smallest(layers, marks, count, step.score, step.quota, processes)
+        count = step.quota
+    return marks
+
+
+def run_exchange(
+    layers: Sequence[Layer], active: Sequence[Tensor], exchange: Exchange, processes: Processes = ALONE
+) -> Marks:
+    """Exchange weights within each layer and return those that are active then, as many as before.
+
+    Args:
+        layers: the weights and gradients.
+        active: the active weights, a bool tensor [n] for each layer; not modified.
+        exchange: how many, and which.
+        processes: those that hold the weights; all of them call this together.
+    """
+    result = []
+    for layer, before in zip(layers, active, strict=True):
+        count = count_marked([layer], [before], processes)
+        moved = math.ceil(exchange.share * count)
+        [dropped] = run_chain([layer], [before], [TopK(exchange.drop, moved)], processes)
+        kept = dropped.logical_xor_(before)
+        [grown] = run_chain([layer], [~kept], [TopK(largest(exchange.grow), moved)], processes)
+        result.append(kept.logical_or_(grown))
+    return result
+
+
+def count_marked(layers: Sequence[Layer], marks: Sequence[Tensor], processes: Processes = ALONE) -> int:
+    """How many weights are marked, on all processes."""
+    if not processes.sharded and _on_one_gpu(marks):
+        return int(torch.cat([m.reshape(-1) for m in marks]).count_nonzero())
+    return sum(counts_marked([layer.owned for layer in layers], marks, processes))
+
+
+def counts_marked(owned: Sequence[bool], marks: Sequence[Tensor], processes: Processes = ALONE) -> list[int]:
+    """How many weights of each tensor are marked, on all processes; on a GPU the host waits once, not once a tensor.
+
+    Args:
+        owned: for each tensor whether this process counts it.
+        marks: bool tensors of any shape.
+        processes: those that hold the weights; all of them call this together.
+    """
+    counts = [m.count_nonzero() for m in marks]
+    if any(c.device != counts[0].device for c in counts):
+        counts = [c.cpu() for c in counts]
+    numbers: list[int] = torch.stack(counts).tolist() if counts else []
+    return processes.sum([n if mine else 0 for n, mine in zip(numbers, owned, strict=True)])
+
+
+def keep_smallest(
+    layers: Sequence[Layer], marks: Marks, count: int, score: Score, k: int, processes: Processes = ALONE
+) -> None:
+    """Narrow ``marks``, in place, from ``count`` weights to the ``k`` that rank lowest.
+
+    Args:
+        layers: the weights and gradients.
+        marks: the weights to choose among, a bool tensor [n] for each layer.
+        count: how many they are, on all processes.
+        score: what they are ranked by.
+        k: how many to keep.
+        processes: those that hold the weights; all of them call this together.
+
+    Raises:
+        ValueError: k is more than there are, or than have a score that is not NaN.
+    """
+    if not 0 <= k <= count:
+        raise ValueError(f"k={k} must lie in [0, {count}], the number of weights to choose among")
+    if k == count:
+        return
+    if k == 0:
+        for m in marks:
+            m.zero_()
+    elif _on_one_gpu(marks) and not processes.sharded:
+        keep_smallest_joined(layers, marks, count, score, k)
+    else:
+        # Between the passes a byte is one of three marks; they end as bools again.
+        _narrow(layers, [m.view(torch.uint8) for m in marks], MARK_IN, count, score, k, processes)
+
+
+def _narrow(
+    layers: Sequence[Layer],
+    marks: Sequence[Tensor],
+    among: int,
+    count: int,
+    score: Score,
+    k: int,
+    processes: Processes,
+) -> None:
+    """Let in the ``k`` that rank lowest of the ``count`` weights that are marked ``among``, 0 < k < count."""
+    value, below, equal = find_cut(layers, marks, among, count, score, k, processes)
+    spare = k - below
+    passes.cut(layers, marks, score, among, value, MARK_IN if spare == equal else MARK_TIED)
+    if spare == equal:
+        return
+    if score.ties is not None:
+        _narrow(layers, marks, MARK_TIED, equal, score.ties, spare, processes)
+        return
+    # Parameter order, then flat index.
+    tied = processes.sum(
+        [passes.count_marks(m, MARK_TIED) if la.owned else 0 for la, m in zip(layers, marks, strict=True)]
+    )
+    for layer, m, n in zip(layers, marks, tied, strict=True):
+        if 0 < spare < n:
+            _narrow([layer], [m], MARK_TIED, n, position, spare, processes)
+        elif n:
+            passes.replace_marks(m, MARK_TIED, MARK_IN if spare else MARK_OUT)
+        spare -= min(spare, n)
+
+
+def _on_one_gpu(tensors: Sequence[Tensor]) -> bool:
+    """Whether few large passes over all tensors at once beat many small ones."""
+    return len({t.device for t in tensors}) == 1 and tensors[0].is_cuda

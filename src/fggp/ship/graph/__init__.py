@@ -1,0 +1,1 @@
+"""A model as a graph of operations: captured, simplified, and interpreted by PyTorch."""

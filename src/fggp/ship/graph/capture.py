@@ -1,0 +1,339 @@
+"""A model and an example of its input made a `Graph` of operator calls, by torch.export."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.utils._pytree import tree_unflatten
+
+from fggp.ship.graph.inplace import MutationError, functional_targets, refuse_changed
+from fggp.ship.graph.operations import Call, Graph, Value, swap
+
+# Ranges of batch sizes that go beyond this count as unlimited: some networks put a bound of about 2⁶³ over a factor.
+_MANY = 1 << 20
+
+
+class CaptureError(RuntimeError):
+    """torch.export cannot take this model; the message says why."""
+
+
+def normalise_example(example_input: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """The arguments of a model from an example in one of the forms that are taken.
+
+    Args:
+        example_input: a tensor, a tuple or list of tensors (positional arguments), or a dict of them (keyword
+            arguments).
+
+    Returns:
+        Positional arguments and keyword arguments.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: it holds no tensor.
+    """
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example_input, Tensor):
+        args = (example_input,)
+    elif isinstance(example_input, Mapping):
+        kwargs = dict(example_input)
+    elif isinstance(example_input, (tuple, list)):
+        args = tuple(example_input)
+    else:
+        raise TypeError(
+            f"example_input is of type {type(example_input).__name__}; it must be a tensor, a tuple of tensors "
+            f"(positional arguments) or a dict of tensors (keyword arguments)"
+        )
+    for place, x in [*enumerate(args), *kwargs.items()]:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"example_input[{place!r}] is of type {type(x).__name__}; it must be a tensor")
+    for name in kwargs:
+        if not isinstance(name, str):
+            raise TypeError(f"example_input has the key {name!r}; a dict holds keyword arguments, so its keys are str")
+    if not args and not kwargs:
+        raise ValueError("example_input is empty; it must hold at least one tensor")
+    return args, kwargs
+
+
+def capture(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Graph:
+    """Trace what a model computes in evaluation.
+
+    The model is left as it was. The graph shares the model's parameters and buffers; `simplify` makes it own what it
+    keeps.
+
+    Args:
+        model: on the CPU, in training or evaluation mode.
+        args: an example of its positional arguments (`normalise_example`). Dimension 0 of the first tensor that has
+            one is the batch, as it is of all other inputs as long.
+        kwargs: and of its keyword arguments.
+
+    Returns:
+        Calls only. It takes any batch size (``batch`` is None) if tracing found that the same operations serve them
+        all; else the example's.
+
+    Raises:
+        CaptureError: torch.export cannot trace it, in most cases because its control flow depends on data.
+        MutationError: the model changes its inputs, parameters or buffers.
+        ValueError: model or example is not on the CPU, or the example is an empty batch.
+    """
+    model = _unwrapped(model)
+    _check_on_cpu(model, args, kwargs)
+    batch = next((len(x) for x in (*args, *kwargs.values()) if x.dim()), None)
+    if batch == 0:
+        raise ValueError("example_input is a batch of 0; it must hold at least one")
+    with evaluation(model), torch.no_grad(), warnings.catch_warnings():
+        # torch warns of its own internals, and of attributes set while tracing, which are put back here.
+        warnings.simplefilter("ignore")
+        errors = []
+        for size, strict in [(batch, False), (batch, True), (None, False), (None, True)]:
+            try:
+                program, targets = _trace(model, args, kwargs, size, strict)
+            except MutationError:
+                raise
+            except Exception as error:
+                # Whatever it is: another way may do, and it is told if none does.
+                errors.append(error)
+                continue
+            symbol = None if size is None else _batch_symbol(program)
+            if size is None or symbol is not None:
+                shapes = _Shapes(program, args, kwargs, symbol)
+                return _graph(program, targets, shapes, batch=batch if size is None else None)
+    # What the quicker tracer says of the example as it is points at the model's own lines.
+    reason = "\n".join([line for line in str(errors[-2]).splitlines() if line.strip()][:3])
+    raise CaptureError(f"torch.export cannot trace {type(model).__name__}: {reason}") from errors[-2]
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile's or a data-parallel wrapper."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def _check_on_cpu(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+    for what, tensors in (
+        ("parameter", model.named_parameters()),
+        ("buffer", model.named_buffers()),
+        ("example_input", [*enumerate(args), *kwargs.items()]),
+    ):
+        for name, tensor in tensors:
+            if tensor.device.type != "cpu":
+                raise ValueError(f"{what} {name!r} is on {tensor.device}; model and example_input must be on the CPU")
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; after, all attributes of all modules as before.
+
+    Only flags change, as eval() may be a method of the model's own that changes weights. A model that stores what it
+    computed would be left with the stand-ins that tracing computes with.
+    """
+    tables = [table for module in model.modules() for table in _tables(module)]
+    before = [dict(table) for table in tables]
+    flags = [(module, module.training) for module in model.modules()]
+    for module, _ in flags:
+        module.training = False
+    try:
+        yield
+    finally:
+        for table, entries in zip(tables, before, strict=True):
+            for name in [name for name in table if name not in entries]:
+                del table[name]
+            table.update(entries)
+        for module, training in flags:
+            module.training = training
+
+
+def _tables(module: nn.Module) -> list[dict[str, Any]]:
+    """Where a module keeps its attributes. (A scripted one keeps some elsewhere.)"""
+    return [
+        table
+        for table in (vars(module), module._parameters, module._buffers, module._modules)
+        if isinstance(table, dict)
+    ]
+
+
+def _trace(
+    model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], batch: int | None, strict: bool
+) -> tuple[ExportedProgram, Mapping[fx.Node, OpOverload]]:
+    """Export a model.
+
+    Args:
+        model: in evaluation mode.
+        args: the example's positional arguments.
+        kwargs: its keyword arguments.
+        batch: dimensions 0 of this length may have any; None: the example's sizes are the only ones.
+        strict: trace Python itself. That takes longer and fails more often, but it sees that ``len(x)`` may vary.
+
+    Returns:
+        The program, and for its nodes that write in place the operators that they can be taken for.
+    """
+    dynamic = ShapesCollection()  # type: ignore[no-untyped-call]
+
+    def given(x: Tensor) -> Tensor:
+        if batch is None or x.dim() == 0 or len(x) != batch:
+            return x
+        # torch.export takes sizes 0 and 1 for constants. Detached, because the collection tells tensors by identity.
+        x = torch.cat([x, x]) if batch == 1 else x.detach()
+        dynamic[x] = {0: Dim.AUTO}
+        return x
+
+    example = tuple(map(given, args)), {name: given(x) for name, x in kwargs.items()}
+    shapes = None if batch is None else dynamic
+    program = torch.export.export(model, *example, dynamic_shapes=shapes, strict=strict)
+    targets = functional_targets(program)
+    if targets is None:
+        # Something is written into while it is still seen elsewhere. PyTorch can undo that; it takes a while.
+        program = program.run_decompositions({})
+        refuse_changed(program)
+        targets = {}
+    return program, targets
+
+
+def _batch_symbol(program: ExportedProgram) -> Any:
+    """The batch size in a program's shapes; None if it does not take any size."""
+    for node in _inputs(program).values():
+        shape = node.meta["val"].shape
+        if len(shape):
+            if not isinstance(shape[0], torch.SymInt):
+                return None
+            symbol = shape[0].node.expr
+            limits = program.range_constraints.get(symbol)
+            if not symbol.is_symbol or (limits is not None and (limits.lower > 2 or limits.upper < _MANY)):
+                return None
+            return symbol
+    return None
+
+
+def _inputs(program: ExportedProgram) -> dict[int | str, fx.Node]:
+    """The nodes of the arguments, by number or keyword."""
+    assert program.call_spec.in_spec is not None
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    args, kwargs = tree_unflatten(list(program.graph_signature.user_inputs), program.call_spec.in_spec)
+    return {place: nodes[name] for place, name in [*enumerate(args), *kwargs.items()]}
+
+
+class _Shapes:
+    """What the symbolic shapes of a program say about its values.
+
+    Args:
+        program: what was exported.
+        args: the example's positional arguments.
+        kwargs: its keyword arguments.
+        batch: the symbol of the batch size, or None if that is fixed.
+    """
+
+    def __init__(
+        self,
+        program: ExportedProgram,
+        args: tuple[Tensor, ...],
+        kwargs: Mapping[str, Tensor],
+        batch: Any,
+    ) -> None:
+        self.batch = batch
+        self._example: dict[Any, int] = {}
+        for place, node in _inputs(program).items():
+            example = args[place] if isinstance(place, int) else kwargs[place]
+            for size, actual in zip(node.meta["val"].shape, example.shape, strict=True):
+                if isinstance(size, torch.SymInt):
+                    self._example[size.node.expr] = actual
+
+    def value(self, node: fx.Node) -> Value:
+        """What a node produces."""
+        of = node.meta.get("val")
+        if not isinstance(of, Tensor):
+            return Value(node.name, (), None, ())
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        module = stack[-1][0] if stack else ""
+        actual, symbolic = tuple(map(self._actual, of.shape)), tuple(map(self._symbolic, of.shape))
+        return Value(node.name, actual, of.dtype, symbolic, module)
+
+    def is_batch(self, node: fx.Node) -> bool:
+        """Whether a node produces the batch size as a number."""
+        of = node.meta.get("val")
+        return self.batch is not None and isinstance(of, torch.SymInt) and of.node.expr == self.batch
+
+    def _actual(self, size: int | torch.SymInt) -> int:
+        if isinstance(size, int):
+            return size
+        actual = size.node.expr.subs(self._example)
+        return int(actual) if actual.is_number else -1
+
+    def _symbolic(self, size: int | torch.SymInt) -> int | str:
+        if isinstance(size, int):
+            return size
+        expression = size.node.expr
+        if expression.is_number:
+            return int(expression)
+        return str(expression) if self.batch is None else re.sub(rf"\b{self.batch}\b", "N", str(expression))
+
+
+def _graph(
+    program: ExportedProgram, targets: Mapping[fx.Node, OpOverload], shapes: _Shapes, *, batch: int | None
+) -> Graph:
+    """From an exported program to a graph of calls."""
+    inputs = _inputs(program)
+    held = _held(program)
+    values: dict[fx.Node, Any] = {node: shapes.value(node) for node in inputs.values()}
+    batched = next((v for v in values.values() if v.sizes[:1] == ("N",)), None)
+    batch_size: Value | None = None
+    ops: list[Call] = []
+
+    def swapped(tree: Any) -> Any:
+        return swap(tree, lambda x: values[x] if isinstance(x, fx.Node) else x)
+
+    outputs: Any = ()
+    for node in program.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = program.graph_module.get_submodule(str(node.target))
+        elif node.op == "placeholder" and node not in values:
+            values[node] = held[node.name]
+        elif node.op == "call_function" and shapes.is_batch(node):
+            # However it was found: read off the input, it makes no value in between seem used once more.
+            if batch_size is None:
+                batch_size = shapes.value(node)
+                ops.append(Call.of(torch.ops.aten.sym_size.int, (batched, 0), {}, batch_size))
+            values[node] = batch_size
+        elif node.op == "call_function":
+            values[node] = shapes.value(node)
+            given = swapped(node.args), swapped(node.kwargs)
+            ops.append(Call.of(targets.get(node, node.target), *given, values[node]))
+        elif node.op == "output":
+            outputs = swapped(node.args[0])
+    assert program.call_spec.out_spec is not None
+    return Graph(
+        inputs=tuple(values[node] for node in inputs.values()),
+        keywords=tuple(place for place in inputs if isinstance(place, str)),
+        ops=tuple(ops),
+        outputs=tuple(outputs),
+        out_spec=program.call_spec.out_spec,
+        batch=batch,
+    )
+
+
+def _held(program: ExportedProgram) -> dict[str, Any]:
+    """Parameters, buffers and constants by the names of their nodes."""
+    signature = program.graph_signature
+    stored = {**program.constants, **program.state_dict}
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+        **signature.inputs_to_lifted_custom_objs,
+    }
+    return {
+        node: stored[name].detach() if isinstance(stored[name], Tensor) else stored[name]
+        for node, name in names.items()
+    }

@@ -1,0 +1,1 @@
+"""The prunable weights: which they are, where their parts lie, and how a selection reads them."""

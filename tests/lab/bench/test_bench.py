@@ -1,0 +1,200 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from fggp.lab.base.errors import UsageError
+from fggp.lab.bench import bench as bench_module
+from fggp.lab.bench import engines as engines_module
+from fggp.lab.bench.bench import BenchSettings, bench, magnitude_pruned, refilled
+from fggp.lab.bench.engines import Engine, Job, engines, measure
+from fggp.lab.export.trained import weights
+from fggp.lab.training.models import create
+from fggp.lab.training.settings import TrainSettings
+from fggp.lab.training.train import train
+from fggp.ship.runtime import kernels
+
+WORKER = """
+import json, sys
+import numpy as np
+model, inputs, output, threads = sys.argv[1:]
+assert open(model).read() == "a network" and threads == "1"
+with np.load(inputs) as arrays:
+    np.save(output, 2 * arrays["x"])
+print("a banner", flush=True)
+print(json.dumps({"version": "7", "load_seconds": 0.5, "base_bytes": None, "note": "hm"}), flush=True)
+for turn, line in enumerate(sys.stdin):
+    if turn == int(FAILS):
+        sys.exit("it broke")
+    print(json.dumps({"seconds": float(line) + turn, "runs": 3, "peak_bytes": 5}), flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch):
+    monkeypatch.setattr(bench_module, "TURN_SECONDS", 0.001)
+
+
+def job(folder, fails=99, worker=WORKER):
+    """A job of an engine that doubles its input, and ends in turn ``fails``."""
+    file = folder / f"worker{fails}.py"
+    file.write_text(worker.replace("FAILS", str(fails)))
+    (folder / "model").write_text("a network")
+    np.savez(folder / "inputs.npz", x=np.arange(3, dtype=np.float32))
+    engine = Engine("double", "Double", "onnx", (sys.executable, str(file)))
+    return Job(engine, folder / "model", folder / "inputs.npz")
+
+
+def test_the_protocol_is_all_that_an_engine_needs(tmp_path):
+    turns = []
+    fine, broken, dead = job(tmp_path), job(tmp_path, fails=1), job(tmp_path, fails=-1, worker="import nothing_at_all")
+    results = measure([fine, broken, dead], 1, 3, 0.25, lambda doing, job: turns.append(doing))
+    assert turns == ["loading"] * 3 + ["timing"] * 6
+    assert results[0].seconds == [0.25, 1.25, 2.25]
+    assert (results[0].median, results[0].quartiles, results[0].runs) == (1.25, (0.75, 1.75), 9)
+    assert (results[0].version, results[0].note, results[0].peak_bytes) == ("7", "hm", 5)
+    assert np.array_equal(results[0].output, [0, 2, 4])
+    assert [result.error for result in results[:2]] == ["", "it broke"]
+    assert "nothing_at_all" in results[2].error
+    assert results[2].seconds == []
+
+
+def test_a_network_by_name(tmp_path, capsys):
+    names = [name for name, engine in engines().items() if not engine.missing and name != "torch.compile"]
+    settings = BenchSettings("digits-cnn", sparsity=(0.9,), batch=(5,), threads=1, rounds=2, out=tmp_path)
+    record = bench(settings, Console(width=120))
+    assert [json.loads(line) for line in (tmp_path / "bench.ndjson").read_text().splitlines()] == [record]
+    assert (tmp_path / "digits-cnn.png").stat().st_size > 10_000
+    assert (record["threads"], record["image"], record["rounds"]) == (1, [1, 8, 8], 2)
+    assert {"versions", "commit", "device", "date", "precision"} <= record.keys()
+    dense, sparse = record["variants"]
+    assert (dense["name"], dense["sparsity"], sparse["name"]) == ("dense", 0, "90 % sparse")
+    assert sparse["sparsity"] == pytest.approx(0.9, abs=1e-3)
+    assert sparse["bytes"]["small_bf16"] < sparse["bytes"]["small"] < dense["bytes"]["small"]
+    measured = record["measured"]
+    assert [(line["batch"], line["engine"], line["variant"]) for line in measured] == [
+        (5, name, variant) for name in names for variant in ("dense", "90 % sparse")
+    ]
+    for line in measured:
+        assert len(line["ms"]) == 2
+        assert line["runs"] >= 2
+        assert line["difference"] < 1e-4
+        assert line["quartiles_ms"][0] <= line["median_ms"] <= line["quartiles_ms"][1]
+        if Path("/proc/self/status").exists():
+            assert 0 < line["base_bytes"] <= line["peak_bytes"]
+    output = capsys.readouterr().out
+    for shown in ("batch 5: ms a run", "PyTorch", "90 % sparse", "peak memory", "digits-cnn.png", "bench.ndjson"):
+        assert shown in output
+
+
+def test_a_run_beside_itself_without_zeros(tmp_path, console):
+    run = tmp_path / "run"
+    train(TrainSettings(epochs=1, sparsity=0.9, device="cpu", precision="fp32", out=run), console)
+    settings = BenchSettings(str(run), batch=(1, 3), threads=1, rounds=1, engines=("pytorch",), out=tmp_path / "bench")
+    record = bench(settings, console)
+    assert record["title"] == "FGGP, digits-cnn on digits"
+    dense, sparse = record["variants"]
+    assert (dense["weights_left"], sparse["name"]) == (dense["weights"], "90 % sparse")
+    assert sparse["weights_left"] == pytest.approx(0.1 * sparse["weights"], abs=1)
+    assert "onnx" not in sparse["bytes"]
+    assert [line["batch"] for line in record["measured"]] == [1, 1, 3, 3]
+    assert (tmp_path / "bench" / "run.png").exists()
+    with pytest.raises(UsageError, match="must be left out for a run"):
+        bench(BenchSettings(str(run), sparsity=(0.5,)), console)
+
+
+def test_an_engine_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    known = engines()
+    fails = Engine("fails", "Fails", "torch", (sys.executable, "-c", "raise SystemExit('no such thing')"))
+    monkeypatch.setattr(bench_module, "engines", lambda: {"pytorch": known["pytorch"], "fails": fails})
+    settings = BenchSettings("digits-cnn", sparsity=(0.9,), batch=(1,), threads=1, rounds=1, out=tmp_path)
+    record = bench(settings, Console(width=120))
+    errors = [line.get("error") for line in record["measured"]]
+    assert errors == [None, None, "no such thing", "no such thing"]
+    assert "Fails, dense, batch 1 failed: no such thing" in capsys.readouterr().out
+
+
+def test_without_onnx_the_others_go_on(tmp_path, monkeypatch, capsys):
+    def refuse(*args):
+        raise UsageError("cannot be ONNX")
+
+    known = engines()
+    onnx = Engine("onnxruntime", "ONNX Runtime", "onnx", ())
+    monkeypatch.setattr(bench_module, "engines", lambda: {"pytorch": known["pytorch"], "onnxruntime": onnx})
+    monkeypatch.setattr(bench_module, "write_onnx", refuse)
+    options = {"sparsity": (0.9,), "batch": (1, 1), "threads": 1, "rounds": 1, "out": tmp_path}
+    record = bench(BenchSettings("digits-cnn", **options), Console(width=120))
+    assert [line["engine"] for line in record["measured"]] == ["pytorch"] * 2
+    assert "without ONNX Runtime: cannot be ONNX" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="cannot be ONNX"):
+        bench(BenchSettings("digits-cnn", engines=("onnxruntime",), **options), Console(quiet=True))
+
+
+def test_a_wrong_output_is_reported(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench_module, "relative_difference", lambda ours, expected: float("inf"))
+    settings = BenchSettings(
+        "digits-cnn", sparsity=(0.9,), batch=(1,), threads=1, rounds=1, engines=("pytorch",), out=tmp_path
+    )
+    bench(settings, Console(width=120))
+    assert "is off by inf" in capsys.readouterr().out
+
+
+def test_engines_that_are_not_there(monkeypatch, console):
+    def missing():
+        raise kernels.KernelsMissingError("no kernels here")
+
+    monkeypatch.setattr(kernels, "load", missing)
+    monkeypatch.setattr(engines_module.importlib.util, "find_spec", lambda name: None if name == "openvino" else True)
+    assert "openvino not installed: pip install openvino" in engines()["openvino"].missing
+    chosen = [engine.name for engine in BenchSettings("vgg19").chosen_engines()]
+    assert chosen == ["pytorch", "onnxruntime"]
+    with pytest.raises(UsageError, match="no kernels here"):
+        BenchSettings("vgg19", engines=("pytorch", "fggp")).chosen_engines()
+    with pytest.raises(UsageError, match="engines is 'tvm'; it must be of pytorch, "):
+        BenchSettings("vgg19", engines=("tvm",)).chosen_engines()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": (0.5, 1.0)}, "sparsity is 1.0; it must be in"),
+        ({"batch": (0,)}, "batch is"),
+        ({"threads": 0}, "threads is 0"),
+        ({"rounds": 0}, "rounds is 0"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(UsageError, match=message):
+        BenchSettings("vgg19", **options)
+
+
+def test_wrong_sources(tmp_path, console):
+    with pytest.raises(UsageError, match=r"which is no folder; as the name of a network: .*close matches: resnet20"):
+        bench(BenchSettings("resnet-20", engines=("pytorch",)), console)
+    with pytest.raises(UsageError, match="holds no run"):
+        bench(BenchSettings(str(tmp_path), engines=("pytorch",)), console)
+    with pytest.raises(UsageError, match="cannot take images of 1×1×1, choose another --image-size"):
+        bench(BenchSettings("digits-cnn", sparsity=(0.5,), image_size=(1,), engines=("pytorch",)), console)
+
+
+def test_magnitude_pruning_is_uniform_and_exact():
+    torch.manual_seed(0)
+    model = create("digits-cnn", 10, 1)
+    pruned = magnitude_pruned(model, 0.9)
+    for before, after in zip(weights(model), weights(pruned), strict=True):
+        kept = after != 0
+        assert int(kept.sum()) == before.numel() - round(0.9 * before.numel())
+        assert torch.equal(after[kept], before[kept])
+        assert before[~kept].abs().max() <= before[kept].abs().min()
+
+
+def test_refilled_keeps_what_was_there():
+    torch.manual_seed(0)
+    pruned = magnitude_pruned(create("digits-cnn", 10, 1), 0.9)
+    for before, after in zip(weights(pruned), weights(refilled(pruned)), strict=True):
+        assert after.count_nonzero() == after.numel()
+        assert torch.equal(after[before != 0], before[before != 0])

@@ -1,0 +1,74 @@
+"""Masks: zeroing to the bit, one bit a weight in storage."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fggp.masks.masks import digest, pack, unpack, zero_pruned
+from fggp.selection.passes import BLOCK_SIZE
+from helpers import bits, identical
+from tensors import DTYPES, layouts, shapes, values
+
+
+@st.composite
+def masks(draw):
+    shape = draw(shapes())
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    return torch.rand(shape, generator=generator) < draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+
+
+@given(masks(), st.data())
+@example(torch.ones(1, dtype=torch.bool), None)
+@example(torch.ones(0, 3, dtype=torch.bool), None)
+def test_packed_masks_come_back_whatever_their_shape_and_layout(mask, data):
+    packed = pack(mask if data is None else data.draw(layouts(mask)))
+    assert packed.dtype == torch.uint8
+    assert packed.shape == (math.ceil(mask.numel() / 8),)
+    flat = mask.reshape(-1).tolist()
+    assert packed.tolist() == [
+        sum(kept << bit for bit, kept in enumerate(flat[i : i + 8])) for i in range(0, len(flat), 8)
+    ]
+    assert identical(unpack(packed, mask.shape), mask)
+
+
+@pytest.mark.parametrize(
+    "packed", [torch.zeros(1, dtype=torch.uint8), torch.zeros(3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int8)]
+)
+def test_what_is_no_packed_mask_of_the_shape_is_refused(packed):
+    with pytest.raises(ValueError, match=r"packed mask of shape \[3, 5\] cannot be torch"):
+        unpack(packed, torch.Size([3, 5]))
+
+
+@given(masks(), st.sampled_from(DTYPES), st.data())
+def test_zeroing_leaves_exactly_plus_zero_and_every_other_bit_alone(mask, dtype, data):
+    theta = data.draw(values(tuple(mask.shape), dtype, infinite=True))
+    theta.view(-1)[data.draw(st.integers(0, mask.numel() - 1))] = data.draw(st.sampled_from([math.nan, -0.0, -1.0]))
+    tensor = data.draw(layouts(theta))
+    expected = torch.where(mask, bits(theta), 0)
+    zero_pruned([tensor], [data.draw(layouts(mask))])
+    assert torch.equal(bits(tensor), expected)
+
+
+@given(masks(), st.data())
+def test_a_digest_tells_masks_apart_that_differ_in_one_place(mask, data):
+    other = mask.clone()
+    where = data.draw(st.integers(0, mask.numel() - 1))
+    other.view(-1)[where] ^= True
+    assert digest(mask) == digest(mask.clone())
+    assert digest(mask) != digest(other)
+    if where:
+        swapped = other.clone()
+        swapped.view(-1)[0] ^= True
+        assert digest(swapped) != digest(mask)
+
+
+def test_a_digest_of_many_blocks():
+    mask = torch.rand(3 * BLOCK_SIZE // 100, 101) < 0.5
+    seen = {int(digest(mask))}
+    for where in (0, BLOCK_SIZE - 1, BLOCK_SIZE, 2 * BLOCK_SIZE + 5, mask.numel() - 1):
+        mask.view(-1)[where] ^= True
+        seen.add(int(digest(mask)))
+    assert len(seen) == 6

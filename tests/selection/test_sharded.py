@@ -1,0 +1,279 @@
+"""Selection over processes that hold parts of the weights: what one process selects, whatever the parts.
+
+Here threads stand for processes, so that hypothesis can try many; tests/distributed has real ones.
+"""
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_chains import naive, quotas
+
+from fggp.scores import Score, gradient, magnitude, random, saliency
+from fggp.selection import kth, passes
+from fggp.selection.chains import Exchange, TopK, run_chain, run_exchange
+from fggp.selection.kth import ordered_keys, value_of_key
+from fggp.weights.dtensor import Part
+from fggp.weights.layers import Layer, Layout
+from fggp.weights.processes import Processes
+from tensors import models, shapes, values
+
+SCORES = {"magnitude": magnitude, "gradient": gradient, "saliency": saliency}
+
+
+class Wire:
+    """What the threads have in common: each waits for what the others say."""
+
+    def __init__(self, size):
+        self.said, self.barrier, self.bytes = [None] * size, threading.Barrier(size, timeout=60), [0] * size
+
+    def exchange(self, me, what):
+        self.barrier.wait()
+        self.said[me] = what
+        self.barrier.wait()
+        return list(self.said)
+
+
+class Threads(Processes):
+    """`Processes` whose messages go from thread to thread."""
+
+    def __init__(self, wire, held, me):
+        super().__init__([], torch.device("cpu"), held, me)
+        self.wire, self.me = wire, me
+
+    def sum(self, counts):
+        if not self.sharded:
+            return list(counts)
+        self.wire.bytes[self.me] += 8 * len(counts)
+        return [sum(column) for column in zip(*self.wire.exchange(self.me, list(counts)), strict=True)]
+
+    def gather(self, given):
+        if not self.sharded:
+            return given
+        found = self.wire.exchange(self.me, given)
+        assert len({f.dtype for f in found}) == 1
+        self.wire.bytes[self.me] += sum(f.nbytes for f in found) + 8 * len(found)
+        return torch.cat(found)
+
+
+def parts_of(shape, grid, copies):
+    """A tensor cut into a grid of blocks, as even as DTensor cuts; each block held by so many processes."""
+    parts = []
+    cuts_by_dim = []
+    for n, k in zip(shape, grid, strict=True):
+        step = math.ceil(n / k)
+        cuts_by_dim.append([(min(i * step, n), min((i + 1) * step, n)) for i in range(k)])
+
+    def walk(chosen):
+        if len(chosen) == len(shape):
+            part = Part(tuple(shape), tuple(e - s for s, e in chosen), tuple(s for s, _ in chosen))
+            parts.extend([part] * copies)
+            return
+        for span in cuts_by_dim[len(chosen)]:
+            walk([*chosen, span])
+
+    walk([])
+    return parts
+
+
+@st.composite
+def splits(draw, shapes):
+    """For each of some tensors the parts that 1 to 6 processes hold: held[process][tensor]."""
+    size = draw(st.sampled_from([1, 2, 3, 4, 6]))
+    by_tensor = []
+    for shape in shapes:
+        copies = draw(st.sampled_from([c for c in (1, 2, 3) if size % c == 0]))
+        grid = [1] * len(shape)
+        if shape:
+            ways = size // copies
+            first = draw(st.sampled_from([d for d in range(1, ways + 1) if ways % d == 0]))
+            grid[draw(st.integers(0, len(shape) - 1))] *= first
+            grid[draw(st.integers(0, len(shape) - 1))] *= ways // first
+        else:
+            copies = size
+        by_tensor.append(draw(st.permutations(parts_of(shape, grid, copies))))
+    return [list(of_process) for of_process in zip(*by_tensor, strict=True)]
+
+
+def together(held, work):
+    """Do the work of every process, `work(processes, parts)`, at once; what each returns, and the bytes each saw."""
+    wire = Wire(len(held))
+
+    def one(me):
+        try:
+            return work(Threads(wire, held, me), held[me])
+        except BaseException:
+            wire.barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(len(held)) as pool:
+        return list(pool.map(one, range(len(held)))), wire.bytes
+
+
+def layers_of(parts, thetas, grads, owned, orders):
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in thetas) else torch.float32
+    layers = []
+    for i, (part, theta, grad, order) in enumerate(zip(parts, thetas, grads, orders, strict=True)):
+        layout = Layout(part, order)
+        flat = [None if t is None else layout.flat(part.cut_from(t)).contiguous() for t in (theta, grad)]
+        layers.append(Layer(f"w{i}", layout, *flat, dtype, 1.0, owned[i]))
+    return layers
+
+
+def run(held, thetas, grads, masks, select, orders):
+    """The marks of all processes put together, each part checked to be the same wherever it is held."""
+
+    def work(processes, parts):
+        layers = layers_of(parts, thetas, grads, processes.owned, orders)
+        active = [la.layout.flat(p.cut_from(m)).clone() for la, p, m in zip(layers, parts, masks, strict=True)]
+        chosen = select(layers, active, processes)
+        return [layer.layout.shaped(m) for layer, m in zip(layers, chosen, strict=True)]
+
+    chosen, sent = together(held, work)
+    whole = [torch.zeros(m.shape, dtype=torch.uint8) for m in masks]
+    for parts, marks in zip(held, chosen, strict=True):
+        for part, w, m in zip(parts, whole, marks, strict=True):
+            part.cut_from(w).copy_(m.view(torch.uint8))
+    for parts, marks in zip(held, chosen, strict=True):
+        for part, w, m in zip(parts, whole, marks, strict=True):
+            assert torch.equal(part.cut_from(w), m.view(torch.uint8))
+    return [w.bool() for w in whole], sent
+
+
+@st.composite
+def orders_of(draw, thetas):
+    return [tuple(draw(st.permutations(range(t.ndim)))) for t in thetas]
+
+
+@pytest.mark.parametrize("sizes", [(1 << 18, 1 << 14, 1 << 7), (7, 3, 3), (3, 16, 8)], ids=str)
+@given(model=models(), data=st.data())
+def test_any_chain_on_any_parts(sizes, model, data):
+    thetas, grads, masks = zip(*model, strict=True)
+    names = data.draw(st.lists(st.sampled_from(["magnitude", "gradient"]), min_size=1, max_size=2))
+    chain = list(zip(names, quotas(data, sum(int(m.sum()) for m in masks), len(names)), strict=True))
+    held = data.draw(splits([t.shape for t in thetas]))
+    topk = [TopK(SCORES[name], quota) for name, quota in chain]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "BLOCK_SIZE", sizes[0])
+        patch.setattr(kth, "DISTRIBUTED_SAMPLE_SIZE", sizes[1])
+        patch.setattr(kth, "DISTRIBUTED_LAYER_SAMPLE_SIZE", sizes[2])
+        found, _ = run(
+            held,
+            thetas,
+            grads,
+            masks,
+            lambda *given: run_chain(*given[:2], topk, given[2]),
+            data.draw(orders_of(thetas)),
+        )
+    expected = naive(thetas, grads, masks, chain)
+    assert all(map(torch.equal, found, expected))
+
+
+@given(model=models(infinite=False), data=st.data())
+def test_exchanges_and_random_scores_on_any_parts(model, data):
+    thetas, grads, masks = zip(*model, strict=True)
+    held = data.draw(splits([t.shape for t in thetas]))
+    exchange = Exchange(
+        data.draw(st.floats(0, 1)), drop=magnitude, grow=data.draw(st.sampled_from([gradient, random(3, 5)]))
+    )
+    orders = data.draw(orders_of(thetas))
+
+    def select(layers, active, processes):
+        return run_exchange(layers, active, exchange, processes)
+
+    whole = [[Part.of(t) for t in thetas]]
+    found, _ = run(held, thetas, grads, masks, select, orders)
+    expected, _ = run(whole, thetas, grads, masks, select, orders)
+    assert all(map(torch.equal, found, expected))
+    assert [int(m.sum()) for m in found] == [int(m.sum()) for m in masks]
+
+
+def test_nan_is_refused_on_every_process():
+    theta = torch.tensor([[1.0, math.nan], [2.0, math.nan]])
+    held = [[part] for part in parts_of(theta.shape, (2, 1), 1)]
+
+    def work(processes, parts):
+        layers = layers_of(parts, [theta], [None], processes.owned, [(0, 1)])
+        with pytest.raises(ValueError, match="'magnitude' is NaN for 2 of the 4 weights"):
+            run_chain(layers, [torch.ones(2, dtype=torch.bool)], [TopK(magnitude, 3)], processes)
+        return True
+
+    assert together(held, work)[0] == [True, True]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_global_update_sends_does_not_grow_with_the_model(ties, dtype):
+    """At most a megabyte for each process, and for each layer 8 kilobytes where layers are ranked by themselves."""
+    torch.manual_seed(0)
+    thetas = [torch.randn(600, 700, dtype=dtype), torch.randn(64, 4000, dtype=dtype)]
+    grads = [torch.randn_like(t) for t in thetas]
+    if ties:
+        thetas, grads = [t.mul(20).round() for t in thetas], [g.relu() for g in grads]
+    masks = [torch.rand(t.shape) < 0.9 for t in thetas]
+    total = sum(int(m.sum()) for m in masks)
+    held = [list(parts) for parts in zip(*(parts_of(t.shape, (4, 1), 1) for t in thetas), strict=True)]
+
+    def fggp(layers, active, processes):
+        count = processes.sum([sum(int(m.sum()) for m in active)])[0]
+        return run_chain(layers, active, [TopK(gradient, count // 2), TopK(magnitude, count // 9)], processes)
+
+    found, sent = run(held, thetas, grads, masks, fggp, [(0, 1)] * 2)
+    alone, _ = run([[Part.of(t) for t in thetas]], thetas, grads, masks, fggp, [(0, 1)] * 2)
+    assert all(map(torch.equal, found, alone))
+    assert sum(int(m.sum()) for m in found) == total // 9
+    assert max(sent) <= 1 << 20
+    one = [[parts[0]] for parts in held]
+    found, sent = run(one, thetas[:1], grads[:1], masks[:1], fggp, [(0, 1)])
+    assert max(sent) <= 8 << 10, sent
+
+
+@given(st.sampled_from([torch.float32, torch.float64]), st.data())
+def test_keys_are_in_the_order_of_the_values_and_come_back(dtype, data):
+    v = data.draw(values((20,), dtype, infinite=True))
+    v = v[~v.isnan()] * data.draw(st.sampled_from([1, -1]))
+    check_keys(v)
+
+
+@given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), min_size=1))
+def test_keys_of_integers(numbers):
+    check_keys(torch.tensor(numbers))
+
+
+def check_keys(v):
+    keys = [int(k) % (1 << (32 if v.dtype == torch.float32 else 64)) for k in ordered_keys(v)]
+    assert [value_of_key(k, v.dtype) for k in keys] == v.tolist()
+    for k, x in zip(keys, v.tolist(), strict=True):
+        for other, y in zip(keys, v.tolist(), strict=True):
+            assert (k < other) == (x < y)
+
+
+@given(shapes(), st.data())
+def test_positions_are_those_in_the_whole(shape, data):
+    [[part], *_] = data.draw(splits([shape]))
+    order = tuple(data.draw(st.permutations(range(len(shape)))))
+    layout = Layout(part, order)
+    everywhere = torch.arange(math.prod(shape)).view(shape)
+    n = math.prod(part.shape)
+    assert layout.position(torch.arange(n)).tolist() == layout.flat(part.cut_from(everywhere)).tolist()
+
+
+def test_a_score_of_half_precision_is_selected_by_as_it_is():
+    half = Score("half", lambda block: block.weight.half())
+    theta = torch.tensor([[1.0, 1.0001], [0.5, 2.0]])
+    held = [[part] for part in parts_of(theta.shape, (1, 2), 1)]
+    for k in range(1, 4):
+        found, _ = run(
+            held,
+            [theta],
+            [None],
+            [torch.ones(2, 2, dtype=torch.bool)],
+            lambda layers, active, processes, k=k: run_chain(layers, active, [TopK(half, k)], processes),
+            [(0, 1)],
+        )
+        order = [2, 0, 1, 3]  # 1.0001 is 1 in half precision: position decides
+        assert found[0].flatten().nonzero().flatten().tolist() == sorted(order[:k])
