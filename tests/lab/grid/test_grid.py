@@ -109,7 +109,7 @@ import os, signal, sys
 from pathlib import Path
 from fggp.lab.grid.work import Task
 from fggp.lab.grid.local_jobs import LocalJobs
-from fggp.lab.settings import TrainSettings
+from fggp.lab.training.settings import TrainSettings
 
 if __name__ == "__main__":
     jobs = LocalJobs(1)
