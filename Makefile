@@ -11,7 +11,7 @@ OLDEST = VENV=.venv-oldest PYTHON=$(OLDEST_PYTHON) LOCK=requirements/oldest.txt
 
 MINUTES ?= 60
 
-.PHONY: help demo test test-oldest lint format fuzz lock benchmark faults sanitize clean
+.PHONY: help demo test test-oldest lint format fuzz lock picture benchmark faults sanitize clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -30,6 +30,7 @@ lint: $(READY)  ## linter, formatter, types, import contracts
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 format: $(READY)  ## mend what the linter and the formatter can
 	$(VENV)/bin/ruff check --fix
@@ -47,6 +48,9 @@ lock: $(READY)  ## resolve all requirements anew: the newest versions, and the o
 	$(VENV)/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --python-version 3.10 --generate-hashes \
 		--no-annotate --extra lab --extra onnx --extra dev --custom-compile-command 'make lock' pyproject.toml \
 		-o requirements/oldest.txt
+
+picture: $(READY)  ## docs/images/architecture.png, drawn from the code
+	$(VENV)/bin/python tools/draw_architecture.py
 
 benchmark: $(READY)  ## one mask update beside other tools
 	$(VENV)/bin/python benchmarks/update.py
