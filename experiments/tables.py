@@ -1,10 +1,9 @@
-"""Write the tables of the CPU studies into docs/results.md and README.md, from the records in results/.
+"""Write the CPU studies' tables into README.md and docs/results.md, computed from the records in results/.
 
-    python experiments/tables.py            writes them between their marks, <!-- table: NAME --> and <!-- end -->
-    python experiments/tables.py --check    says which are not what the records give; exits with 1 then
+    python experiments/tables.py            replaces every table between <!-- table: NAME --> and <!-- end -->
+    python experiments/tables.py --check    changes nothing; names the pages whose tables are stale, and exits with 1
 
-No figure in these tables is typed by hand. Differences are paired by seed, with Student's 95 % interval, as in `fggp
-report`.
+Differences are paired by seed and carry Student's 95 % interval, as in `fggp report`.
 """
 
 import argparse
@@ -22,9 +21,9 @@ from fggp.lab.report.tables import Row, Setting, Table, percent, tabulate
 from fggp.lab.report.wording import interval_of, mean_std, signed
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("docs/results.md", "README.md")
+PAGES = ("README.md", "docs/results.md")
 FGGP = "FGGP (r = 0.5)"
-CORNERS = {
+STUDY_ROWS = {
     FGGP: "**FGGP** (r = 0.5)",
     "magnitude-first": "magnitude first, r = 0.5",
     "magnitude-first-annealed": "magnitude first, r annealed to 0",
@@ -34,7 +33,7 @@ CORNERS = {
     "GraNet": "GraNet",
     "RigL †": "RigL †",
 }
-VARIANTS = {
+VARIANT_ROWS = {
     "mean-gradient": "`MeanGradient`: size of g averaged over some 10 steps",
     "running-gradient": "`RunningGradient`: \\|g\\| averaged over some 10 steps",
     "adam-step": "`AdamStep`: mean g over its root mean square, as Adam's step",
@@ -47,37 +46,49 @@ VARIANTS = {
     "random-first": "`RandomFirst`, the control: step 1 spares at random",
     "GMP": "GMP",
 }
-HIGH = (0.95, 0.98)
+HIGH_SPARSITIES = (0.95, 0.98)
 CONTROL = "random-first"
-CHOICE, FRESH = (0, 1), (2, 3, 4)
-"""Seeds by whose held-out accuracy a variant would have been chosen, and those that had no part in it."""
-MODELS = {"resnet20": "ResNet-20", "vgg19": "VGG-19"}
-CONTROLLED = {
+SUMMARY_ROWS = {
+    FGGP: "**FGGP**",
+    "magnitude-first": "FGGP with its two steps exchanged",
+    CONTROL: "control: the first step spares at random",
+    "GraNet": "GraNet",
+    "GMP": "GMP: magnitude pruning",
+}
+CHOICE_SEEDS, FRESH_SEEDS = (0, 1), (2, 3, 4)
+"""Seeds whose held-out accuracy chooses a variant, and seeds that have no part in the choice."""
+MODEL_NAMES = {"resnet20": "ResNet-20", "vgg19": "VGG-19"}
+STUDIES_WITH_CONTROL = {
     ("cpu-study", "variants"): "",
     ("cpu-long",): "",
     ("cpu-vgg19",): "",
     ("ends",): ", first and last layer dense",
 }
-"""Where the control was run, and what is to be said of it."""
+"""The studies that are compared with the control, and a note for their rows."""
 
 
 def tables_of(*studies: str, by: By = "test") -> list[Table]:
-    """The tables of studies in results/, as `fggp report` makes them."""
+    """Return the tables of studies in results/, as `fggp report` makes them."""
     return tabulate(load([ROOT / "results" / study / "records.jsonl" for study in studies], by).runs)
 
 
-def has(table: Table, label: str) -> bool:
-    """Whether `row_of` finds a row."""
-    return any(label in (row.label, row.label.removesuffix(" (r = 0.5)")) for row in table.rows)
+def has_row(table: Table, label: str) -> bool:
+    """Return whether the table has a row with this label."""
+    return any(label in _labels(row) for row in table.rows)
 
 
 def row_of(table: Table, label: str) -> Row:
-    """A row of a table by its label; the usual rate may be left out of it."""
-    return next(row for row in table.rows if label in (row.label, row.label.removesuffix(" (r = 0.5)")))
+    """Return the row with this label."""
+    return next(row for row in table.rows if label in _labels(row))
 
 
-def only(table: Table, seeds: Iterable[int]) -> Table:
-    """A table of the runs with these seeds."""
+def _labels(row: Row) -> tuple[str, str]:
+    """A row's label, with and without the usual rate."""
+    return row.label, row.label.removesuffix(" (r = 0.5)")
+
+
+def with_seeds(table: Table, seeds: Iterable[int]) -> Table:
+    """Return the table reduced to the runs with these seeds."""
     wanted = {*seeds}
     rows = [
         replace(row, cells={s: {n: run for n, run in cell.items() if n in wanted} for s, cell in row.cells.items()})
@@ -86,58 +97,81 @@ def only(table: Table, seeds: Iterable[int]) -> Table:
     return replace(table, rows=rows)
 
 
-def mean(row: Row, sparsity: float, usual: int = 3) -> str:
-    """Mean ± standard deviation, and the number of runs where it is not the usual one."""
+def mean_of(row: Row, sparsity: float, usual: int = 3) -> str:
+    """Format mean ± standard deviation, and the number of runs if it is not the usual one."""
     found = summarise([*accuracies(row.cells[sparsity]).values()])
     return mean_std(found) + (f" ({found.count})" if found.count != usual else "")
 
 
-def difference(found: Difference | None, usual: int = 3) -> str:
-    """A paired difference with its interval, and the number of pairs where it is not the usual one."""
+def difference_text(found: Difference | None, usual: int = 3) -> str:
+    """Format a paired difference with its interval, and the number of pairs if it is not the usual one."""
     if found is None:
         return ""
     return f"{signed(found.mean)} [{interval_of(found)}]" + (f" ({found.pairs})" if found.pairs != usual else "")
 
 
-def over(table: Table, sparsities: Iterable[float], ours: str, theirs: str = FGGP) -> Difference | None:
-    """The difference of two methods, averaged over sparsities."""
+def average_difference(table: Table, sparsities: Iterable[float], ours: str, theirs: str = FGGP) -> Difference | None:
+    """Return the difference of two methods, averaged over sparsities."""
     return overall([Setting(table, s) for s in sparsities], row_of(table, ours).label, row_of(table, theirs).label)
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("|".join(["", *(f" {cell} " if cell else " " for cell in line), ""]) for line in lines)
 
 
+def summary() -> str:
+    """The study in short, for the README: dense, FGGP, GMP and three others."""
+    (table, *_), dense = tables_of("cpu-study", "variants"), tables_of("cpu-study")[0].dense[0]
+    columns = (0.9, *HIGH_SPARSITIES)
+    lines = []
+    for label, name in SUMMARY_ROWS.items():
+        row = row_of(table, label)
+        cells = [mean_of(row, s) if s in row.cells else "" for s in columns]
+        lines.append(
+            [name, *cells, "" if label == FGGP else difference_text(average_difference(table, HIGH_SPARSITIES, label))]
+        )
+    head = ["", *map(percent, columns), "minus FGGP, average of 95 and 98 %"]
+    return markdown(head, [["dense", mean_of(dense, 0.0), "", "", ""], *lines])
+
+
 def study() -> str:
-    """Every method at every sparsity."""
+    """Every method's accuracy at every sparsity."""
     table = tables_of("cpu-study")[0]
     columns = table.sparsities
-    rows = {label: row_of(table, label) for label in CORNERS}
+    rows = {label: row_of(table, label) for label in STUDY_ROWS}
     best = {
         s: max(rows, key=lambda label: summarise([*accuracies(rows[label].cells[s]).values()]).mean) for s in columns
     }
 
     def cell(label: str, s: float) -> str:
-        text = mean(rows[label], s)
+        text = mean_of(rows[label], s)
         return re.sub(r"^(.*?)( \(\d\))?$", r"**\1**\2", text) if best[s] == label else text
 
     lines = [
-        [name, *(cell(label, s) for s in columns), "" if label == FGGP else difference(over(table, columns, label))]
-        for label, name in CORNERS.items()
+        [
+            name,
+            *(cell(label, s) for s in columns),
+            "" if label == FGGP else difference_text(average_difference(table, columns, label)),
+        ]
+        for label, name in STUDY_ROWS.items()
     ]
-    dense = ["dense", mean(table.dense[0], 0.0), "", "", ""]
+    dense = ["dense", mean_of(table.dense[0], 0.0), "", "", ""]
     return markdown(["", *map(percent, columns), "minus FGGP, average of the three"], [dense, *lines])
 
 
 def study_differences() -> str:
-    """Every method against FGGP, at every sparsity."""
+    """Every method's difference to FGGP at every sparsity."""
     table = tables_of("cpu-study")[0]
     found = differences(table, FGGP)
     rows = [
-        [name, *(difference(found[label][s]) for s in table.sparsities), difference(over(table, HIGH, label))]
-        for label, name in CORNERS.items()
+        [
+            name,
+            *(difference_text(found[label][s]) for s in table.sparsities),
+            difference_text(average_difference(table, HIGH_SPARSITIES, label)),
+        ]
+        for label, name in STUDY_ROWS.items()
         if label != FGGP
     ]
     head = ["minus FGGP, [95 % interval]", *map(percent, table.sparsities), "95 and 98 %, average"]
@@ -145,7 +179,7 @@ def study_differences() -> str:
 
 
 def rates() -> str:
-    """The sweep of r, over the seeds that all rates have."""
+    """Accuracy at every rate r, over the seeds that all rates share."""
     rows = [row for row in tables_of("cpu-study")[0].rows if row.method == "fggp"]
     seeds = sorted(set.intersection(*({*row.cells[0.95]} for row in rows)))
     runs = {row.rate: [row.cells[0.95][seed] for seed in seeds] for row in rows}
@@ -159,16 +193,24 @@ def rates() -> str:
 
 
 def variants() -> str:
-    """Every variant against FGGP: on the seeds that the choice was made by, and on fresh ones."""
+    """Every variant's difference to FGGP: on the seeds of the choice, on fresh seeds, on all."""
     held_out = tables_of("cpu-study", "variants", by="validation")[0]
     test = tables_of("cpu-study", "variants")[0]
     rows = []
-    for label, name in VARIANTS.items():
-        first = over(only(held_out, CHOICE), HIGH, label), over(only(test, CHOICE), HIGH, label)
-        fresh, every = over(only(test, FRESH), HIGH, label), over(test, HIGH, label)
+    for label, name in VARIANT_ROWS.items():
+        first = (
+            average_difference(with_seeds(held_out, CHOICE_SEEDS), HIGH_SPARSITIES, label),
+            average_difference(with_seeds(test, CHOICE_SEEDS), HIGH_SPARSITIES, label),
+        )
+        fresh, every = (
+            average_difference(with_seeds(test, FRESH_SEEDS), HIGH_SPARSITIES, label),
+            average_difference(test, HIGH_SPARSITIES, label),
+        )
         seeds = every.pairs if every else 0
         chosen = [signed(found.mean) if found else "" for found in first]
-        rows.append([name, *chosen, difference(fresh, len(FRESH)), difference(every, seeds), str(seeds)])
+        rows.append(
+            [name, *chosen, difference_text(fresh, len(FRESH_SEEDS)), difference_text(every, seeds), str(seeds)]
+        )
     head = [
         "minus FGGP",
         "held out, seeds 0, 1",
@@ -181,7 +223,7 @@ def variants() -> str:
 
 
 def vgg19() -> str:
-    """VGG-19, a run a cell."""
+    """VGG-19's accuracy, one run in each cell."""
     (table,) = tables_of("cpu-vgg19")
     names = {"FGGP": "FGGP", "random-first": "`RandomFirst`, the control", "GMP": "GMP", "GraNet": "GraNet"}
     own = {"dense": table.dense[0], **{name: row_of(table, label) for label, name in names.items()}}
@@ -194,30 +236,41 @@ def vgg19() -> str:
 
 
 def control() -> str:
-    """FGGP, the control that spares at random, and GMP, wherever they met."""
+    """FGGP, the control that spares weights at random, and GMP, in every setting they share."""
     rows = [
-        _meeting(table, sparsity, note)
-        for studies, note in CONTROLLED.items()
+        _control_row(table, sparsity, note)
+        for studies, note in STUDIES_WITH_CONTROL.items()
         for table in reversed(tables_of(*studies))
         if table.start == 0
         for sparsity in row_of(table, "GMP").cells
-        if not has(table, CONTROL) or sparsity in row_of(table, CONTROL).cells
+        if not has_row(table, CONTROL) or sparsity in row_of(table, CONTROL).cells
     ]
     head = ["", "sparsity", "seeds", "FGGP", "`RandomFirst`", "GMP", "`RandomFirst` − FGGP", "GMP − FGGP"]
     return markdown(head, rows)
 
 
-def _meeting(table: Table, sparsity: float, note: str) -> list[str]:
-    met = [label for label in ("FGGP", CONTROL, "GMP") if has(table, label)]
+def _control_row(table: Table, sparsity: float, note: str) -> list[str]:
+    """One setting's accuracies, and differences to FGGP."""
+    labels = [label for label in ("FGGP", CONTROL, "GMP") if has_row(table, label)]
     seeds = len(row_of(table, "FGGP").cells[sparsity])
-    means = {label: mean(row_of(table, label), sparsity, seeds) for label in met}
-    less = {label: difference(over(table, [sparsity], label, "FGGP"), seeds) for label in met[1:]}
-    where = f"{MODELS[table.model]}, {table.epochs} epochs{note}"
+    means = {label: mean_of(row_of(table, label), sparsity, seeds) for label in labels}
+    differences_to_fggp = {
+        label: difference_text(average_difference(table, [sparsity], label, "FGGP"), seeds) for label in labels[1:]
+    }
+    setting = f"{MODEL_NAMES[table.model]}, {table.epochs} epochs{note}"
     three = (means.get(label, "") for label in ("FGGP", CONTROL, "GMP"))
-    return [where, percent(sparsity), str(seeds), *three, less.get(CONTROL, ""), less["GMP"]]
+    return [
+        setting,
+        percent(sparsity),
+        str(seeds),
+        *three,
+        differences_to_fggp.get(CONTROL, ""),
+        differences_to_fggp["GMP"],
+    ]
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "summary": summary,
     "study": study,
     "differences": study_differences,
     "rates": rates,
@@ -227,8 +280,8 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def written(page: str) -> str:
-    """A page with its tables made anew."""
+def with_tables(page: str) -> str:
+    """Return the page with its tables computed anew."""
     made = {name: make() for name, make in TABLES.items() if f"<!-- table: {name} -->" in page}
     for name, table in made.items():
         page = re.sub(
@@ -241,16 +294,22 @@ def written(page: str) -> str:
 
 
 def main() -> int:
-    """Write or check."""
+    """Write the tables, or check them; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, say what would change")
+    parser.add_argument("--check", action="store_true", help="change nothing; name the pages whose tables are stale")
     check = parser.parse_args().check
-    stale = [name for name in PAGES if written(text := (ROOT / name).read_text(encoding="utf-8")) != text]
-    for name in stale:
-        print(f"{name}: {'not what the records give' if check else 'written'}")
+    stale = False
+    for name in PAGES:
+        path = ROOT / name
+        before = path.read_text(encoding="utf-8")
+        after = with_tables(before)
+        if after == before:
+            continue
+        stale = True
+        print(f"{name}: {'its tables are not what the records give' if check else 'tables replaced'}")
         if not check:
-            (ROOT / name).write_text(written((ROOT / name).read_text(encoding="utf-8")), encoding="utf-8")
-    return int(check and bool(stale))
+            path.write_text(after, encoding="utf-8")
+    return int(check and stale)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The code in README and docs runs as it stands."""
+"""The code blocks in README.md and docs/ run as they stand."""
 
 import re
 from pathlib import Path
@@ -13,9 +13,9 @@ import helpers
 ROOT = Path(__file__).parent.parent
 BLOCKS = [
     pytest.param(block, id=f"{page}-{number}")
-    for page in ("README.md", "docs/methods.md")
+    for page in ("README.md", "docs/methods.md", "docs/pruner.md")
     for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S))
-    if not block.startswith(" ")  # a part of a class shown before
+    if not block.startswith(" ")  # a method of a class that an earlier block shows
 ]
 
 
@@ -25,7 +25,7 @@ def test_there_are_blocks():
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_code_blocks_run(block, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # they leave files
+    monkeypatch.chdir(tmp_path)  # the blocks write files
     model = helpers.mlp()
     optimizer = helpers.sgd(model)
     loader = [(torch.randn(4, 6), torch.randint(3, (4,))) for _ in range(3)]
