@@ -20,10 +20,11 @@ from fggp.schedule import Curve, Schedule, active_count, apportion, cubic
 from fggp.selection import passes
 from fggp.selection.chains import Exchange, Marks, TopK, run_chain, run_exchange
 from fggp.weights.averages import Averages
+from fggp.weights.checks import check_attached, check_optimizer
 from fggp.weights.dtensor import local_gradient
+from fggp.weights.find import Filter, find_prunable
 from fggp.weights.layers import Layer, flatten
 from fggp.weights.processes import Processes
-from fggp.weights.prunable import Filter, check_attached, check_optimizer, find
 
 Scope = Literal["global", "layer"]
 
@@ -72,8 +73,8 @@ class Pruner:
             the weights have. The last two set ``init_sparsity`` themselves.
         scope: rank all weights together (``"global"``) or within each layer, every layer then losing the same
             share of its weights (``"layer"``).
-        include: prune only these weights; see `fggp.weights.prunable.find`.
-        exclude: leave these weights alone; see `fggp.weights.prunable.find`.
+        include: prune only these weights; see `fggp.weights.find.find_prunable`.
+        exclude: leave these weights alone; see `fggp.weights.find.find_prunable`.
         seed: for everything random. The global generators are never used.
 
     Attributes:
@@ -115,7 +116,7 @@ class Pruner:
             raise ValueError(f"scope={scope!r} does not apply to method={self.method.name!r}: leave it out")
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"seed={seed!r} must be an int")
-        weights = find(model, include, exclude)
+        weights = find_prunable(model, include, exclude)
         check_optimizer(weights, optimizer)
         processes = Processes.of(model, weights)
         if isinstance(self.method, OneShot):
@@ -288,7 +289,7 @@ class Pruner:
         """Why an update cannot be made with the gradients there are, or None."""
         grads = [g for w in self._masks.weights if (g := local_gradient(w.parameter)) is not None]
         grads = [g if g.layout == torch.strided else g.coalesce().values() for g in grads]
-        there, infinite = self._masks.processes.sum([len(grads), not passes.finite(grads)])
+        there, infinite = self._masks.processes.sum([len(grads), not passes.all_finite(grads)])
         if infinite:
             return "a gradient is not finite"
         if not there and plan.needs_gradient:

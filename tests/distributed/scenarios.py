@@ -221,7 +221,7 @@ def refused(folder):
     assert helpers.make_pruner(apart, helpers.sgd(apart), init_sparsity=0.5).sparsity == 0.5
     half = nn.Parameter(DTensor.from_local(torch.ones(3, 3), world(), [Partial()]))
     apart[2].weight = half
-    with pytest.raises(ValueError, match=r"'2\.weight' is a DTensor of summands"):
+    with pytest.raises(ValueError, match=r"'2\.weight' is a DTensor with a Partial placement"):
         helpers.make_pruner(apart, helpers.sgd(apart))
 
 
@@ -272,7 +272,7 @@ def resumed(folder):
     for p, q in zip(plain.parameters(), model.parameters(), strict=True):
         p.data.copy_(whole(q.detach()))
     full = {**plain_pruner.state_dict(), **{k: v for k, v in pruner.state_dict().items() if k != "masks"}}
-    full["masks"] = {name: fggp.masks.masks.pack(whole(m)) for name, m in pruner.masks.items()}
+    full["masks"] = {name: fggp.masks.packing.pack(whole(m)) for name, m in pruner.masks.items()}
     later = helpers.make_pruner(other, other_optimizer, sparsity=0.5)
     for state in (pruner.state_dict(), full, {**full, "masks": {n: whole(m) for n, m in pruner.masks.items()}}):
         later.load_state_dict(state)

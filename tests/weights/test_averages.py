@@ -13,6 +13,7 @@ import fggp
 import helpers
 import reference
 from fggp.weights.averages import Averages
+from fggp.weights.find import find_prunable
 from helpers import Running
 
 
@@ -71,7 +72,7 @@ def test_updates_rank_by_the_average(dtype, memory_format):
 @example(gradients=[[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]], decay=2.220446049250313e-16, scale=1.0)
 def test_missing_and_infinite_gradients_count_as_zero(gradients, decay, scale):
     model = torch.nn.Linear(3, 1, bias=False)
-    weights = fggp.weights.prunable.find(model)
+    weights = find_prunable(model)
     averages = Averages([fggp.Average("size", torch.abs, decay)])
     expected = torch.zeros(1, 3, dtype=torch.float64)
     largest = 0.0  # what rounding is relative to: a small decay forgets it in the sum, but not in the rounding

@@ -1,1 +1,1 @@
-"""The prunable weights: which they are, where their parts lie, and how a selection reads them."""
+"""The prunable weights of a model: how they are found, which part each process holds, and flat views of them."""

@@ -1,4 +1,4 @@
-"""Weights of which every process holds a part (DTensor: FSDP2, tensor parallelism): which part, and read as it lies."""
+"""The part of a sharded weight (DTensor: FSDP2, tensor parallelism) that this process holds, read where it lies."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ class Part:
     """The part of a tensor that this process holds: all of it, or a block of a sharded one.
 
     Args:
-        whole: the tensor's shape.
+        full_shape: the tensor's shape.
         shape: the part's shape.
-        offset: the part's first index in each dimension of the whole.
+        offset: the part's first index in each dimension of the full tensor.
     """
 
-    whole: tuple[int, ...]
+    full_shape: tuple[int, ...]
     shape: tuple[int, ...]
     offset: tuple[int, ...]
 
     @staticmethod
     def of(tensor: Tensor) -> Part:
         """The part of a tensor that this process holds."""
-        whole = tuple(tensor.shape)
+        full_shape = tuple(tensor.shape)
         if not isinstance(tensor, DTensor):
-            return Part(whole, whole, (0,) * len(whole))
+            return Part(full_shape, full_shape, (0,) * len(full_shape))
         _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-        return Part(whole, tuple(local(tensor).shape), tuple(offset))
+        return Part(full_shape, tuple(local(tensor).shape), tuple(offset))
 
-    def cut_from(self, whole: Tensor) -> Tensor:
-        """This part of a plain tensor of the whole's shape, a view."""
+    def cut_from(self, full: Tensor) -> Tensor:
+        """A view of this part of a plain tensor that has the full shape."""
         for d, (start, length) in enumerate(zip(self.offset, self.shape, strict=True)):
-            whole = whole.narrow(d, min(start, whole.shape[d]), length)
-        return whole
+            full = full.narrow(d, min(start, full.shape[d]), length)
+        return full
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, detached, sharing its memory."""
-    # Not of the parameter itself: autograd would record that.
+    """This process's part of a tensor, detached, sharing its memory."""
+    # Detach first: autograd would record to_local() of the parameter itself.
     detached = tensor.detach()
     return detached.to_local() if isinstance(detached, DTensor) else detached
 
 
 def local_gradient(parameter: Tensor) -> Tensor | None:
-    """What this process holds of a parameter's gradient, laid over the processes as the parameter is."""
+    """This process's part of a parameter's gradient, the part that matches its part of the parameter."""
     grad = parameter.grad
     if isinstance(grad, DTensor) and isinstance(parameter, DTensor) and grad.placements != parameter.placements:
-        grad = grad.redistribute(placements=parameter.placements)  # tensor parallelism may leave sums open
+        grad = grad.redistribute(placements=parameter.placements)  # tensor parallelism may leave partial sums
     return None if grad is None else local(grad)
 
 
-def spread_as(parameter: Tensor, part: Tensor) -> Tensor:
-    """The tensor of which every process holds such a part as it does of the parameter: plain where that is."""
+def placed_as(parameter: Tensor, part: Tensor) -> Tensor:
+    """Wrap this process's part as a DTensor placed like the parameter; a plain parameter's is returned unchanged."""
     if not isinstance(parameter, DTensor):
         return part
     return DTensor.from_local(
@@ -71,9 +71,9 @@ def spread_as(parameter: Tensor, part: Tensor) -> Tensor:
 
 
 def own_part(parameter: Tensor, given: Tensor) -> Tensor:
-    """What this process holds of a tensor of the parameter's shape: a plain whole one, or a DTensor laid anyhow.
+    """This process's part of a tensor of the parameter's shape: a full plain tensor, or a DTensor of any placement.
 
-    Where a DTensor is laid otherwise than the parameter is, all processes must call this together.
+    If a DTensor's placement differs from the parameter's, all processes must call this together.
     """
     if isinstance(given, DTensor):
         if (
@@ -86,19 +86,19 @@ def own_part(parameter: Tensor, given: Tensor) -> Tensor:
     return Part.of(parameter).cut_from(given)
 
 
-def is_open_sum(tensor: Any) -> bool:
-    """Whether a DTensor's processes hold summands of it, not parts."""
+def is_partial_sum(tensor: Any) -> bool:
+    """Whether this is a DTensor whose processes hold summands of the tensor instead of blocks."""
     return isinstance(tensor, DTensor) and any(p.is_partial() for p in tensor.placements)
 
 
-def unsharded_for_now(weight: Tensor, now: Tensor | None) -> bool:
-    """Whether a weight's place is taken by what FSDP2 gathered for a forward pass, until the next backward pass.
+def is_gathered_for_forward(weight: Tensor, current: Tensor | None) -> bool:
+    """Whether ``current`` is the weight as FSDP2 gathered it for a forward pass, in its place until the backward pass.
 
     Args:
         weight: the weight that the optimizer holds.
-        now: what is in its place in the model.
+        current: the parameter that the model holds in its place.
     """
-    if not isinstance(weight, DTensor) or not isinstance(now, torch.nn.Parameter) or now.shape != weight.shape:
+    if not isinstance(weight, DTensor) or not isinstance(current, torch.nn.Parameter) or current.shape != weight.shape:
         return False
-    # With tensor parallelism beside FSDP2, what is gathered is sharded still, over fewer dimensions of the mesh.
-    return not isinstance(now, DTensor) or now.device_mesh.ndim < weight.device_mesh.ndim
+    # With tensor parallelism beside FSDP2, the gathered weight is still sharded, over fewer dimensions of the mesh.
+    return not isinstance(current, DTensor) or current.device_mesh.ndim < weight.device_mesh.ndim

@@ -16,14 +16,14 @@ from fggp.weights.prunable import Prunable
 
 @dataclass(frozen=True)
 class Layout:
-    """Between a tensor's indices and the order in which the elements of this process's part of it lie in memory.
+    """Converts between memory order of this process's part of a tensor and indices of the full tensor.
 
-    Selection and masking work in memory order, which makes a flat view of any dense tensor free (channels_last
-    included). Positions, which break ties, are always the flat index in the whole tensor, so results do not depend on
-    layout or sharding.
+    Selection and masking work in memory order: it makes a flat view of any dense tensor free, channels_last
+    included. Positions, which break ties, are flat indices in the full tensor, so results do not depend on layout
+    or sharding.
 
     Args:
-        part: what this process holds of the tensor.
+        part: the part of the tensor that this process holds.
         order: its dimensions from the slowest to the fastest in memory.
     """
 
@@ -32,7 +32,7 @@ class Layout:
 
     @staticmethod
     def of_mask(weight: Tensor) -> Layout:
-        """The layout that the mask of a weight has: the weight's own where it is dense."""
+        """The layout of a weight's mask: the weight's own if that is dense."""
         strides = torch.empty_like(local(weight), device="meta").stride()
         return Layout(Part.of(weight), tuple(sorted(range(weight.ndim), key=lambda d: (-strides[d], d))))
 
@@ -42,21 +42,21 @@ class Layout:
         return self.part.shape
 
     def flat(self, tensor: Tensor) -> Tensor:
-        """A tensor of this shape as [n] in this memory order; a view where the tensor has this layout."""
+        """A tensor of this shape as [n] in this memory order; a view if the tensor has this layout."""
         return tensor.permute(self.order).reshape(-1)
 
     def shaped(self, flat: Tensor) -> Tensor:
-        """The inverse of `flat`: a view of an [n] tensor in memory order, in the logical shape."""
+        """The inverse of `flat`: an [n] tensor in memory order, viewed in the part's shape."""
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
         return flat.view([self.shape[d] for d in self.order]).permute(inverse)
 
     def position(self, index: Tensor) -> Tensor:
-        """The flat indices in the whole, row-major, of memory-order indices, both int64 of any shape."""
-        whole, shape, offset = self.part.whole, self.part.shape, self.part.offset
-        stride = [1] * len(whole)
-        for d in range(len(whole) - 2, -1, -1):
-            stride[d] = stride[d + 1] * whole[d + 1]
-        if self.order == tuple(range(len(whole))) and shape[1:] == whole[1:]:  # rows, one after the other
+        """Convert memory-order indices to row-major flat indices in the full tensor, both int64 of any shape."""
+        full_shape, shape, offset = self.part.full_shape, self.part.shape, self.part.offset
+        stride = [1] * len(full_shape)
+        for d in range(len(full_shape) - 2, -1, -1):
+            stride[d] = stride[d + 1] * full_shape[d + 1]
+        if self.order == tuple(range(len(full_shape))) and shape[1:] == full_shape[1:]:  # consecutive full rows
             return index + offset[0] * stride[0] if any(offset) else index
         position = torch.zeros_like(index)
         for d in reversed(self.order):
@@ -71,13 +71,13 @@ class Layer:
 
     Args:
         name: the weight's name in the model.
-        layout: from memory order to logical positions.
+        layout: converts memory order to positions in the full weight.
         weight: θ, [n].
-        grad: g, [n], or None where the loss did not reach the weight (it counts as zero: that is its derivative).
-        dtype: what scores are computed in; common to all layers that are ranked together, so that values compare.
-        grad_scale: what the stored gradient is to be divided by (an optimizer that unscales by itself, under AMP).
-        owned: whether this process counts these weights; of those that hold the same part of a weight one does.
-        averages: what the method keeps of earlier gradients (`fggp.Average`), by name, [n] each.
+        grad: g, [n], or None if the loss does not depend on the weight (its derivative is zero, so it counts as zero).
+        dtype: the dtype of scores; the same for all layers that are ranked together, so that their scores compare.
+        grad_scale: the factor to divide the stored gradient by (under AMP, with an optimizer that unscales by itself).
+        owned: whether this process counts these weights; of the processes that hold the same part, one does.
+        averages: the method's running averages of gradients (`fggp.Average`), by name, [n] each.
     """
 
     name: str
@@ -93,9 +93,9 @@ class Layer:
         return self.weight.numel()
 
     @property
-    def whole(self) -> int:
+    def total_size(self) -> int:
         """How many weights the layer has on all processes."""
-        return torch.Size(self.layout.part.whole).numel()
+        return torch.Size(self.layout.part.full_shape).numel()
 
     def block(self, start: int, stop: int) -> Block:
         """The weights start … stop − 1 in memory order."""
@@ -108,26 +108,31 @@ class Layer:
 
 @dataclass(frozen=True)
 class Block:
-    """Some of a layer's weights: what a score is computed from. All tensors are [k]."""
+    """Some of a layer's weights, from which a score is computed. All tensors are [k].
+
+    Args:
+        layer: the layer.
+        where: which of its weights, in memory order: a slice, or indices, int64 [k].
+    """
 
     layer: Layer
     where: slice | Tensor
 
     @cached_property
     def weight(self) -> Tensor:
-        """θ, in the dtype scores are computed in."""
+        """θ, in the dtype of scores."""
         return self.layer.weight[self.where].to(self.layer.dtype)
 
     @cached_property
     def grad(self) -> Tensor:
-        """g, unscaled, in the dtype scores are computed in."""
+        """g, unscaled, in the dtype of scores."""
         if self.layer.grad is None:
             return torch.zeros_like(self.weight)
         grad = self.layer.grad[self.where].to(self.layer.dtype)
         return grad if self.layer.grad_scale == 1 else grad / self.layer.grad_scale
 
     def average(self, name: str) -> Tensor:
-        """A running average of the gradients, in the dtype scores are computed in.
+        """A running average of the gradients, in the dtype of scores.
 
         Raises:
             ValueError: the method does not keep it.
@@ -138,7 +143,7 @@ class Block:
 
     @cached_property
     def position(self) -> Tensor:
-        """The weights' logical flat indices, int64."""
+        """The weights' flat indices in the full weight, int64."""
         index = self.where
         if isinstance(index, slice):
             index = torch.arange(index.start, index.stop, device=self.layer.weight.device)
@@ -152,24 +157,25 @@ def flatten(
     owned: Sequence[bool] | None = None,
     averages: Averages | None = None,
 ) -> list[Layer]:
-    """The weights, and on request their gradients, as a selection reads them: views where they are dense.
+    """Flatten weights, and on request their gradients, for a selection: views of those that are dense.
 
     Args:
-        weights: what is to be ranked together.
+        weights: the weights to be ranked together.
         grads: whether to read the gradients too.
-        grad_scale: what stored gradients are to be divided by.
-        owned: which of them this process counts; all of them by default.
-        averages: what is kept of earlier gradients, if anything is.
+        grad_scale: the factor to divide stored gradients by.
+        owned: for each weight whether this process counts it; by default it counts all.
+        averages: the method's running averages of gradients.
     """
-    # Half precision is ranked in float32 and everything in float64 where one weight is: no value is rounded.
+    # Scores round no value: half precision is ranked in float32, and everything in float64 if one weight is float64.
     double = any(w.parameter.dtype == torch.float64 for w in weights)
     layers = []
-    for w, mine in zip(weights, owned or [True] * len(weights), strict=True):
+    for w, is_owned in zip(weights, owned or [True] * len(weights), strict=True):
         layout = Layout.of_mask(w.parameter)
         grad = local_gradient(w.parameter) if grads else None
         if grad is not None:
             grad = layout.flat(grad if grad.layout == torch.strided else grad.to_dense())
         dtype = torch.float64 if double else torch.float32
-        kept = {} if averages is None else {name: layout.flat(a) for name, a in averages.of(w).items()}
-        layers.append(Layer(w.name, layout, layout.flat(local(w.parameter)), grad, dtype, grad_scale, mine, kept))
+        weight = layout.flat(local(w.parameter))
+        means = {} if averages is None else {name: layout.flat(a) for name, a in averages.of(w).items()}
+        layers.append(Layer(w.name, layout, weight, grad, dtype, grad_scale, is_owned, means))
     return layers

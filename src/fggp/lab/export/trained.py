@@ -16,7 +16,7 @@ from fggp.lab.base.errors import UsageError
 from fggp.lab.training import models
 from fggp.lab.training.record import label
 from fggp.lab.training.run_folder import RunFolder
-from fggp.weights import prunable
+from fggp.weights.find import find_prunable
 
 SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "fashion-mnist": 28}
 """Height and width of the images of named data."""
@@ -91,7 +91,7 @@ def square(image_size: tuple[int, ...] | None) -> tuple[int, int] | None:
 
 def weights(model: nn.Module) -> list[Tensor]:
     """Return the weights that can be pruned, each once."""
-    return [each.parameter.detach() for each in prunable.find(model)]
+    return [each.parameter.detach() for each in find_prunable(model)]
 
 
 def weights_left(model: nn.Module) -> tuple[int, int]:

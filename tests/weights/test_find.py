@@ -10,11 +10,11 @@ from torch import nn
 
 import fggp
 import helpers
-from fggp.weights.prunable import find
+from fggp.weights.find import find_prunable
 
 
 def names(model, **filters):
-    return [w.name for w in find(model, **filters)]
+    return [w.name for w in find_prunable(model, **filters)]
 
 
 class Zoo(nn.Module):
@@ -86,7 +86,7 @@ def test_the_transformers_librarys_conv1d(monkeypatch):
     assert names(nn.Sequential(Conv1D())) == ["0.weight"]
     Conv1D.__module__ = "elsewhere"
     with pytest.raises(ValueError, match="nothing to prune"):
-        find(nn.Sequential(Conv1D()))
+        find_prunable(nn.Sequential(Conv1D()))
 
 
 def test_every_default_kind_trains_pruned():
@@ -172,14 +172,14 @@ def test_include_and_exclude(filters, expected):
 )
 def test_a_filter_that_matches_nothing_or_leaves_nothing_is_refused(filters, told):
     with pytest.raises(ValueError, match=re.escape(told)):
-        find(helpers.convnet(), **filters)
+        find_prunable(helpers.convnet(), **filters)
 
 
 @pytest.mark.parametrize("bad", [3, nn.Linear(2, 2), int, [None]], ids=str)
 @pytest.mark.parametrize("argument", ["include", "exclude"])
 def test_a_filter_of_the_wrong_kind_is_refused(argument, bad):
     with pytest.raises(TypeError, match=f"{argument}=.* must be a pattern of weight names or a module type"):
-        find(helpers.convnet(), **{argument: bad})
+        find_prunable(helpers.convnet(), **{argument: bad})
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_filter_of_the_wrong_kind_is_refused(argument, bad):
 )
 def test_a_model_with_nothing_to_prune_is_refused(model):
     with pytest.raises(ValueError, match=f"model={type(model).__name__} has nothing to prune"):
-        find(model)
+        find_prunable(model)
 
 
 # Frozen, lazy, empty, computed
@@ -210,7 +210,7 @@ def test_frozen_weights_are_left_alone():
 def test_lazy_modules_are_refused_until_they_have_a_shape():
     model = nn.Sequential(nn.LazyLinear(3))
     with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet"):
-        find(model)
+        find_prunable(model)
     model(torch.zeros(1, 2))
     assert names(model) == ["0.weight"]
 
@@ -221,7 +221,7 @@ def test_empty_weights_are_left_out():
     pruner = helpers.make_pruner(model, helpers.sgd(model))
     assert list(pruner.masks) == list(pruner.densities()) == ["0.weight"]
     with pytest.raises(ValueError, match="nothing to prune"):
-        find(model[1])
+        find_prunable(model[1])
 
 
 def test_scalars_are_left_out():
@@ -231,13 +231,13 @@ def test_scalars_are_left_out():
     pruner = helpers.make_pruner(model, torch.optim.Adam(model.parameters()), include=["0.*", "scale"])
     assert list(pruner.masks) == ["0.weight"]
     with pytest.raises(ValueError, match="nothing to prune with include='scale'"):
-        find(model, include="scale")
+        find_prunable(model, include="scale")
 
 
 def test_complex_weights_are_refused():
     model = nn.Sequential(nn.Linear(2, 2, dtype=torch.complex64))
     with pytest.raises(ValueError, match=r"'0\.weight' is torch\.complex64"):
-        find(model)
+        find_prunable(model)
 
 
 def test_parametrized_weights_are_left_out_with_a_warning():
@@ -361,11 +361,14 @@ class TestATypeCoversAllBelowIt:
         return nn.ModuleDict({"block": Block(), "head": nn.Linear(4, 2)})
 
     def test_excluded(self):
-        assert [w.name for w in find(self.model(), exclude=nn.MultiheadAttention)] == ["block.fc.weight", "head.weight"]
-        assert [w.name for w in find(self.model(), exclude=Block)] == ["head.weight"]
+        assert [w.name for w in find_prunable(self.model(), exclude=nn.MultiheadAttention)] == [
+            "block.fc.weight",
+            "head.weight",
+        ]
+        assert [w.name for w in find_prunable(self.model(), exclude=Block)] == ["head.weight"]
 
     def test_included_but_for_what_is_left_alone_by_default(self):
         names = ["block.attention.in_proj_weight", "block.attention.out_proj.weight"]
-        assert [w.name for w in find(self.model(), include=nn.MultiheadAttention)] == names
-        assert [w.name for w in find(self.model(), include=Block)] == [*names, "block.fc.weight"]
-        assert [w.name for w in find(self.model(), include=nn.LayerNorm)] == ["block.norm.weight"]
+        assert [w.name for w in find_prunable(self.model(), include=nn.MultiheadAttention)] == names
+        assert [w.name for w in find_prunable(self.model(), include=Block)] == [*names, "block.fc.weight"]
+        assert [w.name for w in find_prunable(self.model(), include=nn.LayerNorm)] == ["block.norm.weight"]
