@@ -143,7 +143,12 @@ def check(day: Day, seconds: float) -> None:
 
 def tests(day: Day, seconds: float) -> Any:
     """Run the tests of what does its own thing on a GPU, and on it those that ask for one."""
-    files = ["tests/test_joined.py", "tests/lab/test_step.py", "tests/test_masks.py", "tests/lab/test_batches.py"]
+    files = [
+        "tests/selection/test_one_gpu.py",
+        "tests/lab/training/test_step.py",
+        "tests/masks/test_zeroing.py",
+        "tests/lab/training/test_batches.py",
+    ]
     if day.rehearse:
         files = files[-1:]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
@@ -231,7 +236,7 @@ def zeroing_times(day: Day) -> Any:
     """Ways to put masks in force on weights and momenta; the first is what fggp does."""
     import torch
 
-    from fggp.masks.masks import zero_pruned
+    from fggp.masks.zeroing import zero_pruned
 
     _, optimizer, pruner = pruned_network(day, day.device, ties=False)
     optimizer.step()

@@ -13,7 +13,7 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
 @st.composite
 def shapes(draw, most=48):
-    """1-d to 5-d, with dimensions of size 1, of at most so many elements."""
+    """1-d to 5-d shapes with at most ``most`` elements; dimensions of size 1 are common."""
     shape, room = [], most
     for _ in range(draw(st.integers(1, 5))):
         shape.append(draw(st.integers(1, min(room, 12))))
@@ -22,7 +22,7 @@ def shapes(draw, most=48):
 
 
 def levels(dtype, infinite):
-    """A few values, so that ties abound: both zeros, denormals, neighbours, the extremes."""
+    """A few values, so that ties are common: both zeros, denormals, neighbouring floats, the extremes."""
     info = torch.finfo(dtype)
     values = [0.0, -0.0, 1.0, -1.0, 1.0 + info.eps, 0.5, -2.0, info.smallest_normal, info.max]
     values += [-info.smallest_normal * info.eps, 3 * info.smallest_normal * info.eps]  # denormals
@@ -47,7 +47,7 @@ def values(draw, shape, dtype, infinite=False):
 
 
 def laid_out(tensor, order, gaps):
-    """The same values, with dimensions in another order in memory and, on request, gaps between elements."""
+    """The same values with the dimensions in this order in memory and, on request, gaps between the elements."""
     inverse = sorted(range(tensor.ndim), key=order.__getitem__)
     if gaps:
         sizes = [tensor.shape[d] for d in order]
@@ -61,14 +61,22 @@ def laid_out(tensor, order, gaps):
 
 @st.composite
 def layouts(draw, tensor):
-    """The same tensor laid out in any way in memory."""
+    """The same tensor in any memory layout."""
     order = draw(st.permutations(range(tensor.ndim)))
     return laid_out(tensor, order, draw(st.booleans()))
 
 
 @st.composite
+def bool_masks(draw):
+    """A mask of any shape: empty, full or between."""
+    shape = draw(shapes())
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    return torch.rand(shape, generator=generator) < draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+
+
+@st.composite
 def models(draw, dtypes=DTYPES, infinite=True):
-    """Several weights, with gradients or without, and a mask for each; all contiguous."""
+    """Several weights, some without a gradient, and a mask for each; all contiguous."""
     found = []
     for _ in range(draw(st.integers(1, 4))):
         shape, dtype = draw(shapes()), draw(st.sampled_from(dtypes))
@@ -81,7 +89,7 @@ def models(draw, dtypes=DTYPES, infinite=True):
 
 
 def prunables(thetas, grads):
-    """Weights as the library lists them."""
+    """The prunable weights, named w0, w1, …, as the library lists them."""
     weights = []
     for i, (theta, grad) in enumerate(zip(thetas, grads, strict=True)):
         parameter = nn.Parameter(theta)

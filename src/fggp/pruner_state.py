@@ -1,23 +1,119 @@
-"""What a pruner's saved state is made of, and how each part of it is restored: plain values and tensors only."""
+"""The saved state of a pruner: what it holds, as plain values and tensors, and how it is read back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from fggp.masks.masks import pack, unpack
+from fggp.masks.packing import pack, unpack
 from fggp.methods import REGISTRY, Method, OneShot
 from fggp.schedule import CURVES, Curve, Schedule
-from fggp.weights.dtensor import own_part
+from fggp.update import Scope
+from fggp.weights.averages import Averages
+from fggp.weights.dtensor import own_part, placed_as
 from fggp.weights.prunable import Prunable
 
+VERSION = 1
+"""The version of the state that this module writes, and the only one that it reads."""
 
-def schedule_state(schedule: Schedule) -> dict[str, Any]:
-    """A schedule, its curve by name."""
+
+@dataclass(frozen=True)
+class PrunerState:
+    """All that a resumed run needs besides the states of model and optimizer.
+
+    Args:
+        step: optimizer steps counted so far.
+        last_update: the step of the latest update, 0 before the first.
+        overdue: whether an update was postponed and is still due.
+        schedule: the schedule in use.
+        method: the method in use.
+        scope: which weights are ranked together.
+        seed: the pruner's seed.
+        initial_counts: the active weights of each layer when pruning started.
+        masks: the masks by weight name, bool; those of sharded weights are DTensors.
+        averages: the method's running averages of gradients.
+    """
+
+    step: int
+    last_update: int
+    overdue: bool
+    schedule: Schedule
+    method: Method | OneShot
+    scope: Scope
+    seed: int
+    initial_counts: list[int]
+    masks: Mapping[str, Tensor]
+    averages: Averages
+
+    def to_dict(self, weights: Sequence[Prunable]) -> dict[str, Any]:
+        """Plain values and copies of the tensors, for ``weights_only=True``.
+
+        Args:
+            weights: the weights, in the order that ranks ties.
+        """
+        return {
+            "version": VERSION,
+            "step": self.step,
+            "last_update": self.last_update,
+            "overdue": self.overdue,
+            "schedule": _schedule_to_dict(self.schedule),
+            "method": {"name": self.method.name, **self.method.settings()},
+            "scope": self.scope,
+            "seed": self.seed,
+            "start": list(self.initial_counts),
+            "shapes": _shapes(weights),
+            "masks": {name: _pack(m) for name, m in self.masks.items()},
+            "averages": self.averages.state_dict(weights),
+        }
+
+    @staticmethod
+    def from_dict(
+        state: Mapping[str, Any], weights: Sequence[Prunable], method: Method | OneShot, schedule: Schedule
+    ) -> PrunerState:
+        """Read and check what `to_dict` returned; all processes call this together.
+
+        Args:
+            state: the saved state.
+            weights: the pruner's own weights.
+            method: the pruner's own method, which a state of a custom method needs.
+            schedule: the pruner's own schedule, whose curve a state of a custom curve needs.
+
+        Raises:
+            ValueError: the state is damaged, of other weights, or of a custom method or curve that is not the
+                pruner's own.
+        """
+        try:
+            return PrunerState._read(state, weights, method, schedule)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"state is damaged, or not the state_dict of a Pruner: {error!r}") from error
+
+    @staticmethod
+    def _read(
+        state: Mapping[str, Any], weights: Sequence[Prunable], method: Method | OneShot, schedule: Schedule
+    ) -> PrunerState:
+        if state["version"] != VERSION:
+            raise ValueError(f"state has version {state['version']!r}; this fggp reads version {VERSION}")
+        _check_shapes(state["shapes"], weights)
+        method = _restore_method(state["method"], method)
+        schedule = _restore_schedule(state["schedule"], schedule)
+        step, last_update, overdue = int(state["step"]), int(state["last_update"]), bool(state["overdue"])
+        scope, seed, initial_counts = state["scope"], int(state["seed"]), [int(n) for n in state["start"]]
+        # States of earlier versions of fggp have no averages.
+        averages = Averages.restored(Averages.of_method(method).kinds, state.get("averages", {}), weights)
+        if scope not in ("global", "layer") or len(initial_counts) != len(weights):
+            raise ValueError(f"state is damaged: scope={scope!r}, start={state['start']!r}")
+        masks = {w.name: _restore_mask(state["masks"][w.name], w) for w in weights}
+        return PrunerState(
+            step, last_update, overdue, schedule, method, scope, seed, initial_counts, masks, averages
+        )
+
+
+def _schedule_to_dict(schedule: Schedule) -> dict[str, Any]:
     return {
         "sparsity": float(schedule.sparsity),
         "begin": schedule.begin,
@@ -29,12 +125,7 @@ def schedule_state(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def restore_schedule(state: Mapping[str, Any], own: Schedule) -> Schedule:
-    """The schedule that was saved; a curve that is not built in must be the pruner's own.
-
-    Raises:
-        ValueError: it is neither.
-    """
+def _restore_schedule(state: Mapping[str, Any], own: Schedule) -> Schedule:
     settings = dict(state)
     name = settings.pop("curve")
     if name not in CURVES and name != _curve_name(own.curve):
@@ -46,20 +137,10 @@ def _curve_name(curve: Curve) -> str:
     return getattr(curve, "__qualname__", type(curve).__qualname__)
 
 
-def method_state(method: Method | OneShot) -> dict[str, Any]:
-    """A method by name, with its hyper-parameters."""
-    return {"name": method.name, **method.settings()}
-
-
-def restore_method(state: Mapping[str, Any], own: Method | OneShot) -> Method | OneShot:
-    """The method that was saved; one that is not built in must be the pruner's own.
-
-    Raises:
-        ValueError: it is neither.
-    """
+def _restore_method(state: Mapping[str, Any], own: Method | OneShot) -> Method | OneShot:
     settings = dict(state)
     name = settings.pop("name")
-    # Its own first: a custom method may have inherited the name of a built-in one.
+    # The own method first: a custom one may have inherited the name of a built-in one.
     if name == own.name:
         return own if settings == own.settings() else type(own)(**settings)
     if name in REGISTRY and issubclass(REGISTRY[name], Method):
@@ -67,18 +148,13 @@ def restore_method(state: Mapping[str, Any], own: Method | OneShot) -> Method | 
     raise ValueError(f"state was saved with the method {name!r} {settings}: make the Pruner with it")
 
 
-def shapes(weights: Sequence[Prunable]) -> dict[str, list[int]]:
-    """The shapes of the whole weights by name, in the order that ranks ties."""
+def _shapes(weights: Sequence[Prunable]) -> dict[str, list[int]]:
+    """The full shapes of the weights by name, in the order that ranks ties."""
     return {w.name: list(w.parameter.shape) for w in weights}
 
 
-def check_shapes(state: Mapping[str, Any], weights: Sequence[Prunable]) -> None:
-    """Refuse a state of other weights.
-
-    Raises:
-        ValueError: they differ in name, shape or order.
-    """
-    own = shapes(weights)
+def _check_shapes(state: Mapping[str, Any], weights: Sequence[Prunable]) -> None:
+    own = _shapes(weights)
     differ = sorted(n for n in {*state, *own} if state.get(n) != own.get(n))
     if differ:
         raise ValueError(
@@ -86,21 +162,17 @@ def check_shapes(state: Mapping[str, Any], weights: Sequence[Prunable]) -> None:
             f"{own.get(differ[0])} here"
         )
     if list(state) != list(own):
-        raise ValueError("state is of another model: its weights come in another order")
+        raise ValueError("state is of another model: it has the same weights in another order")
 
 
-def mask_state(mask: Tensor) -> Tensor:
-    """A mask at one bit a weight; of a sharded weight a DTensor that is sharded alike, at one byte."""
+def _pack(mask: Tensor) -> Tensor:
+    """A copy of a mask at one bit a weight; a DTensor keeps its placement and one byte a weight."""
     return mask.clone() if isinstance(mask, DTensor) else pack(mask)
 
 
-def restore_mask(state: Tensor, weight: Prunable) -> Tensor:
-    """This process's part of a mask that was saved packed, whole or sharded; all processes call this together.
-
-    Raises:
-        ValueError: it is no mask of this weight.
-    """
+def _restore_mask(state: Tensor, weight: Prunable) -> Tensor:
+    """A mask from a packed tensor, or from a bool tensor, plain or DTensor; placed like the weight."""
     parameter = weight.parameter
-    if state.dtype == torch.bool and state.shape == parameter.shape:
-        return own_part(parameter, state)
-    return own_part(parameter, unpack(state, parameter.shape))
+    if state.dtype != torch.bool or state.shape != parameter.shape:
+        state = unpack(state, parameter.shape)
+    return placed_as(parameter, own_part(parameter, state))

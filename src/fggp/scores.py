@@ -1,4 +1,7 @@
-"""What a weight is ranked by. A score maps a block of weights to one value each; low values go first."""
+"""Scores: what weights are ranked by.
+
+A score maps a block of weights to one value each. The weights with the lowest values are pruned first.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ class Score:
     """A saliency: how much a weight matters, from the weight, its gradient and its position alone.
 
     Args:
-        name: how tables and messages call it.
+        name: its name in tables and messages.
         of: maps a `Block` of k weights to a tensor [k] of reals or ints, computed elementwise: a block may be any
             part of a layer. NaN ranks above everything and is never selected.
         needs_gradient: whether ``of`` reads `Block.grad`.
-        ties: what ranks weights that are equal in this score; after it, and where there is none, the position
-            does (parameter order, then flat index).
+        ties: the score that ranks weights whose scores are equal. Weights that are equal in all tie-breakers are
+            ranked by position (parameter order, then flat index).
     """
 
     name: str
@@ -32,12 +35,12 @@ class Score:
 
     @property
     def formula(self) -> Formula | None:
-        """What ``of`` computes, where the kernels know it too."""
+        """What ``of`` computes, if the C++ kernels can compute it too; otherwise None."""
         return self.of if type(self.of) is Formula else None
 
 
 class Quantity(Enum):
-    """What the size of is taken."""
+    """The quantity whose absolute value is a score."""
 
     WEIGHT = "θ"
     GRADIENT = "g"
@@ -46,12 +49,12 @@ class Quantity(Enum):
 
 @dataclass(frozen=True)
 class Formula:
-    """A score's ``of`` that the kernels know too: they compute the same floats as a call.
+    """A score's ``of`` that the C++ kernels can compute too, with the same floats as a call.
 
-    It is the function itself, not a note beside it, so a score that is given another ``of`` cannot keep it by mistake.
+    It is the function itself and not a separate field, so a score with another ``of`` cannot keep it by mistake.
 
     Args:
-        quantity: what the size of is the score.
+        quantity: its absolute value is the score.
         negated: whether the score is the negative of that.
     """
 
@@ -61,18 +64,18 @@ class Formula:
     def __call__(self, block: Block) -> Tensor:
         """The scores of a block, [k]."""
         if self.quantity is Quantity.WEIGHT:
-            size = block.weight.abs()
+            value = block.weight.abs()
         elif self.quantity is Quantity.GRADIENT:
-            size = block.grad.abs()
+            value = block.grad.abs()
         else:
-            size = (block.weight * block.grad).abs()
-        return -size if self.negated else size
+            value = (block.weight * block.grad).abs()
+        return -value if self.negated else value
 
 
 magnitude = Score("magnitude", Formula(Quantity.WEIGHT))
 """|θ|"""
 
-# Exactly-zero gradients are common (dead units), so how equal gradients are ranked decides real weights.
+# Exactly-zero gradients are common (dead units), so the tie-breaker decides about many weights.
 gradient = Score("gradient", Formula(Quantity.GRADIENT), needs_gradient=True, ties=magnitude)
 """|g|, equal gradients by |θ|"""
 
@@ -81,11 +84,11 @@ saliency = Score("saliency", Formula(Quantity.PRODUCT), needs_gradient=True)
 
 
 position = Score("position", lambda block: block.position)
-"""The flat index in the whole weight: what ranks weights of a layer that are equal in all else."""
+"""The flat index in the full weight: it ranks weights of a layer whose scores and tie-breakers are all equal."""
 
 
 def largest(score: Score) -> Score:
-    """The same score ranked from its other end, ties included; only position still ranks first to last."""
+    """The score and its tie-breakers in descending order; position still ranks in ascending order."""
     ties = None if score.ties is None else largest(score.ties)
     formula = score.formula
     of: Callable[[Block], Tensor] = (
@@ -95,9 +98,9 @@ def largest(score: Score) -> Score:
 
 
 def random(seed: int, step: int) -> Score:
-    """Uniformly random, a function of (seed, step, weight name, flat index) alone.
+    """A uniformly random score, a function of (seed, step, weight name, flat index) alone.
 
-    The same on every device, process and sharding, and independent of any global generator.
+    It is the same on every device, process and sharding, and independent of the global generators.
     """
     return Score("random", lambda block: splitmix64(block.position, _salt(seed, step, block.layer.name)))
 
@@ -108,13 +111,13 @@ def _salt(seed: int, step: int, name: str) -> int:
 
 
 def splitmix64(index: Tensor, salt: int) -> Tensor:
-    """SplitMix64's output function (Steele et al. 2014) of salt + index·γ: random numbers by place, int64, ≥ 0."""
-    x = index * _signed(0x9E3779B97F4A7C15) + salt
+    """A random int64 ≥ 0 for each index: SplitMix64's output function (Steele et al. 2014) of salt + index·γ."""
+    x = index * _as_int64(0x9E3779B97F4A7C15) + salt
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        # torch shifts int64 arithmetically; the & makes it a logical shift.
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
+        # torch shifts int64 arithmetically; the & turns that into a logical shift.
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _as_int64(factor)
     return x & 0x7FFF_FFFF_FFFF_FFFF
 
 
-def _signed(value: int) -> int:
+def _as_int64(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value

@@ -1,4 +1,4 @@
-"""Selection: exactly what the naive reference picks, whatever the values, dtypes, layouts and block sizes."""
+"""Selection picks exactly what the naive reference does, whatever the values, dtypes, layouts and block sizes."""
 
 import math
 
@@ -8,25 +8,22 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import nn
 
-import reference
+from cases import KEYS, SCORES, expected_marks, quotas
 from fggp import TopK
 from fggp.scores import Score, gradient, magnitude, random, saliency
-from fggp.selection import chains, kth, passes
+from fggp.selection import bracket, chains, kth, passes
 from fggp.weights.layers import Layout, flatten
 from helpers import identical
 from tensors import laid_out, layouts, models, prunables, shapes, values
 
-KEYS = {"magnitude": reference.by_magnitude, "gradient": reference.by_gradient}
-SCORES = {"magnitude": magnitude, "gradient": gradient, "saliency": saliency}
-
-# (BLOCK_SIZE, SAMPLE_SIZE): as shipped, and so small that tiny tensors have several blocks and brackets that miss.
-SIZES = [(passes.BLOCK_SIZE, kth.SAMPLE_SIZE), (7, 1 << 17), (5, 16), (3, 4), (64, 1)]
+# (BLOCK_SIZE, SAMPLE_SIZE): the real values, and small ones: tiny tensors have several blocks and brackets that miss.
+SIZES = [(passes.BLOCK_SIZE, bracket.SAMPLE_SIZE), (7, 1 << 17), (5, 16), (3, 4), (64, 1)]
 
 
 @pytest.fixture(params=SIZES, ids=lambda s: f"block={s[0]}-sample={s[1]}")
 def sizes(request, monkeypatch):
     monkeypatch.setattr(passes, "BLOCK_SIZE", request.param[0])
-    monkeypatch.setattr(kth, "SAMPLE_SIZE", request.param[1])
+    monkeypatch.setattr(bracket, "SAMPLE_SIZE", request.param[1])
     monkeypatch.setattr(kth, "DIRECT_SEARCH_MAX", request.param[0])
     monkeypatch.setattr(kth, "REFINING_SAMPLE_SIZE", max(1, request.param[0] // 2))
 
@@ -43,28 +40,6 @@ def run(thetas, grads, masks, chain):
     return [layer.layout.shaped(m) for layer, m in zip(layers, marks, strict=True)]
 
 
-def naive(thetas, grads, masks, chain):
-    """The same by the reference; the chain is [(score, quota)]."""
-    weights = reference.weights_of(thetas, grads, masks)
-    double = any(t.dtype == torch.float64 for t in thetas)
-    for name, quota in chain:
-        key = reference.by_saliency(double) if name == "saliency" else KEYS[name]
-        weights = reference.smallest(weights, quota, key)
-    marks = [torch.zeros(m.shape, dtype=torch.bool) for m in masks]
-    for w in weights:
-        marks[w.layer].view(-1)[w.position] = True
-    return marks
-
-
-def quotas(data, count, steps):
-    """Quotas that never grow, the ends and the middle alike."""
-    found = []
-    for _ in range(steps):
-        count = data.draw(st.one_of(st.just(0), st.just(count), st.integers(0, count)))
-        found.append(count)
-    return found
-
-
 @pytest.mark.usefixtures("sizes")
 class TestAgainstTheReference:
     @given(model=models(), data=st.data())
@@ -72,7 +47,7 @@ class TestAgainstTheReference:
         thetas, grads, masks = zip(*model, strict=True)
         names = data.draw(st.lists(st.sampled_from(["magnitude", "gradient"]), min_size=1, max_size=3))
         chain = list(zip(names, quotas(data, sum(int(m.sum()) for m in masks), len(names)), strict=True))
-        expected = naive(thetas, grads, masks, chain)
+        expected = expected_marks(thetas, grads, masks, chain)
         thetas = [data.draw(layouts(t)) for t in thetas]
         grads = [g if g is None else data.draw(layouts(g)) for g in grads]
         assert identical(run(thetas, grads, masks, [TopK(SCORES[n], q) for n, q in chain]), expected)
@@ -81,7 +56,7 @@ class TestAgainstTheReference:
     def test_saliency(self, model, data):
         thetas, grads, masks = zip(*model, strict=True)
         (k,) = quotas(data, sum(int(m.sum()) for m in masks), 1)
-        expected = naive(thetas, grads, masks, [("saliency", k)])
+        expected = expected_marks(thetas, grads, masks, [("saliency", k)])
         assert identical(run(thetas, grads, masks, [TopK(saliency, k)]), expected)
 
     @given(st.integers(1, 300), st.integers(1, 6), st.data())
@@ -92,7 +67,7 @@ class TestAgainstTheReference:
         mask = torch.rand(n, generator=generator) < 0.9
         (k,) = quotas(data, int(mask.sum()), 1)
         for name in KEYS:
-            expected = naive([theta], [grad], [mask], [(name, k)])
+            expected = expected_marks([theta], [grad], [mask], [(name, k)])
             assert identical(run([theta], [grad], [mask], [TopK(SCORES[name], k)]), expected)
 
 
@@ -127,7 +102,7 @@ def test_channels_last(format_):
     theta, grad = torch.randint(-3, 4, shape).float(), torch.randint(-1, 2, shape).float()
     mask = torch.rand(shape) < 0.8
     chain = [("gradient", 100), ("magnitude", 41)]
-    expected = naive([theta], [grad], [mask], chain)
+    expected = expected_marks([theta], [grad], [mask], chain)
     chain = [TopK(SCORES[n], q) for n, q in chain]
     for t in (theta, theta.to(memory_format=format_)):
         for g in (grad, grad.to(memory_format=format_)):
@@ -139,7 +114,7 @@ def test_an_expanded_gradient():
     grad = torch.tensor([2.0, 1.0, 0.0, 1.0]).expand(5, 4)
     mask = torch.ones(5, 4, dtype=torch.bool)
     assert identical(
-        run([theta], [grad], [mask], [TopK(gradient, 7)]), naive([theta], [grad], [mask], [("gradient", 7)])
+        run([theta], [grad], [mask], [TopK(gradient, 7)]), expected_marks([theta], [grad], [mask], [("gradient", 7)])
     )
 
 
@@ -151,7 +126,8 @@ def test_a_sparse_gradient():
     theta = table.weight.detach()
     for k in (3, 17, 20):
         assert identical(
-            run([theta], [grad], [mask], [TopK(gradient, k)]), naive([theta], [grad], [mask], [("gradient", k)])
+            run([theta], [grad], [mask], [TopK(gradient, k)]),
+            expected_marks([theta], [grad], [mask], [("gradient", k)]),
         )
 
 
@@ -231,22 +207,22 @@ def test_a_quota_that_cannot_be_met_is_refused(k):
 
 
 def test_a_bracket_that_misses_costs_a_pass_never_the_result(monkeypatch):
-    """A sample blind to the small values, first too high and then too low, on both sides of the k-th."""
+    """A first bracket that is above the k-th score, below it, or ends at it."""
     theta = torch.cat([torch.zeros(500), torch.linspace(1, 2, 500)])
     mask = torch.ones(1000, dtype=torch.bool)
-    honest = kth._bracket
+    real_bracket = kth._bracket
     for misleading in ((1.5, 1.6), (1.1, 1.2), (0.0, 1.0), (1.9, math.inf), (-math.inf, 0.0), (-math.inf, -1.0)):
         calls = []
 
-        def bracket(*args, calls=calls, misleading=misleading):
+        def mislead_once(*args, calls=calls, misleading=misleading):
             calls.append(args)
-            return misleading if len(calls) == 1 else honest(*args)
+            return misleading if len(calls) == 1 else real_bracket(*args)
 
-        monkeypatch.setattr(kth, "_bracket", bracket)
-        monkeypatch.setattr(kth, "SAMPLE_SIZE", 1)
+        monkeypatch.setattr(kth, "_bracket", mislead_once)
+        monkeypatch.setattr(bracket, "SAMPLE_SIZE", 1)
         for k in (1, 499, 500, 501, 620, 800, 999):
             calls.clear()
-            expected = naive([theta], [None], [mask], [("magnitude", k)])
+            expected = expected_marks([theta], [None], [mask], [("magnitude", k)])
             assert identical(run([theta], [None], [mask], [TopK(magnitude, k)]), expected)
 
 
@@ -260,7 +236,7 @@ def test_a_million_weights_with_the_real_constants(ties):
         thetas, grads = [t.mul(20).round() for t in thetas], [g.relu() for g in grads]
     masks = [torch.rand(s) < 0.9 for s in sizes]
     total = sum(int(m.sum()) for m in masks)
-    assert total > 2 * max(passes.BLOCK_SIZE, kth.SAMPLE_SIZE)
+    assert total > 2 * max(passes.BLOCK_SIZE, bracket.SAMPLE_SIZE)
     # sorted() over a million tuples takes seconds, so a stable lexicographic sort stands in for it here
     g, t, m = (torch.cat([x.flatten() for x in xs]) for xs in (grads, thetas, masks))
     where = m.nonzero().flatten()

@@ -1,6 +1,6 @@
-"""The selection as a GPU does it: the same weights as on a CPU, and no more waiting for more layers.
+"""The selection for a GPU keeps the same weights as on a CPU, and more layers cause no more waits of the host.
 
-It is run on the CPU here, and on a GPU where there is one.
+It runs on the CPU here, and also on a GPU if there is one.
 """
 
 import math
@@ -9,31 +9,31 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_chains import KEYS, SCORES, naive, quotas
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fggp
+from cases import KEYS, SCORES, expected_marks, quotas
 from fggp import TopK
 from fggp.scores import Score, gradient, magnitude, random
-from fggp.selection import chains, one_gpu
+from fggp.selection import bracket, chains, one_gpu
 from fggp.weights.layers import flatten
 from helpers import identical
 from tensors import laid_out, layouts, models, prunables
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
-# (SAMPLE_SIZE, TIE_SORT_MAX): as shipped, and so small that brackets, those that miss, and ties of all sizes happen.
-SIZES = [(one_gpu.SAMPLE_SIZE, one_gpu.TIE_SORT_MAX), (16, 1 << 20), (4, 0), (1, 3)]
+# (SAMPLE_SIZE, TIE_SORT_MAX): the real values, and small ones that give brackets, misses and many ties in tiny tensors.
+SIZES = [(bracket.SAMPLE_SIZE, one_gpu.TIE_SORT_MAX), (16, 1 << 20), (4, 0), (1, 3)]
 
 
 @pytest.fixture(params=SIZES, ids=lambda s: f"sample={s[0]}-ties={s[1]}")
 def sizes(request, monkeypatch):
-    monkeypatch.setattr(one_gpu, "SAMPLE_SIZE", request.param[0])
+    monkeypatch.setattr(bracket, "SAMPLE_SIZE", request.param[0])
     monkeypatch.setattr(one_gpu, "TIE_SORT_MAX", request.param[1])
 
 
 @pytest.fixture(autouse=True)
-def everything_is_joined(monkeypatch):
+def use_the_selection_for_a_gpu(monkeypatch):
     monkeypatch.setattr(chains, "_on_one_gpu", lambda tensors: True)
 
 
@@ -57,7 +57,7 @@ class TestAgainstTheReference:
         thetas, grads, masks = zip(*model, strict=True)
         names = data.draw(st.lists(st.sampled_from(["magnitude", "gradient"]), min_size=1, max_size=3))
         chain = list(zip(names, quotas(data, sum(int(m.sum()) for m in masks), len(names)), strict=True))
-        expected = naive(thetas, grads, masks, chain)
+        expected = expected_marks(thetas, grads, masks, chain)
         thetas = [data.draw(layouts(t)) for t in thetas]
         grads = [g if g is None else data.draw(layouts(g)) for g in grads]
         assert identical(run(thetas, grads, masks, [TopK(SCORES[n], q) for n, q in chain], device), expected)
@@ -70,7 +70,7 @@ class TestAgainstTheReference:
         mask = torch.rand(n, generator=generator) < 0.9
         (k,) = quotas(data, int(mask.sum()), 1)
         for name in KEYS:
-            expected = naive([theta], [grad], [mask], [(name, k)])
+            expected = expected_marks([theta], [grad], [mask], [(name, k)])
             assert identical(run([theta], [grad], [mask], [TopK(SCORES[name], k)], device), expected)
 
     def test_whole_numbers_of_any_size_are_scores_too(self, device):
@@ -129,7 +129,7 @@ def test_a_million_weights_as_the_cpu_picks_them(device, ties, monkeypatch):
     thetas[0], thetas[1] = laid_out(thetas[0], (1, 0), gaps=False), thetas[1].to(memory_format=torch.channels_last)
     masks = [torch.rand(s) < 0.9 for s in sizes]
     total = sum(int(m.sum()) for m in masks)
-    assert total > 2 * one_gpu.SAMPLE_SIZE
+    assert total > 2 * bracket.SAMPLE_SIZE
     chain = [TopK(gradient, total // 2), TopK(magnitude, total // 20)]
     found = run(thetas, grads, masks, chain, device)
     monkeypatch.setattr(chains, "_on_one_gpu", lambda tensors: False)
@@ -137,7 +137,7 @@ def test_a_million_weights_as_the_cpu_picks_them(device, ties, monkeypatch):
 
 
 class Waits(TorchDispatchMode):
-    """Counts what would make the host wait for a GPU: every size or number that depends on what tensors hold."""
+    """Count what makes the host wait for a GPU: every size or number that depends on the values of tensors."""
 
     def __init__(self, monkeypatch):
         super().__init__()
@@ -175,7 +175,7 @@ def update_waits(monkeypatch, layers, width, ties=False):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_an_update_waits_as_often_for_many_large_layers_as_for_few_small_ones(monkeypatch, ties):
-    monkeypatch.setattr(one_gpu, "SAMPLE_SIZE", 500)
+    monkeypatch.setattr(bracket, "SAMPLE_SIZE", 500)
     few = update_waits(monkeypatch, 2, 20, ties)
     many = update_waits(monkeypatch, 12, 100, ties)
     # Two Top-K steps of 3, of 3 more where weights tie; the gradients' norms, the count before and the count after.
@@ -184,21 +184,24 @@ def test_an_update_waits_as_often_for_many_large_layers_as_for_few_small_ones(mo
 
 
 def test_a_bracket_that_misses_costs_a_pass_never_the_result(monkeypatch):
-    """A sample blind to the small values, first too high and then too low; and one that ends right at the k-th."""
+    """A first bracket that is above the k-th score, below it, or ends at it; one is empty, as of a sample of ties."""
     theta = torch.cat([torch.zeros(500), torch.linspace(1, 2, 500)])
     mask = torch.ones(1000, dtype=torch.bool)
-    honest = one_gpu._bracket
+    real_bracket = one_gpu._bracket
     exact = theta.tolist()
-    for misleading in ((1.5, 1.6), (1.1, 1.2), (0.0, 1.0), (1.9, None), (None, 0.0), (exact[600], exact[800])):
+    for misleading in (
+        *((1.5, 1.6), (1.1, 1.2), (0.0, 1.0), (0.0, 0.0), (1.0, 1.0)),
+        *((1.9, math.inf), (-math.inf, 0.0), (exact[600], exact[800])),
+    ):
         calls = []
 
-        def bracket(*args, calls=calls, misleading=misleading):
+        def mislead_once(*args, calls=calls, misleading=misleading):
             calls.append(args)
-            return misleading if len(calls) == 1 else honest(*args)
+            return misleading if len(calls) == 1 else real_bracket(*args)
 
-        monkeypatch.setattr(one_gpu, "_bracket", bracket)
+        monkeypatch.setattr(one_gpu, "_bracket", mislead_once)
         for k in (1, 499, 500, 501, 600, 601, 602, 620, 800, 801, 802, 999):
             calls.clear()
-            expected = naive([theta], [None], [mask], [("magnitude", k)])
+            expected = expected_marks([theta], [None], [mask], [("magnitude", k)])
             assert identical(run([theta], [None], [mask], [TopK(magnitude, k)]), expected)
             assert len(calls) <= 2

@@ -1,4 +1,4 @@
-"""Selection over processes that hold parts of the weights: what one process selects, whatever the parts.
+"""Processes that hold parts of the weights select what one process does, whatever the parts.
 
 Here threads stand for processes, so that hypothesis can try many; tests/distributed has real ones.
 """
@@ -11,22 +11,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_chains import naive, quotas
 
-from fggp.scores import Score, gradient, magnitude, random, saliency
+from cases import SCORES, expected_marks, quotas
+from fggp.scores import Score, gradient, magnitude, random
 from fggp.selection import kth, passes
 from fggp.selection.chains import Exchange, TopK, run_chain, run_exchange
-from fggp.selection.kth import ordered_keys, value_of_key
 from fggp.weights.dtensor import Part
 from fggp.weights.layers import Layer, Layout
 from fggp.weights.processes import Processes
-from tensors import models, shapes, values
-
-SCORES = {"magnitude": magnitude, "gradient": gradient, "saliency": saliency}
+from tensors import models, shapes
 
 
 class Wire:
-    """What the threads have in common: each waits for what the others say."""
+    """A connection between threads: each waits for the messages of all others."""
 
     def __init__(self, size):
         self.said, self.barrier, self.bytes = [None] * size, threading.Barrier(size, timeout=60), [0] * size
@@ -39,7 +36,7 @@ class Wire:
 
 
 class Threads(Processes):
-    """`Processes` whose messages go from thread to thread."""
+    """`Processes` that send their messages from thread to thread."""
 
     def __init__(self, wire, held, me):
         super().__init__([], torch.device("cpu"), held, me)
@@ -61,7 +58,7 @@ class Threads(Processes):
 
 
 def parts_of(shape, grid, copies):
-    """A tensor cut into a grid of blocks, as even as DTensor cuts; each block held by so many processes."""
+    """A tensor cut into a grid of blocks as DTensor cuts it; each block is held by ``copies`` processes."""
     parts = []
     cuts_by_dim = []
     for n, k in zip(shape, grid, strict=True):
@@ -82,7 +79,7 @@ def parts_of(shape, grid, copies):
 
 @st.composite
 def splits(draw, shapes):
-    """For each of some tensors the parts that 1 to 6 processes hold: held[process][tensor]."""
+    """The parts of some tensors that each of 1 to 6 processes holds: held[process][tensor]."""
     size = draw(st.sampled_from([1, 2, 3, 4, 6]))
     by_tensor = []
     for shape in shapes:
@@ -100,7 +97,7 @@ def splits(draw, shapes):
 
 
 def together(held, work):
-    """Do the work of every process, `work(processes, parts)`, at once; what each returns, and the bytes each saw."""
+    """Run `work(processes, parts)` of all processes at once; return their results and the bytes each exchanged."""
     wire = Wire(len(held))
 
     def one(me):
@@ -125,7 +122,7 @@ def layers_of(parts, thetas, grads, owned, orders):
 
 
 def run(held, thetas, grads, masks, select, orders):
-    """The marks of all processes put together, each part checked to be the same wherever it is held."""
+    """The marks of all processes, assembled; a part must be the same on all processes that hold it."""
 
     def work(processes, parts):
         layers = layers_of(parts, thetas, grads, processes.owned, orders)
@@ -169,7 +166,7 @@ def test_any_chain_on_any_parts(sizes, model, data):
             lambda *given: run_chain(*given[:2], topk, given[2]),
             data.draw(orders_of(thetas)),
         )
-    expected = naive(thetas, grads, masks, chain)
+    expected = expected_marks(thetas, grads, masks, chain)
     assert all(map(torch.equal, found, expected))
 
 
@@ -230,26 +227,6 @@ def test_what_a_global_update_sends_does_not_grow_with_the_model(ties, dtype):
     one = [[parts[0]] for parts in held]
     found, sent = run(one, thetas[:1], grads[:1], masks[:1], fggp, [(0, 1)])
     assert max(sent) <= 8 << 10, sent
-
-
-@given(st.sampled_from([torch.float32, torch.float64]), st.data())
-def test_keys_are_in_the_order_of_the_values_and_come_back(dtype, data):
-    v = data.draw(values((20,), dtype, infinite=True))
-    v = v[~v.isnan()] * data.draw(st.sampled_from([1, -1]))
-    check_keys(v)
-
-
-@given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), min_size=1))
-def test_keys_of_integers(numbers):
-    check_keys(torch.tensor(numbers))
-
-
-def check_keys(v):
-    keys = [int(k) % (1 << (32 if v.dtype == torch.float32 else 64)) for k in ordered_keys(v)]
-    assert [value_of_key(k, v.dtype) for k in keys] == v.tolist()
-    for k, x in zip(keys, v.tolist(), strict=True):
-        for other, y in zip(keys, v.tolist(), strict=True):
-            assert (k < other) == (x < y)
 
 
 @given(shapes(), st.data())

@@ -1,4 +1,4 @@
-"""The masks that pruning starts from: dense, random with given layer densities, given, or as the weights are."""
+"""Starting masks: dense, random with given layer densities, given by the user, or the non-zero weights of the model."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from fggp.weights.processes import ALONE, Processes
 from fggp.weights.prunable import Prunable
 
 Init = Literal["erk", "uniform", "keep"] | Mapping[str, Tensor]
-"""How the zeros to start from are chosen; see `fggp.Pruner`."""
+"""How the starting masks are chosen; see `fggp.Pruner`."""
 
 
 def starting_masks(
     weights: Sequence[Prunable], init: Init, init_sparsity: float, seed: int, processes: Processes = ALONE
 ) -> list[Tensor]:
-    """The masks to start from: for each weight a bool tensor of its shape (of this process's part), True = kept.
+    """The masks to start from: for each weight a bool tensor, True = kept, of the shape of this process's part.
 
     Raises:
-        ValueError: an unknown ``init``, or masks that do not fit the weights.
+        ValueError: ``init`` is unknown, or its masks do not fit the weights.
     """
     total = sum(w.parameter.numel() for w in weights)
     active = active_count(init_sparsity, total)
@@ -43,38 +43,46 @@ def starting_masks(
 
 
 def erk(shapes: Sequence[torch.Size], active: int) -> list[int]:
-    """How many weights of each layer stay: Erdős–Rényi-Kernel densities (Evci et al. 2020, arXiv 1911.11134).
+    """The number of active weights per layer, Erdős–Rényi-Kernel densities (Evci et al. 2020, arXiv 1911.11134).
 
-    A layer's density is in proportion to (sum of its dimensions) / (their product), so its number of active
-    weights is to their sum.
+    A layer's density is proportional to (sum of its dimensions) / (their product), so its number of active weights is
+    proportional to the sum of its dimensions.
     """
     return apportion(active, [sum(s) for s in shapes], [s.numel() for s in shapes])
 
 
 def uniform(shapes: Sequence[torch.Size], active: int) -> list[int]:
-    """How many weights of each layer stay: the same density everywhere."""
+    """The number of active weights per layer, the same density in each."""
     return apportion(active, [s.numel() for s in shapes], [s.numel() for s in shapes])
 
 
 def random_masks(
     weights: Sequence[Prunable], counts: Sequence[int], seed: int, processes: Processes = ALONE
 ) -> list[Tensor]:
-    """For each weight a random mask with exactly that many active, a function of seed and weight names alone."""
+    """A random mask for each weight with its count of active weights, a function of seed and weight name alone."""
     masks = []
     for layer, count in zip(flatten(weights, owned=processes.owned or None), counts, strict=True):
         marks = [torch.ones(len(layer), dtype=torch.bool, device=layer.weight.device)]
-        keep_smallest([layer], marks, layer.whole, random(seed, 0), count, processes)
+        keep_smallest([layer], marks, layer.total_size, random(seed, 0), count, processes)
         masks.append(layer.layout.shaped(marks[0]))
     return masks
 
 
 def given_masks(weights: Sequence[Prunable], masks: Mapping[str, Tensor]) -> list[Tensor]:
-    """The user's masks, checked: for every weight, by name, a bool tensor of its (whole) shape, True = kept."""
+    """Check the user's masks and return this process's part of each.
+
+    Args:
+        weights: the weights to prune.
+        masks: for each weight, by name, a bool tensor of its full shape, True = kept.
+
+    Raises:
+        ValueError: a mask is missing, belongs to no weight, or has another dtype or shape.
+    """
     names = {w.name for w in weights}
     unknown, missing = sorted(set(masks) - names), sorted(names - set(masks))
     if unknown or missing:
         raise ValueError(
-            f"init masks must be named as the weights to prune: no weight is called {unknown[:4]}"
+            f"init masks must have the names of the weights to prune: no weight is called {unknown[:4]}"
             if unknown
             else f"init masks must cover every weight to prune: {missing[:4]} have none"
         )

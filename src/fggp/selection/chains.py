@@ -1,8 +1,8 @@
-"""Exact selection of the weights that rank lowest, over many tensors at once; chains of such steps; regrowth.
+"""Chains of Top-K steps: exact selection of the lowest-ranked weights over many tensors at once; regrowth.
 
-A Top-K step finds the k-th smallest score (`cuts`) and marks what scores less (`passes`); weights that tie for the last
-place are ranked by the score's tie-breakers, then by position. The rank is a total order, so the result is unique: it
-depends on the values alone, not on memory layout, block size, the sample, or how many processes share the weights.
+A Top-K step finds the k-th smallest score (`kth`) and marks the weights that score less (`passes`). Weights that tie
+for the last place are ranked by the score's tie-breakers, then by position. The rank is a total order, so the result is
+unique. It depends on the values alone, not on memory layout, block size, the sample, or the number of processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fggp.scores import Score, largest, position
 from fggp.selection import passes
-from fggp.selection.kth import find_cut
+from fggp.selection.kth import find_threshold
 from fggp.selection.one_gpu import keep_smallest_joined
 from fggp.selection.passes import MARK_IN, MARK_OUT, MARK_TIED
 from fggp.weights.layers import Layer
@@ -25,7 +25,7 @@ from fggp.weights.processes import ALONE, Processes
 
 @dataclass(frozen=True)
 class TopK:
-    """One step of a chain: of the weights the step before left, those with the ``quota`` smallest scores go on."""
+    """One step of a chain: keep the ``quota`` weights with the smallest scores among those the step before kept."""
 
     score: Score
     quota: int
@@ -33,12 +33,14 @@ class TopK:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Regrowth: in each layer drop ⌈share·active⌉ weights and let as many inactive ones, the dropped included, grow.
+    """Regrowth: in each layer drop ⌈share·active⌉ weights, then grow the same number of inactive ones.
+
+    A dropped weight is inactive, so it may grow again at once.
 
     Args:
-        share: of the layer's active weights, in [0, 1].
-        drop: those with the smallest scores go.
-        grow: those with the largest scores come.
+        share: the part of the layer's active weights to exchange, in [0, 1].
+        drop: the active weights with the smallest of these scores are dropped.
+        grow: the inactive weights with the largest of these scores are grown.
     """
 
     share: float
@@ -53,7 +55,7 @@ Marks = list[Tensor]
 def run_chain(
     layers: Sequence[Layer], active: Sequence[Tensor], chain: Sequence[TopK], processes: Processes = ALONE
 ) -> Marks:
-    """Run a chain of Top-K steps on the active weights and return those that the last step leaves.
+    """Run a chain of Top-K steps on the active weights and return those that the last step keeps.
 
     Args:
         layers: the weights and gradients, ranked together.
@@ -78,21 +80,21 @@ def run_chain(
 def run_exchange(
     layers: Sequence[Layer], active: Sequence[Tensor], exchange: Exchange, processes: Processes = ALONE
 ) -> Marks:
-    """Exchange weights within each layer and return those that are active then, as many as before.
+    """Exchange weights within each layer and return the active weights after it; their number does not change.
 
     Args:
         layers: the weights and gradients.
         active: the active weights, a bool tensor [n] for each layer; not modified.
-        exchange: how many, and which.
+        exchange: how many weights to exchange, and by which scores.
         processes: those that hold the weights; all of them call this together.
     """
     result = []
     for layer, before in zip(layers, active, strict=True):
         count = count_marked([layer], [before], processes)
-        moved = math.ceil(exchange.share * count)
-        [dropped] = run_chain([layer], [before], [TopK(exchange.drop, moved)], processes)
+        exchanged = math.ceil(exchange.share * count)
+        [dropped] = run_chain([layer], [before], [TopK(exchange.drop, exchanged)], processes)
         kept = dropped.logical_xor_(before)
-        [grown] = run_chain([layer], [~kept], [TopK(largest(exchange.grow), moved)], processes)
+        [grown] = run_chain([layer], [~kept], [TopK(largest(exchange.grow), exchanged)], processes)
         result.append(kept.logical_or_(grown))
     return result
 
@@ -101,10 +103,10 @@ def count_marked(layers: Sequence[Layer], marks: Sequence[Tensor], processes: Pr
     """How many weights are marked, on all processes."""
     if not processes.sharded and _on_one_gpu(marks):
         return int(torch.cat([m.reshape(-1) for m in marks]).count_nonzero())
-    return sum(counts_marked([layer.owned for layer in layers], marks, processes))
+    return sum(count_marked_each([layer.owned for layer in layers], marks, processes))
 
 
-def counts_marked(owned: Sequence[bool], marks: Sequence[Tensor], processes: Processes = ALONE) -> list[int]:
+def count_marked_each(owned: Sequence[bool], marks: Sequence[Tensor], processes: Processes = ALONE) -> list[int]:
     """How many weights of each tensor are marked, on all processes; on a GPU the host waits once, not once a tensor.
 
     Args:
@@ -116,7 +118,7 @@ def counts_marked(owned: Sequence[bool], marks: Sequence[Tensor], processes: Pro
     if any(c.device != counts[0].device for c in counts):
         counts = [c.cpu() for c in counts]
     numbers: list[int] = torch.stack(counts).tolist() if counts else []
-    return processes.sum([n if mine else 0 for n, mine in zip(numbers, owned, strict=True)])
+    return processes.sum([n if is_owned else 0 for n, is_owned in zip(numbers, owned, strict=True)])
 
 
 def keep_smallest(
@@ -127,13 +129,13 @@ def keep_smallest(
     Args:
         layers: the weights and gradients.
         marks: the weights to choose among, a bool tensor [n] for each layer.
-        count: how many they are, on all processes.
+        count: how many these are, on all processes.
         score: what they are ranked by.
         k: how many to keep.
         processes: those that hold the weights; all of them call this together.
 
     Raises:
-        ValueError: k is more than there are, or than have a score that is not NaN.
+        ValueError: k is not in [0, count], or fewer than k weights have a score that is not NaN.
     """
     if not 0 <= k <= count:
         raise ValueError(f"k={k} must lie in [0, {count}], the number of weights to choose among")
@@ -145,7 +147,7 @@ def keep_smallest(
     elif _on_one_gpu(marks) and not processes.sharded:
         keep_smallest_joined(layers, marks, count, score, k)
     else:
-        # Between the passes a byte is one of three marks; they end as bools again.
+        # During a step each byte is one of three marks; afterwards only 0 and 1 are left, which are bools again.
         _narrow(layers, [m.view(torch.uint8) for m in marks], MARK_IN, count, score, k, processes)
 
 
@@ -158,27 +160,28 @@ def _narrow(
     k: int,
     processes: Processes,
 ) -> None:
-    """Let in the ``k`` that rank lowest of the ``count`` weights that are marked ``among``, 0 < k < count."""
-    value, below, equal = find_cut(layers, marks, among, count, score, k, processes)
-    spare = k - below
-    passes.cut(layers, marks, score, among, value, MARK_IN if spare == equal else MARK_TIED)
-    if spare == equal:
+    """Mark the ``k`` lowest-ranked of the ``count`` weights marked ``among`` MARK_IN, the others MARK_OUT; 0 < k < count."""
+    threshold = find_threshold(layers, marks, among, count, score, k, processes)
+    tied_to_keep = k - threshold.below
+    all_tied_fit = tied_to_keep == threshold.equal
+    passes.cut(layers, marks, score, among, threshold.value, MARK_IN if all_tied_fit else MARK_TIED)
+    if all_tied_fit:
         return
     if score.ties is not None:
-        _narrow(layers, marks, MARK_TIED, equal, score.ties, spare, processes)
+        _narrow(layers, marks, MARK_TIED, threshold.equal, score.ties, tied_to_keep, processes)
         return
-    # Parameter order, then flat index.
+    # Without a tie-breaker: by parameter order, then by flat index.
     tied = processes.sum(
-        [passes.count_marks(m, MARK_TIED) if la.owned else 0 for la, m in zip(layers, marks, strict=True)]
+        [passes.count_mark(m, MARK_TIED) if layer.owned else 0 for layer, m in zip(layers, marks, strict=True)]
     )
     for layer, m, n in zip(layers, marks, tied, strict=True):
-        if 0 < spare < n:
-            _narrow([layer], [m], MARK_TIED, n, position, spare, processes)
+        if 0 < tied_to_keep < n:
+            _narrow([layer], [m], MARK_TIED, n, position, tied_to_keep, processes)
         elif n:
-            passes.replace_marks(m, MARK_TIED, MARK_IN if spare else MARK_OUT)
-        spare -= min(spare, n)
+            passes.replace_mark(m, MARK_TIED, MARK_IN if tied_to_keep else MARK_OUT)
+        tied_to_keep -= min(tied_to_keep, n)
 
 
 def _on_one_gpu(tensors: Sequence[Tensor]) -> bool:
-    """Whether few large passes over all tensors at once beat many small ones."""
+    """Whether all tensors are on one GPU, where few large passes beat many small ones."""
     return len({t.device for t in tensors}) == 1 and tensors[0].is_cuda

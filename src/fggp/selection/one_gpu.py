@@ -1,9 +1,9 @@
-"""The selection of `select.py` on a GPU: all layers as one, a few large passes, a fixed number of waits.
+"""The selection of `chains.py` on one GPU: all layers as one, a few large passes, a fixed number of waits.
 
-There a kernel's launch and every number that the host reads cost more than a pass over a layer. So the scores of all
-layers are computed once and laid end to end, for the time of a step (4 or 8 bytes a weight), and a sample brackets the
-k-th of them as on a CPU. What the host must know it reads three times a step, however many layers there are, and three
-more times where weights tie for the last place.
+On a GPU, launching a kernel and reading a number on the host both cost more than a pass over a layer. So a Top-K step
+computes the scores of all layers once and concatenates them (4 or 8 bytes a weight, freed after the step). A sample
+brackets the k-th score as on a CPU. The host reads numbers three times a step, however many layers there are, and three
+more times if weights tie for the last place.
 """
 
 from __future__ import annotations
@@ -11,19 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fggp.scores import Score
+from fggp.selection import bracket
+from fggp.selection.bracket import Counts, Search, Threshold
 from fggp.weights.layers import Layer
 
-SAMPLE_SIZE = 1 << 16
-"""Scores drawn to bracket the k-th smallest."""
-
 TIE_SORT_MAX = 1 << 20
-"""So many weights that tie are ranked by sorting their tie-breakers; more are selected from by the first of these."""
+"""Above this number of tied weights, a Top-K step by the first tie-breaker narrows them before they are sorted."""
 
 
 def keep_smallest_joined(layers: Sequence[Layer], marks: Sequence[Tensor], count: int, score: Score, k: int) -> None:
@@ -32,130 +30,99 @@ def keep_smallest_joined(layers: Sequence[Layer], marks: Sequence[Tensor], count
     Args:
         layers: all on one device.
         marks: the weights to choose among, a bool tensor [n] for each layer.
-        count: how many they are.
+        count: how many these are.
         score: what they are ranked by.
         k: how many to keep.
     """
     joined = torch.cat(list(marks))
-    _keep(layers, joined, count, score, k)
+    _narrow(layers, joined, count, score, k)
     torch._foreach_copy_(list(marks), list(torch.split(joined, [len(layer) for layer in layers])))
 
 
-def _keep(layers: Sequence[Layer], marks: Tensor, count: int, score: Score, k: int) -> None:
-    """Narrow ``marks``, [N], in place."""
+def _narrow(layers: Sequence[Layer], marks: Tensor, count: int, score: Score, k: int) -> None:
+    """Narrow ``marks``, [N] over all layers, in place to the k weights that rank lowest."""
     scores = torch.cat([score.of(layer.block(0, len(layer))) for layer in layers])
-    cut = _kth(scores, marks, count, score, k)
-    spare = k - cut.below
-    if spare == cut.equal:
-        marks.logical_and_(scores <= cut.value)
+    threshold = _find_threshold(scores, marks, Search(score.name, k, count))
+    tied_to_keep = k - threshold.below
+    if tied_to_keep == threshold.equal:
+        marks.logical_and_(scores <= threshold.value)
         return
-    tied = (scores == cut.value).logical_and_(marks)
-    marks.logical_and_(scores < cut.value)
+    tied = (scores == threshold.value).logical_and_(marks)
+    marks.logical_and_(scores < threshold.value)
     del scores
-    if score.ties is not None and cut.equal > TIE_SORT_MAX:
-        _keep(layers, tied, cut.equal, score.ties, spare)
+    if score.ties is not None and threshold.equal > TIE_SORT_MAX:
+        _narrow(layers, tied, threshold.equal, score.ties, tied_to_keep)
         marks.logical_or_(tied)
     else:
-        places = tied.nonzero().squeeze(1)
-        marks.index_fill_(0, places[_rank(layers, places, score.ties)[:spare]], True)
+        index = tied.nonzero().squeeze(1)
+        marks.index_fill_(0, index[_tie_order(layers, index, score.ties)[:tied_to_keep]], True)
 
 
-class _Cut(NamedTuple):
-    """The k-th smallest score, how many weights score less, and how many just that."""
-
-    value: float
-    below: int
-    equal: int
-
-
-def _kth(scores: Tensor, marks: Tensor, count: int, score: Score, k: int) -> _Cut:
-    """Find the k-th smallest of the marked scores."""
-    # Invariant: the k-th lies strictly between low and high (None: no such end); `at_most_low` scores are ≤ low.
-    low: float | None = None
-    high: float | None = None
-    at_most_low, below_high = 0, count
+def _find_threshold(scores: Tensor, marks: Tensor, search: Search) -> Threshold:
+    """Find the k-th smallest of the marked scores; both tensors are [N]."""
     while True:
-        a, b = _bracket(scores, marks, low, high, (k - at_most_low) / (below_high - at_most_low))
-        within = marks.logical_and(scores == scores if b is None else scores < b)  # NaN is in no bracket
-        if a is not None:
-            within.logical_and_(scores > a)
+        a, b = _bracket(scores, marks, search)
+        within = (scores > a).logical_and_(scores < b).logical_and_(marks)
         inside = scores[within].sort().values  # the host waits for their number
         del within
-        none = marks.new_zeros((), dtype=torch.int64)
-        below_a, at_a = (none, none) if a is None else _around(scores, marks, a)
-        at_b = none if b is None else (scores == b).logical_and_(marks).count_nonzero()
-        settled = scores.new_zeros(()) if len(inside) == 0 else _pick(inside, k - below_a - at_a - 1)
-        # One reading for all. Counts are exact as doubles, and so are scores.
-        facts = [below_a, at_a, (inside < settled).count_nonzero(), (inside == settled).count_nonzero(), at_b, settled]
-        exact = torch.float64 if scores.is_floating_point() else torch.int64
-        *counts, value = torch.stack([fact.to(exact) for fact in facts]).tolist()
-        n_below_a, n_at_a, n_less, n_equal, n_at_b = map(int, counts)
-        n_at_most_a = n_below_a + n_at_a
-        n_below_b = n_at_most_a + len(inside)
-        if n_at_most_a < k <= n_below_b:
-            return _Cut(value, n_at_most_a + n_less, n_equal)
-        if a is not None and n_below_a < k <= n_at_most_a:
-            return _Cut(a, n_below_a, n_at_a)
-        if b is not None and n_below_b < k <= n_below_b + n_at_b:
-            return _Cut(b, n_below_b, n_at_b)
-        # The sample misled, as one in some 400 does.
-        if k <= n_below_a:
-            high, below_high = a, n_below_a
-        elif b is None:
-            raise ValueError(f"score {score.name!r} is NaN for {count - n_below_b} of the {count} weights to be ranked")
-        else:
-            low, at_most_low = b, n_below_b + n_at_b
+        below_a, at_a = (part.logical_and_(marks).count_nonzero() for part in (scores < a, scores == a))
+        at_b = (scores == b).logical_and_(marks).count_nonzero() if a != b else torch.zeros_like(at_a)
+        # The k-th, should it be inside: computed before the host knows, so that one read brings everything.
+        kth = _value_at(inside, search.k - below_a - at_a - 1) if len(inside) else scores.new_zeros(())
+        numbers = [below_a, at_a, at_b, (inside < kth).count_nonzero(), (inside == kth).count_nonzero(), kth]
+        exact = torch.float64 if scores.is_floating_point() else torch.int64  # holds counts and scores alike
+        *counted, value = torch.stack([number.to(exact) for number in numbers]).tolist()
+        n_below_a, n_at_a, n_at_b, n_less, n_equal = map(int, counted)
+        counts = Counts(n_below_a, n_at_a, len(inside), n_at_b)
+        if 0 < search.k - counts.at_most_a <= counts.inside:
+            return Threshold(value, counts.at_most_a + n_less, n_equal)
+        threshold = search.settle_outside(a, b, counts)
+        if threshold is not None:
+            return threshold
 
 
-def _around(scores: Tensor, marks: Tensor, at: float) -> tuple[Tensor, Tensor]:
-    """How many marked weights score less than ``at``, and how many just that, on the device."""
-    return (scores < at).logical_and_(marks).count_nonzero(), (scores == at).logical_and_(marks).count_nonzero()
+def _bracket(scores: Tensor, marks: Tensor, search: Search) -> tuple[float, float]:
+    """Two scores, low ≤ a ≤ b ≤ high, likely to hold the k-th smallest strictly between them."""
+    if len(scores) <= bracket.SAMPLE_SIZE:
+        return search.low, search.high
+    index = bracket.spread_indices(bracket.SAMPLE_SIZE, len(scores), scores.device)
+    sample = scores[index]
+    candidate = marks[index].logical_and_(sample > search.low).logical_and_(sample < search.high)
+    # Sort the other scores behind the candidates: to remove them, the host would have to wait for their number.
+    greatest = math.inf if sample.is_floating_point() else torch.iinfo(sample.dtype).max
+    size = candidate.count_nonzero()
+    sample = sample.masked_fill_(candidate.logical_not_(), greatest).sort().values
+    lower, upper = bracket.bracket_ranks(size.double(), search.quantile)
+    first, last = lower.floor().long(), upper.ceil().long()
+    ends = [
+        _value_at(sample, first - 1),
+        _value_at(sample, last - 1),
+        (first > 0).to(sample),
+        (last <= size).to(sample),
+    ]
+    a, b, has_a, has_b = torch.stack(ends).tolist()
+    return (a if has_a else search.low), (b if has_b else search.high)
 
 
-def _bracket(
-    scores: Tensor, marks: Tensor, low: float | None, high: float | None, share: float
-) -> tuple[float | None, float | None]:
-    """Two scores, low ≤ a ≤ b ≤ high, likely to hold strictly between them the quantile ``share`` of (low, high)."""
-    if len(scores) <= SAMPLE_SIZE:
-        return low, high
-    # Multiples of the golden ratio, modulo 1, spread evenly and follow no stride of the tensors.
-    points = torch.arange(SAMPLE_SIZE, dtype=torch.float64, device=scores.device)
-    index = (points * 0.6180339887498949 % 1 * len(scores)).long()
-    sample, taken = scores[index], marks[index]
-    taken &= sample == sample if high is None else sample < high
-    if low is not None:
-        taken &= sample > low
-    # The others are sorted behind: what is taken is not cut out, or the host would have to wait for how much it is.
-    last = math.inf if sample.is_floating_point() else torch.iinfo(sample.dtype).max
-    s = taken.count_nonzero()
-    sample = sample.masked_fill_(taken.logical_not_(), last).sort().values
-    # Three standard deviations of the sample's own quantile.
-    middle, slack = share * s.double(), (s.double() * (share * (1 - share))).sqrt() * 3 + 1
-    below, above = (middle - slack).floor().long(), (middle + slack).ceil().long()
-    ends = [_pick(sample, below - 1), _pick(sample, above - 1), (below > 0).to(sample), (above <= s).to(sample)]
-    a, b, a_is_there, b_is_there = torch.stack(ends).tolist()
-    return (a if a_is_there else low), (b if b_is_there else high)
-
-
-def _pick(values: Tensor, index: Tensor) -> Tensor:
-    """The value at an index on the device, [], clamped into range; ``values[index]`` would wait for the index."""
+def _value_at(values: Tensor, index: Tensor) -> Tensor:
+    """The value at an index on the device, [], clamped into range; the host would wait for ``values[index]``."""
     return values.index_select(0, index.clamp(0, len(values) - 1).view(1)).squeeze(0)
 
 
-def _rank(layers: Sequence[Layer], places: Tensor, ties: Score | None) -> Tensor:
-    """The order of some weights by (tie-breakers, layer, position).
+def _tie_order(layers: Sequence[Layer], index: Tensor, ties: Score | None) -> Tensor:
+    """The order of some weights by (tie-breakers, layer, position), as indices into ``index``.
 
     Args:
         layers: all layers.
-        places: the weights' indices in the joined layers, [n], ascending.
+        index: the weights' indices in the concatenated layers, int64 [n], ascending.
         ties: the first tie-breaker.
     """
     starts = list(accumulate(map(len, layers), initial=0))
-    upto = torch.searchsorted(places, torch.tensor(starts, device=places.device)).tolist()
+    bounds = torch.searchsorted(index, torch.tensor(starts, device=index.device)).tolist()
     blocks, positions = [], []
-    for layer, start, first, end in zip(layers, starts, upto, upto[1:], strict=False):
+    for layer, start, first, end in zip(layers, starts, bounds, bounds[1:], strict=False):
         if first < end:
-            blocks.append(layer.at(places[first:end] - start))
+            blocks.append(layer.at(index[first:end] - start))
             positions.append(blocks[-1].position + start)
     # Stable sorts, from the last key to the first.
     keys = [torch.cat(positions)]

@@ -1,4 +1,4 @@
-"""Masks: zeroing to the bit, one bit a weight in storage."""
+"""Masks packed to one bit a weight, and their digests."""
 
 import math
 
@@ -7,23 +7,16 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fggp.masks.masks import digest, pack, unpack, zero_pruned
+from fggp.masks.packing import digest, pack, unpack
 from fggp.selection.passes import BLOCK_SIZE
-from helpers import bits, identical
-from tensors import DTYPES, layouts, shapes, values
+from helpers import identical
+from tensors import bool_masks, layouts
 
 
-@st.composite
-def masks(draw):
-    shape = draw(shapes())
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
-    return torch.rand(shape, generator=generator) < draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
-
-
-@given(masks(), st.data())
+@given(bool_masks(), st.data())
 @example(torch.ones(1, dtype=torch.bool), None)
 @example(torch.ones(0, 3, dtype=torch.bool), None)
-def test_packed_masks_come_back_whatever_their_shape_and_layout(mask, data):
+def test_unpacking_gives_the_mask_back_whatever_its_shape_and_layout(mask, data):
     packed = pack(mask if data is None else data.draw(layouts(mask)))
     assert packed.dtype == torch.uint8
     assert packed.shape == (math.ceil(mask.numel() / 8),)
@@ -37,22 +30,12 @@ def test_packed_masks_come_back_whatever_their_shape_and_layout(mask, data):
 @pytest.mark.parametrize(
     "packed", [torch.zeros(1, dtype=torch.uint8), torch.zeros(3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int8)]
 )
-def test_what_is_no_packed_mask_of_the_shape_is_refused(packed):
+def test_a_packed_mask_of_another_shape_or_dtype_is_refused(packed):
     with pytest.raises(ValueError, match=r"packed mask of shape \[3, 5\] cannot be torch"):
         unpack(packed, torch.Size([3, 5]))
 
 
-@given(masks(), st.sampled_from(DTYPES), st.data())
-def test_zeroing_leaves_exactly_plus_zero_and_every_other_bit_alone(mask, dtype, data):
-    theta = data.draw(values(tuple(mask.shape), dtype, infinite=True))
-    theta.view(-1)[data.draw(st.integers(0, mask.numel() - 1))] = data.draw(st.sampled_from([math.nan, -0.0, -1.0]))
-    tensor = data.draw(layouts(theta))
-    expected = torch.where(mask, bits(theta), 0)
-    zero_pruned([tensor], [data.draw(layouts(mask))])
-    assert torch.equal(bits(tensor), expected)
-
-
-@given(masks(), st.data())
+@given(bool_masks(), st.data())
 def test_a_digest_tells_masks_apart_that_differ_in_one_place(mask, data):
     other = mask.clone()
     where = data.draw(st.integers(0, mask.numel() - 1))

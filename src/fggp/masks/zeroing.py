@@ -1,0 +1,38 @@
+"""Zeroing: sets pruned weights, and their optimizer state, to exactly +0 in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fggp.selection import native_passes
+
+CHUNK_SIZE = 1 << 24
+"""Elements zeroed at a time by torch operations: on a CPU they widen the masks to 4 or 8 bytes an element."""
+
+_INT_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def zero_pruned(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    """Set tensors to exactly +0 where their mask is False, in place, in one pass over them.
+
+    Args:
+        tensors: floating-point tensors of any size, dtype and layout.
+        masks: for each tensor a bool tensor of its shape on its device.
+    """
+    remaining = native_passes.zero(tensors, masks)
+    # Multiply the bits by 0 or 1. A float product would give -0 and NaN (from inf and NaN); this gives +0. And an int
+    # times a bool is the cheapest masking in torch.
+    bits = [c.view(_INT_OF_SIZE[c.element_size()]) for i in remaining for c in _chunks(tensors[i].detach())]
+    if bits:
+        torch._foreach_mul_(bits, [c for i in remaining for c in _chunks(masks[i])])
+
+
+def _chunks(tensor: Tensor) -> Sequence[Tensor]:
+    """A tensor on the CPU as views of not much more than `CHUNK_SIZE` elements; on a GPU it stays whole."""
+    if tensor.numel() <= CHUNK_SIZE or tensor.device.type != "cpu":
+        return [tensor]
+    d = max(range(tensor.ndim), key=lambda d: tensor.shape[d])
+    return torch.split(tensor, max(1, tensor.shape[d] * CHUNK_SIZE // tensor.numel()), dim=d)
