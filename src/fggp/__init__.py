@@ -25,7 +25,8 @@ from fggp.pruner import Pruner
 from fggp.schedule import Schedule, cubic, linear
 from fggp.scores import Score
 from fggp.selection.chains import Exchange, TopK
-from fggp.ship.file.small_file import load, save
+from fggp.ship.file.load import load
+from fggp.ship.file.save import save
 from fggp.ship.runtime.compiled import Compiled, compile
 from fggp.weights.averages import Average
 

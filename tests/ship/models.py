@@ -191,7 +191,7 @@ def products(graph):
 
 def exact(graph, inputs):
     """What a graph's outputs are, computed in float64."""
-    wide = replace(graph, ops=tuple(op.holding(lambda t: t.double()) for op in graph.ops))
+    wide = replace(graph, ops=tuple(op.with_constants(lambda t: t.double()) for op in graph.ops))
     return tree_leaves(run(wide, [x.double() for x in inputs]))
 
 
@@ -209,6 +209,6 @@ class Tilings:
     def __call__(self, kernels, threads):
         return self
 
-    def choose(self, chain, place):
+    def choose(self, chain, locate):
         length = len(chain)
         return (1 / length**2 if self.chained else length**2), self.tiling(chain)

@@ -1,1 +1,1 @@
-"""What becomes of a pruned model: ways to store it and to run it that leave its zeros out."""
+"""Shipping a pruned model: a small file that stores only non-zero weights, and a CPU runtime that skips zeros."""

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import IMAGE_MODELS, nets, randomised
 from torch import nn
 from torch.nn.utils import prune
 
@@ -19,6 +18,7 @@ from fggp.ship.graph.interpret import run
 from fggp.ship.graph.operations import Add, Affine, Call, Conv2d, Flatten, Graph, Linear, ReLU, Value
 from fggp.ship.graph.simplify import simplify
 from helpers import bits
+from models import IMAGE_MODELS, nets, randomised
 
 
 class Lambda(nn.Module):
@@ -475,7 +475,7 @@ def test_a_graph_owns_its_constants():
 
 def test_weights_may_stay_shared_with_the_model():
     model = nn.Sequential(nn.Linear(4, 4))
-    (weight, _bias) = simplify(capture(model, (torch.randn(2, 4),), {}), own=False).constants()
+    (weight, _bias) = simplify(capture(model, (torch.randn(2, 4),), {}), copy_constants=False).constants()
     assert weight.data_ptr() == model[0].weight.data_ptr()
 
 

@@ -9,7 +9,6 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from models import IMAGE_MODELS, randomised
 from torch import nn
 
 import fggp
@@ -18,6 +17,7 @@ from fggp.ship.runtime import kernels
 from fggp.ship.runtime.instructions import Product
 from fggp.ship.runtime.kernels import KernelsMissingError
 from helpers import bits
+from models import IMAGE_MODELS, randomised
 
 
 def pruned(model, density=0.1, seed=0):
@@ -334,7 +334,7 @@ def test_without_kernels(monkeypatch):
 
 def test_what_is_off_is_found_even_where_it_is_not_a_number(monkeypatch):
     """A wrong result of the kernels' own is never used."""
-    engine = fggp.ship.runtime.engine.Engine
+    engine = fggp.ship.runtime.engine.SparseEngine
     right = engine.run
     monkeypatch.setattr(engine, "run", lambda self, inputs: [x * torch.nan for x in right(self, inputs)])
     model = cnn()

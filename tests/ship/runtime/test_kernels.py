@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
-from models import Builder, Tilings, exact, products
 
 from builds import SANITIZED, every_build
 from fggp.ship.graph.interpret import execute
@@ -25,9 +24,10 @@ from fggp.ship.graph.operations import (
 )
 from fggp.ship.runtime import kernels, tiles
 from fggp.ship.runtime.instructions import Product
-from fggp.ship.runtime.memory import Memory, takeovers
+from fggp.ship.runtime.memory import Memory, overwritten_buffers
 from fggp.ship.runtime.plan import Plan
 from fggp.ship.runtime.tiles import Tiling
+from models import Builder, Tilings, exact, products
 
 # Floats before and after each buffer. NaN there is in every sum that reads it, and gone where something is written.
 # With the sanitizers, what is allocated ends where the buffer does.
@@ -37,41 +37,41 @@ GUARD = 0 if SANITIZED else 64
 KERNELS = [kernels.Kernels(library) for library in every_build()]
 
 
-class Apart:
-    """In place of `plan.Memory`: each buffer in an allocation of its own, but for those that take over another one."""
+class SeparateMemory:
+    """Replaces `plan.Memory`: each buffer has an allocation of its own, unless it overwrites another buffer."""
 
     def __init__(self, steps):
         self.floats = torch.empty(0)
-        self._stretches = {}
-        self._takeovers = takeovers(steps)
+        self._allocations = {}
+        self._overwritten = overwritten_buffers(steps)
 
-    def _stretch(self, buffer):
-        if buffer in self._takeovers:
-            return self._stretch(self._takeovers[buffer])
-        if buffer not in self._stretches:
-            stretch = self._stretches[buffer] = torch.zeros(buffer.layout.floats + 2 * GUARD)
+    def _allocation(self, buffer):
+        if buffer in self._overwritten:
+            return self._allocation(self._overwritten[buffer])
+        if buffer not in self._allocations:
+            allocation = self._allocations[buffer] = torch.zeros(buffer.layout.floats + 2 * GUARD)
             if GUARD:
-                stretch[:GUARD] = stretch[-GUARD:] = torch.nan
-        return self._stretches[buffer]
+                allocation[:GUARD] = allocation[-GUARD:] = torch.nan
+        return self._allocations[buffer]
 
-    def at(self, buffer):
+    def c_tensor(self, buffer):
         if buffer is None:
             return kernels.CTensor()
-        return buffer.layout.at(self._stretch(buffer).data_ptr() + 4 * GUARD)
+        return buffer.layout.c_tensor(self._allocation(buffer).data_ptr() + 4 * GUARD)
 
     def view(self, buffer):
-        return self._stretch(buffer)[GUARD : GUARD + buffer.layout.floats]
+        return self._allocation(buffer)[GUARD : GUARD + buffer.layout.floats]
 
     def assert_in_bounds(self):
-        for stretch in self._stretches.values():
+        for allocation in self._allocations.values():
             if GUARD:
-                assert torch.cat([stretch[:GUARD], stretch[-GUARD:]]).isnan().all()
+                assert torch.cat([allocation[:GUARD], allocation[-GUARD:]]).isnan().all()
 
 
-def plan_of(graph, batch, build, lanes, tilings, memory=Apart):
+def plan_of(graph, batch, build, lanes, tilings, memory=SeparateMemory):
     with mock.patch("fggp.ship.runtime.plan.Memory", memory), mock.patch("fggp.ship.runtime.plan.tuner", tilings):
         plan = Plan(graph, batch, build, lanes, products(graph))
-    assert plan.native
+    assert plan.kernels_only
     return plan
 
 
@@ -79,7 +79,7 @@ def run_plan(plan, inputs, images, threads=1):
     """Twice, as what a first run leaves behind must not matter."""
     first = plan.run(inputs, images, threads)
     second = plan.run(inputs, images, threads)
-    if isinstance(plan.memory, Apart):
+    if isinstance(plan.memory, SeparateMemory):
         plan.memory.assert_in_bounds()
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a.view(torch.int32), b.view(torch.int32))
@@ -96,7 +96,7 @@ def tilings(draw, chained=False):
     def for_build(build):
         def tiling(chain):
             if which is not None:
-                tried = tiles.candidates(chain, build)
+                tried = tiles.candidate_tilings(chain, build)
                 return tried[which % len(tried)]
             if Product(chain).one_pixel:
                 return Tiling(1, 1, (chain[0].weight.shape[1],))
@@ -187,7 +187,7 @@ def test_convolution(build, wide, geometry, density, batch, relu, residual, thre
 
 def sizes_of_terms(graph, inputs):
     """What the outputs would be if nothing cancelled."""
-    positive = replace(graph, ops=tuple(op.holding(torch.Tensor.abs) for op in graph.ops))
+    positive = replace(graph, ops=tuple(op.with_constants(torch.Tensor.abs) for op in graph.ops))
     return exact(positive, [x.abs() for x in inputs])
 
 
@@ -203,7 +203,7 @@ def sizes_of_terms(graph, inputs):
     returned=st.booleans(),
     threads=st.sampled_from([1, 2, 5]),
     tilings=tilings(chained=True),
-    memory=st.sampled_from([Apart, Memory]),
+    memory=st.sampled_from([SeparateMemory, Memory]),
 )
 @example(  # the last one adds the first one's output, which is also returned
     build=KERNELS[0],
@@ -217,7 +217,7 @@ def sizes_of_terms(graph, inputs):
     returned=True,
     threads=1,
     tilings=lambda build: Tilings(tiling_of, chained=True),
-    memory=Apart,
+    memory=SeparateMemory,
 )
 def test_pointwise_products_after_a_convolution_are_done_with_it(
     build, length, geometry, channels, density, batch, residuals, relus, returned, threads, tilings, memory
@@ -308,7 +308,7 @@ def test_tilings_that_are_tried_fit(build):
             made = b.conv(x, weight=b.sparse(4, 60, kernel, kernel), padding=kernel // 2, stride=stride)
             plan = plan_of(b.graph(made), 1, build, lanes, Tilings(tiling_of))
             (chain,) = (step.chain for step in plan.steps if isinstance(step, Product))
-            for tiling in tiles.candidates(chain, build):
+            for tiling in tiles.candidate_tilings(chain, build):
                 assert 1 <= tiling.rows <= tiles.MAX_ROWS
                 assert 1 <= tiling.columns <= tiles.MAX_COLUMNS
                 assert tiling.rows * tiling.columns <= build.registers
@@ -379,7 +379,7 @@ def test_plane_wise_operations(operation, build, wide, batch, channels, odd, thr
         at = torch.rand(x.shape, generator=b.generator) < odd
         inputs.append(x.where(~at, kinds[torch.randint(4, x.shape, generator=b.generator)]))
     (y,) = run_plan(plan, inputs, batch, threads)
-    op = graph.ops[-1].holding(torch.Tensor.double)
+    op = graph.ops[-1].with_constants(torch.Tensor.double)
     expected = execute(op, {v: x.double() for v, x in zip(op.inputs, inputs, strict=True)})
     torch.testing.assert_close(y, expected.float(), rtol=1e-5, atol=1e-5, equal_nan=True)
 

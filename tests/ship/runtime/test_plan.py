@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import Builder, Tilings, exact, products
 
 from fggp.ship.graph.operations import (
     AdaptiveAvgPool2d,
@@ -21,11 +20,12 @@ from fggp.ship.graph.operations import (
     ReLU,
 )
 from fggp.ship.runtime import kernels
-from fggp.ship.runtime.engine import Engine
+from fggp.ship.runtime.engine import SparseEngine
 from fggp.ship.runtime.instructions import Instruction, Product, Torch
 from fggp.ship.runtime.memory import Memory
 from fggp.ship.runtime.plan import Plan
-from fggp.ship.runtime.tiles import Tiling, candidates
+from fggp.ship.runtime.tiles import Tiling, candidate_tilings
+from models import Builder, Tilings, exact, products
 
 aten = torch.ops.aten
 KERNELS = kernels.load()
@@ -33,7 +33,7 @@ KERNELS = kernels.load()
 
 def whole(chain):
     """A tiling for any chain."""
-    return candidates(chain, KERNELS)[0]
+    return candidate_tilings(chain, KERNELS)[0]
 
 
 def plan_of(graph, batch, lanes, chained=False, sparse=None):
@@ -147,7 +147,7 @@ def test_buffers_in_use_at_the_same_time_do_not_overlap(data, batch, lanes, chai
             assert used[early][-1] <= used[late][0]
             if used[early][-1] == used[late][0]:
                 step = native[used[late][0]]
-                assert late.over is early
+                assert late.may_overwrite is early
                 assert [*step.reads, *step.writes].count(early) == 1
 
 
@@ -203,7 +203,7 @@ def cnn():
 
 def test_every_batch_size_agrees_with_single_images(cnn):
     graph, b = cnn
-    engine = Engine(graph, KERNELS)
+    engine = SparseEngine(graph, KERNELS)
     x = b.randn(40, 3, 11, 10)
     single = torch.cat([engine.run([image[None]])[0] for image in x])
     assert_close([single], exact(graph, [x]))
@@ -215,8 +215,8 @@ def test_every_batch_size_agrees_with_single_images(cnn):
 
 def test_large_batches_go_through_in_pieces(cnn):
     graph, b = cnn
-    engine = Engine(graph, KERNELS)
-    assert engine.piece(100) < 100
+    engine = SparseEngine(graph, KERNELS)
+    assert engine.piece_size(100) < 100
     x = b.randn(100, 3, 11, 10)
     assert_close(engine.run([x]), exact(graph, [x]))
     assert_same(engine.run([x]), engine.run([x]))
@@ -227,7 +227,7 @@ def test_large_batches_with_an_input_among_the_outputs():
     x = b.input(3, 4, 4)
     y = b.conv(x, weight=b.sparse(4, 3, 3, 3))
     graph = b.graph(y, x, y, torch.ones(2), "constant")
-    engine = Engine(graph, KERNELS)
+    engine = SparseEngine(graph, KERNELS)
     given = b.randn(100, 3, 4, 4)
     kept = given.clone()
     y, returned, again, ones, constant = engine.run([given])
@@ -242,7 +242,7 @@ def test_a_batch_of_nothing(cnn, threads):
     graph, _ = cnn
     torch.set_num_threads(threads)
     try:
-        (y,) = Engine(graph, KERNELS).run([torch.empty(0, 3, 11, 10)])
+        (y,) = SparseEngine(graph, KERNELS).run([torch.empty(0, 3, 11, 10)])
     finally:
         torch.set_num_threads(1)
     assert y.shape == (0, 5)
@@ -277,7 +277,7 @@ def test_inputs_too_large_for_the_kernels_stay_with_pytorch():
     inputs = [b.randn(b.batch, 3, 8, 8)]
     # Pixels that the inputs take: 195 twice, 135 unfolded, 10.
     for pixels, far in [(200, 0), (150, 2), (100, 3), (5, 4)]:
-        with mock.patch("fggp.ship.runtime.layout.FARTHEST", pixels * KERNELS.lanes * 4):
+        with mock.patch("fggp.ship.runtime.layout.OFFSET_LIMIT", pixels * KERNELS.lanes * 4):
             plan = plan_of(graph, b.batch, KERNELS.lanes)
         assert sum(isinstance(step, Torch) for step in plan.steps) == far
         assert_close(plan.run(inputs, b.batch, 1), exact(graph, inputs))

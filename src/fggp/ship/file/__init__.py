@@ -1,1 +1,1 @@
-"""The small file: a pruned state dict as the values that are left and the gaps between them."""
+"""The small file: a pruned state dict stored as its non-zero values and the gaps between them."""

@@ -1,8 +1,9 @@
-"""Positions as gaps, a byte each: where the weights are that pruning left.
+"""Positions of non-zero weights, coded as gaps of one byte each.
 
-A code below 255 skips so many places and stands at the next; 255 skips 255 places and stands nowhere: a gap of 600 is
-255, 255, 90. Up to 98 % sparsity hardly a gap needs more than its byte. Codes of bits would save one or two of the 40
-bits that a float32 weight takes with its gap, and no longer decode by one cumulative sum.
+A code below 255 skips that number of zeros and places a value at the next position. The code 255 skips 255 zeros and
+places nothing: a gap of 600 is 255, 255, 90. Up to 98 % sparsity almost every gap takes one byte. Codes of a variable
+number of bits would save one or two of the 40 bits that a float32 weight takes with its gap, but one cumulative sum
+could no longer decode them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 ESCAPE = 255
-"""The code that skips as many places and stands at none."""
+"""The code that skips 255 zeros and places no value."""
 
 
 def encode(positions: Tensor) -> Tensor:
@@ -32,26 +33,31 @@ def encode(positions: Tensor) -> Tensor:
 
 
 def decode(codes: Tensor) -> Tensor:
-    """The inverse of `encode`: int64 [k].
+    """The positions that codes stand for, int64 [k]: the inverse of `encode`.
 
     Args:
-        codes: uint8 [m]; from where they cannot be trusted, `check` them before.
+        codes: uint8 [m]. `check` codes from a file that cannot be trusted first.
     """
-    stands = codes != ESCAPE
-    ends = codes.long().add_(stands).cumsum(0)
-    # Most tensors need no escape, and selecting all is as slow as selecting some.
-    return (ends if stands.all() else ends[stands]).sub_(1)
+    places_value = codes != ESCAPE
+    ends = codes.long().add_(places_value).cumsum(0)
+    # Most tensors need no escape, and selecting all elements is as slow as selecting some.
+    return (ends if places_value.all() else ends[places_value]).sub_(1)
 
 
 def check(codes: Tensor, count: int, length: int) -> None:
-    """Refuse codes that are not those of ``count`` positions below ``length``; allocates a byte a code.
+    """Refuse codes that do not stand for ``count`` positions below ``length``. Allocates one byte a code.
+
+    Args:
+        codes: uint8 [m].
+        count: the number of values.
+        length: the number of elements of the tensor.
 
     Raises:
-        ValueError: they are not.
+        ValueError: the count or the last position is wrong.
     """
-    stand = int((codes != ESCAPE).count_nonzero())
-    if stand != count:
-        raise ValueError(f"its gaps place {stand} values, but it has {count}")
+    placed = int((codes != ESCAPE).count_nonzero())
+    if placed != count:
+        raise ValueError(f"its gaps place {placed} values, but it has {count}")
     end = int(codes.sum(dtype=torch.int64)) + count
     if end > length:
         raise ValueError(f"its gaps run to {end}, beyond its {length} elements")

@@ -1,4 +1,4 @@
-"""A model and an example of its input made a `Graph` of operator calls, by torch.export."""
+"""From a model and an example of its input to a `Graph` of operator calls, by torch.export."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils._pytree import tree_unflatten
 
 from fggp.ship.graph.inplace import MutationError, functional_targets, refuse_changed
-from fggp.ship.graph.operations import Call, Graph, Value, swap
+from fggp.ship.graph.operations import Call, Graph, Value, map_leaves
 
-# Ranges of batch sizes that go beyond this count as unlimited: some networks put a bound of about 2⁶³ over a factor.
-_MANY = 1 << 20
+# An upper bound of the batch size from here on counts as none: for some networks it is about 2⁶³ over a factor.
+UNBOUNDED_FROM = 1 << 20
 
 
 class CaptureError(RuntimeError):
-    """torch.export cannot take this model; the message says why."""
+    """torch.export cannot trace this model; the message says why."""
 
 
 def normalise_example(example_input: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """The arguments of a model from an example in one of the forms that are taken.
+    """A model's positional and keyword arguments, from an example in any of the accepted forms.
 
     Args:
         example_input: a tensor, a tuple or list of tensors (positional arguments), or a dict of them (keyword
@@ -36,8 +36,8 @@ def normalise_example(example_input: Any) -> tuple[tuple[Tensor, ...], dict[str,
         Positional arguments and keyword arguments.
 
     Raises:
-        TypeError: it is none of these.
-        ValueError: it holds no tensor.
+        TypeError: example_input has none of these forms.
+        ValueError: example_input holds no tensor.
     """
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
@@ -64,20 +64,19 @@ def normalise_example(example_input: Any) -> tuple[tuple[Tensor, ...], dict[str,
 
 
 def capture(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Graph:
-    """Trace what a model computes in evaluation.
+    """Trace a model's computation in evaluation mode.
 
-    The model is left as it was. The graph shares the model's parameters and buffers; `simplify` makes it own what it
-    keeps.
+    The model is unchanged afterwards. The graph shares the model's parameters and buffers until `simplify` copies them.
 
     Args:
         model: on the CPU, in training or evaluation mode.
-        args: an example of its positional arguments (`normalise_example`). Dimension 0 of the first tensor that has
-            one is the batch, as it is of all other inputs as long.
-        kwargs: and of its keyword arguments.
+        args: an example of its positional arguments (`normalise_example`). The batch size is the length of the first
+            tensor that is no scalar; dimension 0 of every input of this length is the batch.
+        kwargs: an example of its keyword arguments.
 
     Returns:
-        Calls only. It takes any batch size (``batch`` is None) if tracing found that the same operations serve them
-        all; else the example's.
+        A graph of Calls. It accepts any batch size (``batch`` is None) if tracing found that the same operations serve
+        all of them; else only the example's.
 
     Raises:
         CaptureError: torch.export cannot trace it, in most cases because its control flow depends on data.
@@ -89,8 +88,8 @@ def capture(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Ten
     batch = next((len(x) for x in (*args, *kwargs.values()) if x.dim()), None)
     if batch == 0:
         raise ValueError("example_input is a batch of 0; it must hold at least one")
-    with evaluation(model), torch.no_grad(), warnings.catch_warnings():
-        # torch warns of its own internals, and of attributes set while tracing, which are put back here.
+    with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings():
+        # torch warns of its own internals, and of attributes set while tracing, which `evaluation_mode` restores.
         warnings.simplefilter("ignore")
         errors = []
         for size, strict in [(batch, False), (batch, True), (None, False), (None, True)]:
@@ -99,20 +98,20 @@ def capture(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Ten
             except MutationError:
                 raise
             except Exception as error:
-                # Whatever it is: another way may do, and it is told if none does.
+                # Whatever the error, another way of tracing may succeed. It is reported if none does.
                 errors.append(error)
                 continue
             symbol = None if size is None else _batch_symbol(program)
             if size is None or symbol is not None:
-                shapes = _Shapes(program, args, kwargs, symbol)
+                shapes = _SymbolicShapes(program, args, kwargs, symbol)
                 return _graph(program, targets, shapes, batch=batch if size is None else None)
-    # What the quicker tracer says of the example as it is points at the model's own lines.
+    # The non-strict tracer's error for the example's own sizes points at lines of the model.
     reason = "\n".join([line for line in str(errors[-2]).splitlines() if line.strip()][:3])
     raise CaptureError(f"torch.export cannot trace {type(model).__name__}: {reason}") from errors[-2]
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile's or a data-parallel wrapper."""
+    """The model inside wrappers of torch.compile and data parallelism."""
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
@@ -134,13 +133,13 @@ def _check_on_cpu(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[st
 
 
 @contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; after, all attributes of all modules as before.
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode, and restore all attributes of all its modules afterwards.
 
-    Only flags change, as eval() may be a method of the model's own that changes weights. A model that stores what it
-    computed would be left with the stand-ins that tracing computes with.
+    Sets the flags directly, because a model may have an eval() of its own that changes weights. Attributes are restored
+    because a model that stores results in forward() would otherwise keep the fake tensors of tracing.
     """
-    tables = [table for module in model.modules() for table in _tables(module)]
+    tables = [table for module in model.modules() for table in _attribute_tables(module)]
     before = [dict(table) for table in tables]
     flags = [(module, module.training) for module in model.modules()]
     for module, _ in flags:
@@ -156,8 +155,8 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _tables(module: nn.Module) -> list[dict[str, Any]]:
-    """Where a module keeps its attributes. (A scripted one keeps some elsewhere.)"""
+def _attribute_tables(module: nn.Module) -> list[dict[str, Any]]:
+    """The dicts that hold a module's attributes. (A scripted module keeps some outside them.)"""
     return [
         table
         for table in (vars(module), module._parameters, module._buffers, module._modules)
@@ -174,28 +173,28 @@ def _trace(
         model: in evaluation mode.
         args: the example's positional arguments.
         kwargs: its keyword arguments.
-        batch: dimensions 0 of this length may have any; None: the example's sizes are the only ones.
-        strict: trace Python itself. That takes longer and fails more often, but it sees that ``len(x)`` may vary.
+        batch: a dimension 0 of this length may have any length; None: all sizes are fixed to the example's.
+        strict: trace Python itself. That takes longer and fails more often, but notices that ``len(x)`` may vary.
 
     Returns:
-        The program, and for its nodes that write in place the operators that they can be taken for.
+        The program, and for its nodes that write in place the operators that replace them.
     """
     dynamic = ShapesCollection()  # type: ignore[no-untyped-call]
 
-    def given(x: Tensor) -> Tensor:
+    def traced_input(x: Tensor) -> Tensor:
         if batch is None or x.dim() == 0 or len(x) != batch:
             return x
-        # torch.export takes sizes 0 and 1 for constants. Detached, because the collection tells tensors by identity.
+        # torch.export treats sizes 0 and 1 as constants. Detached, because the collection tells tensors by identity.
         x = torch.cat([x, x]) if batch == 1 else x.detach()
         dynamic[x] = {0: Dim.AUTO}
         return x
 
-    example = tuple(map(given, args)), {name: given(x) for name, x in kwargs.items()}
+    example = tuple(map(traced_input, args)), {name: traced_input(x) for name, x in kwargs.items()}
     shapes = None if batch is None else dynamic
     program = torch.export.export(model, *example, dynamic_shapes=shapes, strict=strict)
     targets = functional_targets(program)
     if targets is None:
-        # Something is written into while it is still seen elsewhere. PyTorch can undo that; it takes a while.
+        # A tensor is written while other values share its memory. PyTorch can rewrite the program, which takes long.
         program = program.run_decompositions({})
         refuse_changed(program)
         targets = {}
@@ -203,36 +202,36 @@ def _trace(
 
 
 def _batch_symbol(program: ExportedProgram) -> Any:
-    """The batch size in a program's shapes; None if it does not take any size."""
-    for node in _inputs(program).values():
+    """The symbol of the batch size in a program's shapes; None if the program does not accept every size."""
+    for node in _input_nodes(program).values():
         shape = node.meta["val"].shape
         if len(shape):
             if not isinstance(shape[0], torch.SymInt):
                 return None
             symbol = shape[0].node.expr
             limits = program.range_constraints.get(symbol)
-            if not symbol.is_symbol or (limits is not None and (limits.lower > 2 or limits.upper < _MANY)):
+            if not symbol.is_symbol or (limits is not None and (limits.lower > 2 or limits.upper < UNBOUNDED_FROM)):
                 return None
             return symbol
     return None
 
 
-def _inputs(program: ExportedProgram) -> dict[int | str, fx.Node]:
-    """The nodes of the arguments, by number or keyword."""
+def _input_nodes(program: ExportedProgram) -> dict[int | str, fx.Node]:
+    """The nodes of the arguments, by position or keyword."""
     assert program.call_spec.in_spec is not None
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     args, kwargs = tree_unflatten(list(program.graph_signature.user_inputs), program.call_spec.in_spec)
     return {place: nodes[name] for place, name in [*enumerate(args), *kwargs.items()]}
 
 
-class _Shapes:
-    """What the symbolic shapes of a program say about its values.
+class _SymbolicShapes:
+    """The symbolic shapes of a program, read as shapes for the example and for any batch size.
 
     Args:
         program: what was exported.
         args: the example's positional arguments.
         kwargs: its keyword arguments.
-        batch: the symbol of the batch size, or None if that is fixed.
+        batch: the symbol of the batch size; None if that is fixed.
     """
 
     def __init__(
@@ -244,34 +243,34 @@ class _Shapes:
     ) -> None:
         self.batch = batch
         self._example: dict[Any, int] = {}
-        for place, node in _inputs(program).items():
+        for place, node in _input_nodes(program).items():
             example = args[place] if isinstance(place, int) else kwargs[place]
             for size, actual in zip(node.meta["val"].shape, example.shape, strict=True):
                 if isinstance(size, torch.SymInt):
                     self._example[size.node.expr] = actual
 
     def value(self, node: fx.Node) -> Value:
-        """What a node produces."""
-        of = node.meta.get("val")
-        if not isinstance(of, Tensor):
+        """A node's output as a `Value`."""
+        output = node.meta.get("val")
+        if not isinstance(output, Tensor):
             return Value(node.name, (), None, ())
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         module = stack[-1][0] if stack else ""
-        actual, symbolic = tuple(map(self._actual, of.shape)), tuple(map(self._symbolic, of.shape))
-        return Value(node.name, actual, of.dtype, symbolic, module)
+        shape, sizes = tuple(map(self._example_size, output.shape)), tuple(map(self._any_size, output.shape))
+        return Value(node.name, shape, output.dtype, sizes, module)
 
     def is_batch(self, node: fx.Node) -> bool:
-        """Whether a node produces the batch size as a number."""
-        of = node.meta.get("val")
-        return self.batch is not None and isinstance(of, torch.SymInt) and of.node.expr == self.batch
+        """Whether a node's output is the batch size, as a number."""
+        output = node.meta.get("val")
+        return self.batch is not None and isinstance(output, torch.SymInt) and output.node.expr == self.batch
 
-    def _actual(self, size: int | torch.SymInt) -> int:
+    def _example_size(self, size: int | torch.SymInt) -> int:
         if isinstance(size, int):
             return size
         actual = size.node.expr.subs(self._example)
         return int(actual) if actual.is_number else -1
 
-    def _symbolic(self, size: int | torch.SymInt) -> int | str:
+    def _any_size(self, size: int | torch.SymInt) -> int | str:
         if isinstance(size, int):
             return size
         expression = size.node.expr
@@ -281,37 +280,38 @@ class _Shapes:
 
 
 def _graph(
-    program: ExportedProgram, targets: Mapping[fx.Node, OpOverload], shapes: _Shapes, *, batch: int | None
+    program: ExportedProgram, targets: Mapping[fx.Node, OpOverload], shapes: _SymbolicShapes, *, batch: int | None
 ) -> Graph:
-    """From an exported program to a graph of calls."""
-    inputs = _inputs(program)
-    held = _held(program)
+    """Convert an exported program to a graph of calls."""
+    inputs = _input_nodes(program)
+    constants = _constants_by_node(program)
     values: dict[fx.Node, Any] = {node: shapes.value(node) for node in inputs.values()}
     batched = next((v for v in values.values() if v.sizes[:1] == ("N",)), None)
     batch_size: Value | None = None
     ops: list[Call] = []
 
-    def swapped(tree: Any) -> Any:
-        return swap(tree, lambda x: values[x] if isinstance(x, fx.Node) else x)
+    def with_values(tree: Any) -> Any:
+        return map_leaves(tree, lambda x: values[x] if isinstance(x, fx.Node) else x)
 
     outputs: Any = ()
     for node in program.graph.nodes:
         if node.op == "get_attr":
             values[node] = program.graph_module.get_submodule(str(node.target))
         elif node.op == "placeholder" and node not in values:
-            values[node] = held[node.name]
+            values[node] = constants[node.name]
         elif node.op == "call_function" and shapes.is_batch(node):
-            # However it was found: read off the input, it makes no value in between seem used once more.
+            # Always read from the input: if it is read from another value, that value seems to be used once more and is
+            # not fused.
             if batch_size is None:
                 batch_size = shapes.value(node)
                 ops.append(Call.of(torch.ops.aten.sym_size.int, (batched, 0), {}, batch_size))
             values[node] = batch_size
         elif node.op == "call_function":
             values[node] = shapes.value(node)
-            given = swapped(node.args), swapped(node.kwargs)
+            given = with_values(node.args), with_values(node.kwargs)
             ops.append(Call.of(targets.get(node, node.target), *given, values[node]))
         elif node.op == "output":
-            outputs = swapped(node.args[0])
+            outputs = with_values(node.args[0])
     assert program.call_spec.out_spec is not None
     return Graph(
         inputs=tuple(values[node] for node in inputs.values()),
@@ -323,8 +323,8 @@ def _graph(
     )
 
 
-def _held(program: ExportedProgram) -> dict[str, Any]:
-    """Parameters, buffers and constants by the names of their nodes."""
+def _constants_by_node(program: ExportedProgram) -> dict[str, Any]:
+    """Parameters, buffers and constants, by the names of their nodes."""
     signature = program.graph_signature
     stored = {**program.constants, **program.state_dict}
     names = {

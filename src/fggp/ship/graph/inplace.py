@@ -1,4 +1,4 @@
-"""Which operators that write into their argument can be taken for ones that do not."""
+"""Replacing operators that write into their argument by operators that return a new tensor, where that is safe."""
 
 from __future__ import annotations
 
@@ -16,34 +16,37 @@ from fggp.ship.graph.operations import arguments
 
 aten = torch.ops.aten
 
-# Between floating-point tensors of one dtype, these return that dtype without the underscore too. (`eq_` would not.)
+# Without the underscore too, these return the dtype of their arguments if that is one floating-point dtype. (`eq` does
+# not.)
 # fmt: off
-_PLAIN = frozenset([
+_SAME_DTYPE_WITHOUT_UNDERSCORE = frozenset([
     "relu_", "relu6_", "hardtanh_", "hardswish_", "hardsigmoid_", "silu_", "mish_", "sigmoid_", "tanh_", "gelu_",
     "leaky_relu_", "elu_", "selu_", "celu_", "threshold_", "add_", "sub_", "mul_", "div_", "neg_", "abs_", "exp_",
     "log_", "sqrt_", "rsqrt_", "pow_", "clamp_", "clamp_min_", "clamp_max_", "addcmul_", "addcdiv_", "lerp_",
 ])
 # fmt: on
-# These write nothing in evaluation.
-_IDLE = frozenset(["dropout_", "feature_dropout_", "alpha_dropout_", "feature_alpha_dropout_", "detach_"])
+# These write nothing in evaluation mode.
+_WRITES_NOTHING_IN_EVALUATION = frozenset(
+    ["dropout_", "feature_dropout_", "alpha_dropout_", "feature_alpha_dropout_", "detach_"]
+)
 
 
 class MutationError(ValueError):
-    """A network changes its inputs, parameters or buffers when it is run in evaluation."""
+    """A network changes its inputs, parameters or buffers when it is run in evaluation mode."""
 
 
 def functional_targets(program: ExportedProgram) -> dict[fx.Node, OpOverload] | None:
-    """For every node that writes in place, the operator that computes the same and writes nothing.
+    """For every node that writes in place, the operator that computes the same result and writes nothing.
 
     Returns:
-        None if that would change the result, as far as one can tell.
+        The operators by node; None if replacing them may change the result.
 
     Raises:
         MutationError: the network changes an input, a parameter or a buffer.
     """
     nodes = list(program.graph.nodes)
     order = {node: i for i, node in enumerate(nodes)}
-    sharing = _sharing(nodes)
+    sharing = _nodes_sharing_memory(nodes)
     targets: dict[fx.Node, OpOverload] = {}
     for node in nodes:
         if any(_mutates(inner) for inner in _inner_nodes(node)):
@@ -51,38 +54,42 @@ def functional_targets(program: ExportedProgram) -> dict[fx.Node, OpOverload] | 
         _refuse_running_statistics(program, node)
         if not _mutates(node):
             continue
-        # An out= variant writes elsewhere than into its first argument; the operator without underscore is missing
-        # for some; neither is in the lists of those that are plain or idle.
+        # An out= variant does not write into its first argument, and some operators have no variant without underscore.
+        # Neither kind is in the two lists above.
         name = node.target._schema.name.removeprefix("aten::")
-        plain = getattr(getattr(aten, name.rstrip("_"), None), node.target._overloadname, None)
+        functional = getattr(getattr(aten, name.rstrip("_"), None), node.target._overloadname, None)
         written = node.args[0]
-        idle = name in _IDLE and not _trains(node)
-        if not idle:
-            places = [n for n in sharing[written] if order[n] < order[node]]
-            for place in places:
-                _refuse_outside(program, place, f"{node.target}")
-            if name not in _PLAIN or not _one_float_dtype(node):
+        writes_nothing = name in _WRITES_NOTHING_IN_EVALUATION and not _is_training_dropout(node)
+        if not writes_nothing:
+            earlier = [n for n in sharing[written] if order[n] < order[node]]
+            for other in earlier:
+                _refuse_if_of_the_model(program, other, f"{node.target}")
+            if name not in _SAME_DTYPE_WITHOUT_UNDERSCORE or not _has_one_float_dtype(node):
                 return None
-            if any(n.op == "placeholder" for n in places):
+            if any(n.op == "placeholder" for n in earlier):
                 return None
-            if any(order[user] > order[node] for place in places for user in place.users):
+            if any(order[user] > order[node] for other in earlier for user in other.users):
                 return None
-        if plain is None:
+        if functional is None:
             return None
-        targets[node] = plain
+        targets[node] = functional
     return targets
 
 
 def refuse_changed(program: ExportedProgram) -> None:
-    """Raise `MutationError` if a network that was made free of writing still changes an input or a buffer."""
+    """Refuse a program whose in-place operators were all replaced, and which still changes an input or a buffer.
+
+    Raises:
+        MutationError: it does.
+    """
     signature = program.graph_signature
     for name in signature.buffers_to_mutate.values():
-        raise MutationError(_changes("buffer", name))
+        raise MutationError(_mutation_message("buffer", name))
     for name in signature.user_inputs_to_mutate.values():
-        raise MutationError(_changes("input", name))
-    # A signature that lists parameters too came with a later PyTorch than the oldest supported.
+        raise MutationError(_mutation_message("input", name))
+    # The oldest supported PyTorch has no list of parameters here.
     for name in getattr(signature, "parameters_to_mutate", {}).values():
-        raise MutationError(_changes("parameter", name))
+        raise MutationError(_mutation_message("parameter", name))
 
 
 def _mutates(node: fx.Node) -> bool:
@@ -90,7 +97,7 @@ def _mutates(node: fx.Node) -> bool:
 
 
 def _inner_nodes(node: fx.Node) -> Iterator[fx.Node]:
-    """The nodes of a graph that this node hands to a higher-order operator."""
+    """The nodes of the graph that this node passes to a higher-order operator."""
     if node.op == "get_attr":
         held: Any = node.graph.owning_module
         for part in str(node.target).split("."):
@@ -101,11 +108,11 @@ def _inner_nodes(node: fx.Node) -> Iterator[fx.Node]:
                     yield from module.graph.nodes
 
 
-def _sharing(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+def _nodes_sharing_memory(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     """For each node, all nodes whose tensors may share memory with its own.
 
-    Tracing gave the stand-ins of tensors storages, which views share as the real ones do; operators that say that
-    they return a view are believed too.
+    The fake tensors of tracing have storages, which views share as real tensors do. In addition, an operator whose
+    schema says that it returns a view is assumed to.
     """
     groups: dict[fx.Node, list[fx.Node]] = {}
     of_storage: dict[StorageWeakRef, fx.Node] = {}
@@ -119,7 +126,7 @@ def _sharing(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
         if isinstance(node.target, OpOverload):
             returns = any(r.alias_info is not None for r in node.target._schema.returns)
             relatives += node.all_input_nodes if returns else []
-        elif node.op == "call_function":  # of getitem and of higher-order operators nothing is known
+        elif node.op == "call_function":  # getitem and higher-order operators: nothing is known
             relatives += node.all_input_nodes
         for relative in relatives:
             if groups[relative] is not groups[node]:
@@ -129,17 +136,17 @@ def _sharing(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     return groups
 
 
-def _trains(node: fx.Node) -> bool:
-    """Whether a dropout is one of training."""
+def _is_training_dropout(node: fx.Node) -> bool:
+    """Whether a dropout is in training mode."""
     return bool(arguments(node.target, node.args, node.kwargs).get("train"))
 
 
-def _one_float_dtype(node: fx.Node) -> bool:
+def _has_one_float_dtype(node: fx.Node) -> bool:
     dtypes = {n.meta["val"].dtype for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)}
     return len(dtypes) == 1 and all(dtype.is_floating_point for dtype in dtypes)
 
 
-def _refuse_outside(program: ExportedProgram, node: fx.Node, operator: str) -> None:
+def _refuse_if_of_the_model(program: ExportedProgram, node: fx.Node, operator: str) -> None:
     signature = program.graph_signature
     for kind, names in (
         ("parameter", signature.inputs_to_parameters),
@@ -147,7 +154,7 @@ def _refuse_outside(program: ExportedProgram, node: fx.Node, operator: str) -> N
         ("input", {name: name for name in signature.user_inputs if isinstance(name, str)}),
     ):
         if node.name in names:
-            raise MutationError(_changes(kind, names[node.name], operator))
+            raise MutationError(_mutation_message(kind, names[node.name], operator))
 
 
 def _refuse_running_statistics(program: ExportedProgram, node: fx.Node) -> None:
@@ -158,12 +165,12 @@ def _refuse_running_statistics(program: ExportedProgram, node: fx.Node) -> None:
     if given.get("training") or given.get("use_input_stats"):
         for statistic in (given["running_mean"], given["running_var"]):
             if isinstance(statistic, fx.Node):
-                _refuse_outside(program, statistic, f"{node.target} in training mode")
+                _refuse_if_of_the_model(program, statistic, f"{node.target} in training mode")
 
 
-def _changes(kind: str, name: str, operator: str = "") -> str:
+def _mutation_message(kind: str, name: str, operator: str = "") -> str:
     how = f" ({operator})" if operator else ""
     return (
-        f"the model's forward() changes its {kind} {name!r}{how}; a network that is to be compiled must leave its "
-        f"parameters, buffers and inputs as they are (inplace=False, or work on a copy)"
+        f"the model's forward() changes its {kind} {name!r}{how}; to be compiled, it must leave parameters, buffers "
+        f"and inputs unchanged (inplace=False, or work on a copy)"
     )

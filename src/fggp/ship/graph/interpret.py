@@ -1,4 +1,4 @@
-"""Running a graph with PyTorch's own operators: the reference, and what runs where no compiler is."""
+"""Running a graph with PyTorch's own operators: the reference for the kernels, and the fallback without them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fggp.ship.graph.operations import (
     Op,
     ReLU,
     Value,
-    swap,
+    map_leaves,
 )
 
 
@@ -41,29 +41,29 @@ def run(graph: Graph, inputs: Sequence[Tensor]) -> Any:
         What the network returns, in its structure.
     """
     values: dict[Value, Any] = dict(zip(graph.inputs, inputs, strict=True))
-    left = graph.uses()
+    remaining_uses = graph.uses()
     for op in graph.ops:
         values[op.output] = execute(op, values)
         for v in op.inputs:
-            left[v] -= 1
-            if not left[v]:  # read for the last time: its memory is free
+            remaining_uses[v] -= 1
+            if not remaining_uses[v]:  # frees its memory
                 del values[v]
-    # A caller may write into what is returned, and constants must stay as they are.
+    # Constants are cloned, because a caller may write into the results.
     returned = [values[x] if isinstance(x, Value) else x.clone() if isinstance(x, Tensor) else x for x in graph.outputs]
     return tree_unflatten(returned, graph.out_spec)
 
 
 def execute(op: Op, values: dict[Value, Any]) -> Any:
-    """What one operation produces from the values it reads."""
+    """Run one operation on the values it reads, and return its output."""
     if isinstance(op, Call):
-        args, kwargs = swap((op.args, op.kwargs), lambda x: values[x] if isinstance(x, Value) else x)
+        args, kwargs = map_leaves((op.args, op.kwargs), lambda x: values[x] if isinstance(x, Value) else x)
         return op.target(*args, **kwargs)
-    y = _product(op, *(values[v] for v in op.inputs))
+    y = _compute(op, *(values[v] for v in op.inputs))
     return F.relu(y) if getattr(op, "relu", False) else y
 
 
-def _product(op: Op, x: Tensor, *more: Tensor) -> Tensor:
-    """All of an operation but the ReLU after it."""
+def _compute(op: Op, x: Tensor, *more: Tensor) -> Tensor:
+    """The operation without the ReLU after it."""
     match op:
         case Conv2d():
             y = F.conv2d(x, op.weight, op.bias, op.stride, op.padding, op.dilation, op.groups)
@@ -90,4 +90,4 @@ def _product(op: Op, x: Tensor, *more: Tensor) -> Tensor:
             return torch.cat([x, *more], op.dim)
         case Flatten():
             return x.flatten(1)
-    raise NotImplementedError(f"an operation of type {type(op).__name__}")
+    raise NotImplementedError(f"no PyTorch equivalent is known for an operation of type {type(op).__name__}")

@@ -1,4 +1,4 @@
-"""A network as a list of operations in an order they can be run in: what `capture` makes and the compiler reads."""
+"""A network as a list of operations in execution order: `capture` builds it, and the compiler reads it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """What an operation produces, or the network is given: a tensor; for some Calls a number or a tuple of tensors.
+    """An input of the network or the output of an operation: a tensor; for some Calls a number or a tuple of tensors.
 
     Args:
         name: unique in its graph.
-        shape: for the example; () for what is not a tensor; a size that depends on the data is -1.
-        dtype: None for what is not a tensor.
-        sizes: the shape for any batch size N: a number where it is always the same, else an expression like "N".
-        module: the path of the module it is computed in, such as "layer1.0.conv1".
+        shape: for the example; () if this is no tensor; -1 for a size that depends on the data.
+        dtype: None if this is no tensor.
+        sizes: the shape for any batch size N: a number for a constant size, else an expression such as "N".
+        module: the path of the module that computes it, such as "layer1.0.conv1".
     """
 
     name: str
@@ -34,12 +34,12 @@ class Value:
 
     @property
     def batched(self) -> bool:
-        """Whether dimension 0 is the batch and nothing else changes with it; never, in a graph of fixed batch."""
+        """Whether dimension 0, and no other, is the batch size; False in a graph of fixed batch size."""
         return self.sizes[:1] == ("N",) and all(isinstance(size, int) for size in self.sizes[1:])
 
     @property
     def varies(self) -> bool:
-        """Whether the shape depends on the batch size, be it as the batched ones do or otherwise."""
+        """Whether the shape depends on the batch size, in any way."""
         return any(isinstance(size, str) for size in self.sizes)
 
     def __str__(self) -> str:
@@ -53,16 +53,16 @@ class Op:
     """One operation.
 
     Args:
-        inputs: the values it reads, each as often as it does.
+        inputs: the values it reads; a value that it reads twice is listed twice.
         output: the value it produces.
     """
 
     inputs: tuple[Value, ...]
     output: Value
 
-    def reading(self: Operation, instead: Mapping[Value, Any]) -> Operation:
-        """The same operation on other values."""
-        return replace(self, inputs=tuple(instead.get(v, v) for v in self.inputs))
+    def with_inputs(self: Operation, replaced: Mapping[Value, Any]) -> Operation:
+        """The same operation with some of its input values replaced."""
+        return replace(self, inputs=tuple(replaced.get(v, v) for v in self.inputs))
 
     def constants(self) -> Iterator[Tensor]:
         """The tensors it holds."""
@@ -70,11 +70,11 @@ class Op:
             if isinstance(tensor := getattr(self, f.name), Tensor):
                 yield tensor
 
-    def holding(self: Operation, instead: Callable[[Tensor], Tensor]) -> Operation:
-        """The same operation with other constants."""
+    def with_constants(self: Operation, convert: Callable[[Tensor], Tensor]) -> Operation:
+        """The same operation with each constant converted."""
         held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        swapped: dict[str, Any] = {name: instead(x) for name, x in held.items() if isinstance(x, Tensor)}
-        return replace(self, **swapped)
+        converted: dict[str, Any] = {name: convert(x) for name, x in held.items() if isinstance(x, Tensor)}
+        return replace(self, **converted)
 
     def __str__(self) -> str:
         read = [v.name for v in self.inputs]
@@ -92,21 +92,23 @@ Operation = TypeVar("Operation", bound=Op)
 
 @dataclass(frozen=True, eq=False)
 class _Weighted(Op):
-    """Inputs: (x,) or (x, residual). Computes the product, + bias, + residual, then ReLU;
-    layer is the weight's module."""
+    """A product with a weight, then + bias, + residual, ReLU. Inputs are (x,) or (x, residual).
+
+    The subclasses' ``layer`` is the path of the weight's module.
+    """
 
     weight: Tensor
     bias: Tensor | None
 
     @property
     def residual(self) -> Value | None:
-        """What is added to the product, of the output's shape."""
+        """The value added to the product, of the output's shape; None: none."""
         return self.inputs[1] if len(self.inputs) == 2 else None
 
 
 @dataclass(frozen=True, eq=False)
 class Conv2d(_Weighted):
-    """A convolution of float32 images [N, C, H, W], with what follows it: + bias, + residual, ReLU, in this order."""
+    """A convolution of float32 images [N, C, H, W]; then + bias, + residual, ReLU."""
 
     stride: Pair
     padding: Pair
@@ -118,7 +120,7 @@ class Conv2d(_Weighted):
 
 @dataclass(frozen=True, eq=False)
 class Linear(_Weighted):
-    """x weightᵀ over the last dimension of float32 x, rank 2 or more; then + bias, + residual, ReLU."""
+    """x weightᵀ over the last dimension of x, float32 of rank 2 or more; then + bias, + residual, ReLU."""
 
     relu: bool = False
     layer: str = ""
@@ -168,12 +170,12 @@ class ReLU(Op):
 
 @dataclass(frozen=True, eq=False)
 class Affine(Op):
-    """x · scale + shift for each channel (dimension 1), then ReLU: a batch norm that no product could take in.
+    """x · scale + shift for each channel (dimension 1), then ReLU: a batch norm that no product absorbed.
 
     Args:
         inputs: one value, [N, C, …].
         output: of the same shape.
-        scale: [C]; float64 until the graph is simplified, so that folding rounds once, float32 after.
+        scale: [C]; float64 until the graph is simplified, so that folding rounds once; float32 afterwards.
         shift: like scale.
         relu: whether ReLU follows.
     """
@@ -185,26 +187,26 @@ class Affine(Op):
 
 @dataclass(frozen=True, eq=False)
 class Concat(Op):
-    """The inputs one after another along a dimension."""
+    """The inputs concatenated along a dimension."""
 
     dim: int
 
 
 @dataclass(frozen=True, eq=False)
 class Flatten(Op):
-    """[N, C, H, W] to [N, C · H · W], in this order whatever the layout in memory."""
+    """[N, C, H, W] to [N, C · H · W], in the logical order, whatever the layout in memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Call(Op):
-    """Anything else: a function that PyTorch runs.
+    """Any other operation: a function that PyTorch runs.
 
     Args:
         inputs: the values anywhere inside ``args`` and ``kwargs``.
-        output: what the function returns; of several tensors, each is picked by a Call of `operator.getitem`.
-        target: the function, an ATen operator mostly.
+        output: the return value. If that is a tuple of tensors, Calls of `operator.getitem` pick the tensors.
+        target: the function, mostly an ATen operator.
         args: values, and constants: tensors, numbers, graph modules, and tuples, lists and dicts of all these.
-        kwargs: likewise.
+        kwargs: of the same.
     """
 
     target: Callable[..., Any]
@@ -213,26 +215,26 @@ class Call(Op):
 
     @classmethod
     def of(cls, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Value) -> Call:
-        """A call whose inputs are found in its arguments."""
+        """A call whose inputs are collected from its arguments."""
         read = tuple(x for x in leaves((args, kwargs)) if isinstance(x, Value))
         return cls(read, output, target, args, kwargs)
 
-    def reading(self, instead: Mapping[Value, Any]) -> Call:
-        """The same call on other values; here they may also be constants."""
-        args, kwargs = swap((self.args, self.kwargs), lambda x: instead.get(x, x) if isinstance(x, Value) else x)
+    def with_inputs(self, replaced: Mapping[Value, Any]) -> Call:
+        """The same call with some of its input values replaced, by other values or by constants."""
+        args, kwargs = map_leaves((self.args, self.kwargs), lambda x: replaced.get(x, x) if isinstance(x, Value) else x)
         return Call.of(self.target, args, kwargs, self.output)
 
     def constants(self) -> Iterator[Tensor]:
         """The tensors among the arguments."""
         return (x for x in leaves((self.args, self.kwargs)) if isinstance(x, Tensor))
 
-    def holding(self, instead: Callable[[Tensor], Tensor]) -> Call:
-        """The same call with other constants."""
-        args, kwargs = swap((self.args, self.kwargs), lambda x: instead(x) if isinstance(x, Tensor) else x)
+    def with_constants(self, convert: Callable[[Tensor], Tensor]) -> Call:
+        """The same call with each constant converted."""
+        args, kwargs = map_leaves((self.args, self.kwargs), lambda x: convert(x) if isinstance(x, Tensor) else x)
         return replace(self, args=args, kwargs=kwargs)
 
     def __str__(self) -> str:
-        given = [_shown(x) for x in self.args] + [f"{name}={_shown(x)}" for name, x in self.kwargs.items()]
+        given = [_short_text(x) for x in self.args] + [f"{name}={_short_text(x)}" for name, x in self.kwargs.items()]
         name = str(self.target) if "." in str(self.target) else getattr(self.target, "__name__", str(self.target))
         return f"{self.output} = {name}({', '.join(given)})"
 
@@ -242,12 +244,12 @@ class Graph:
     """A network.
 
     Args:
-        inputs: what it is given, all tensors: the positional arguments, then the keyword arguments.
-        keywords: the names of the latter, in order.
-        ops: each reads only inputs and what ops before it produce.
-        outputs: the leaves of what the network returns: values, and constants of any type.
-        out_spec: the structure they are put into (`torch.utils._pytree`).
-        batch: the one batch size it can run, or None: any.
+        inputs: its arguments, all tensors: the positional ones, then the keyword arguments.
+        keywords: the names of the keyword arguments, in order.
+        ops: the operations. Each reads only inputs and outputs of operations before it.
+        outputs: the elements of the return value, flattened: values, and constants of any type.
+        out_spec: the structure of the return value (`torch.utils._pytree`).
+        batch: the only batch size it can run; None: any.
     """
 
     inputs: tuple[Value, ...]
@@ -264,16 +266,16 @@ class Graph:
         return read
 
     def constants(self) -> Iterator[Tensor]:
-        """All tensors it holds; one that is shared comes more than once."""
+        """All tensors it holds; a shared one is listed more than once."""
         for op in self.ops:
             yield from op.constants()
         yield from (x for x in self.outputs if isinstance(x, Tensor))
 
     def flatten(self, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> list[Tensor]:
-        """The arguments of one call as a flat list like ``inputs``.
+        """The arguments of one call as a flat list in the order of ``inputs``.
 
         Raises:
-            TypeError: not as many positional arguments, or not the keywords, that the network was captured with.
+            TypeError: the number of positional arguments, or the keywords, differ from those of the example.
         """
         count = len(self.inputs) - len(self.keywords)
         if len(args) != count or set(kwargs) != set(self.keywords):
@@ -288,40 +290,40 @@ class Graph:
         lines = [f"Graph of {len(self.ops)} operations, {batch}"]
         lines += [f"  input {v}" for v in self.inputs]
         lines += [f"  {op}" for op in self.ops]
-        return "\n".join([*lines, f"  return {', '.join(map(_shown, self.outputs))}"])
+        return "\n".join([*lines, f"  return {', '.join(map(_short_text, self.outputs))}"])
 
 
 def arguments(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of an `OpOverload` by name, defaults filled in."""
+    """The arguments of a call of an `OpOverload` by name, with defaults filled in."""
     given = dict(zip((a.name for a in target._schema.arguments), args, strict=False))
     defaults = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
     return {**defaults, **given, **kwargs}
 
 
-def swap(tree: Any, leaf: Callable[[Any], Any]) -> Any:
-    """Arguments of a call, with what is in them replaced: what ``leaf`` makes of everything that is no container."""
+def map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to everything in a call's arguments that is no container, and keep the containers."""
     if isinstance(tree, (tuple, list)):
-        swapped = [swap(x, leaf) for x in tree]
-        return tuple(swapped) if isinstance(tree, tuple) else swapped
+        mapped = [map_leaves(x, function) for x in tree]
+        return tuple(mapped) if isinstance(tree, tuple) else mapped
     if isinstance(tree, dict):
-        return {key: swap(x, leaf) for key, x in tree.items()}
+        return {key: map_leaves(x, function) for key, x in tree.items()}
     if isinstance(tree, slice):
-        return slice(swap(tree.start, leaf), swap(tree.stop, leaf), swap(tree.step, leaf))
-    return leaf(tree)
+        return slice(*(map_leaves(x, function) for x in (tree.start, tree.stop, tree.step)))
+    return function(tree)
 
 
 def leaves(tree: Any) -> Iterable[Any]:
-    """Everything in the arguments of a call that is no container, in order."""
+    """Everything in a call's arguments that is no container, in order."""
     found: list[Any] = []
-    swap(tree, found.append)
+    map_leaves(tree, found.append)
     return found
 
 
-def _shown(x: Any) -> str:
+def _short_text(x: Any) -> str:
     if isinstance(x, Value):
         return x.name
     if isinstance(x, Tensor):
         return f"<{str(x.dtype).removeprefix('torch.')}{list(x.shape)}>"
     if isinstance(x, (list, tuple)):
-        return f"[{', '.join(map(_shown, x))}]"
+        return f"[{', '.join(map(_short_text, x))}]"
     return f"<{type(x).__name__}>" if isinstance(x, torch.nn.Module) else str(x)

@@ -1,4 +1,4 @@
-"""Calls of ATen operators that are operations a graph has a name for."""
+"""Recognising calls of ATen operators as operations that a graph has a class for."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ aten = torch.ops.aten
 
 
 def recognise(call: Call) -> list[Op]:
-    """The operations that a call stands for, or the call itself: what is not float32 stays a call."""
-    reader = _READERS.get(call.target)
-    if reader is None or not all(v.dtype in (torch.float32, None) for v in (*call.inputs, call.output)):
+    """The operations that are equivalent to a call, or the call itself. A call on other dtypes than float32 is kept."""
+    recogniser = _RECOGNISERS.get(call.target)
+    if recogniser is None or not all(v.dtype in (torch.float32, None) for v in (*call.inputs, call.output)):
         return [call]
-    ops = reader(call, arguments(call.target, call.args, call.kwargs)) or [call]
-    # A constant of another type, a strange layout or a subclass is PyTorch's business.
+    ops = recogniser(call, arguments(call.target, call.args, call.kwargs)) or [call]
+    # A call whose constants have another dtype or layout, or are of a subclass, is left to PyTorch.
     plain = all(isinstance(op, Call) or all(map(_is_plain, op.constants())) for op in ops)
     return ops if plain else [call]
 
@@ -46,10 +46,10 @@ def _is_plain(t: Tensor) -> bool:
     return floats and type(t) is Tensor and t.layout == torch.strided
 
 
-Read = list[Op] | None
+Recognised = list[Op] | None
 
 
-def _conv2d(call: Call, a: dict[str, Any]) -> Read:
+def _conv2d(call: Call, a: dict[str, Any]) -> Recognised:
     x, weight, bias = a["input"], a["weight"], a["bias"]
     if not (_is_image(x) and _is_float_constant(weight, 4) and (bias is None or _is_float_constant(bias, 1))):
         return None
@@ -61,31 +61,31 @@ def _conv2d(call: Call, a: dict[str, Any]) -> Read:
         padding = 0
     elif padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-        if any(t % 2 for t in total):  # one more on one side
+        if any(t % 2 for t in total):  # uneven padding
             return None
         padding = [t // 2 for t in total]
     window = _pair(a["stride"]), _pair(padding), dilation, int(a["groups"])
     return [Conv2d((x,), call.output, weight, bias, *window, layer=call.output.module)]
 
 
-def _linear(call: Call, a: dict[str, Any]) -> Read:
-    return _product(call, a["input"], a["weight"], a["bias"])
+def _linear(call: Call, a: dict[str, Any]) -> Recognised:
+    return _linear_of(call, a["input"], a["weight"], a["bias"])
 
 
-def _addmm(call: Call, a: dict[str, Any]) -> Read:
+def _addmm(call: Call, a: dict[str, Any]) -> Recognised:
     if a["alpha"] != 1 or a["beta"] != 1 or not isinstance(a["mat2"], Tensor):
         return None
-    return _product(call, a["mat1"], a["mat2"].t(), a["self"])
+    return _linear_of(call, a["mat1"], a["mat2"].t(), a["self"])
 
 
-def _matmul(call: Call, a: dict[str, Any]) -> Read:
+def _matmul(call: Call, a: dict[str, Any]) -> Recognised:
     other = a.get("other", a.get("mat2"))
     if not isinstance(other, Tensor) or other.dim() != 2:
         return None
-    return _product(call, a["self"], other.t(), None)
+    return _linear_of(call, a["self"], other.t(), None)
 
 
-def _product(call: Call, x: Any, weight: Any, bias: Any) -> Read:
+def _linear_of(call: Call, x: Any, weight: Any, bias: Any) -> Recognised:
     if not (isinstance(x, Value) and len(x.shape) >= 2 and _is_float_constant(weight, 2)):
         return None
     if bias is not None and not (_is_float_constant(bias, 1) and len(bias) == len(weight)):
@@ -93,7 +93,7 @@ def _product(call: Call, x: Any, weight: Any, bias: Any) -> Read:
     return [Linear((x,), call.output, weight, bias, layer=call.output.module)]
 
 
-def _batch_norm(call: Call, a: dict[str, Any]) -> Read:
+def _batch_norm(call: Call, a: dict[str, Any]) -> Recognised:
     x, mean, var = a["input"], a["running_mean"], a["running_var"]
     given = [t for t in (mean, var, a["weight"], a["bias"]) if t is not None]
     if a["training"] or mean is None or var is None or not all(_is_float_constant(t, 1) for t in given):
@@ -107,7 +107,7 @@ def _batch_norm(call: Call, a: dict[str, Any]) -> Read:
     return _affine(call, x, scale, shift)
 
 
-def _add(call: Call, a: dict[str, Any]) -> Read:
+def _add(call: Call, a: dict[str, Any]) -> Recognised:
     x, y = a["self"], a["other"]
     if a["alpha"] != 1:
         return None
@@ -119,12 +119,12 @@ def _add(call: Call, a: dict[str, Any]) -> Read:
     return None if shift is None else _affine(call, x, torch.ones_like(shift), shift)
 
 
-def _sub(call: Call, a: dict[str, Any]) -> Read:
+def _sub(call: Call, a: dict[str, Any]) -> Recognised:
     shift = _per_channel(call, a["self"], a["other"])
     return None if shift is None or a["alpha"] != 1 else _affine(call, a["self"], torch.ones_like(shift), -shift)
 
 
-def _mul(call: Call, a: dict[str, Any]) -> Read:
+def _mul(call: Call, a: dict[str, Any]) -> Recognised:
     x, y = a["self"], a["other"]
     if not isinstance(x, Value):
         x, y = y, x
@@ -132,19 +132,19 @@ def _mul(call: Call, a: dict[str, Any]) -> Read:
     return None if scale is None else _affine(call, x, scale, torch.zeros_like(scale))
 
 
-def _div(call: Call, a: dict[str, Any]) -> Read:
+def _div(call: Call, a: dict[str, Any]) -> Recognised:
     divisor = _per_channel(call, a["self"], a["other"])
     return None if divisor is None else _affine(call, a["self"], 1 / divisor, torch.zeros_like(divisor))
 
 
-def _affine(call: Call, x: Any, scale: Tensor, shift: Tensor) -> Read:
-    """An affine map if its numbers are finite, rounded too: elsewhere NaN and infinity may not be moved around."""
+def _affine(call: Call, x: Any, scale: Tensor, shift: Tensor) -> Recognised:
+    """An affine map, if its numbers are finite in float32: NaN and infinity must not be folded elsewhere."""
     finite = bool(scale.float().isfinite().all()) and bool(shift.float().isfinite().all())
     return [Affine((x,), call.output, scale, shift)] if finite and isinstance(x, Value) and len(x.shape) > 1 else None
 
 
 def _per_channel(call: Call, x: Any, constant: Any) -> Tensor | None:
-    """A constant that meets images or rows [N, C, …] as one number a channel, float64 [C]; None if it does not."""
+    """A constant as one number per channel of x, [N, C] or [N, C, H, W]: float64 [C]; None if it is not."""
     if not isinstance(x, Value) or len(x.shape) not in (2, 4) or x.sizes != call.output.sizes:
         return None
     if isinstance(constant, bool) or not isinstance(constant, (int, float, Tensor)) or isinstance(x.sizes[1], str):
@@ -159,7 +159,7 @@ def _per_channel(call: Call, x: Any, constant: Any) -> Tensor | None:
     return constant.double().reshape(-1).expand(x.shape[1]).contiguous()
 
 
-def _max_pool2d(call: Call, a: dict[str, Any]) -> Read:
+def _max_pool2d(call: Call, a: dict[str, Any]) -> Recognised:
     if not _is_image(a["self"]):
         return None
     kernel = _pair(a["kernel_size"])
@@ -168,7 +168,7 @@ def _max_pool2d(call: Call, a: dict[str, Any]) -> Read:
     return [MaxPool2d((a["self"],), call.output, *windows, bool(a["ceil_mode"]))]
 
 
-def _avg_pool2d(call: Call, a: dict[str, Any]) -> Read:
+def _avg_pool2d(call: Call, a: dict[str, Any]) -> Recognised:
     if not _is_image(a["self"]):
         return None
     kernel = _pair(a["kernel_size"])
@@ -177,14 +177,14 @@ def _avg_pool2d(call: Call, a: dict[str, Any]) -> Read:
     return [AvgPool2d((a["self"],), call.output, *windows, *how)]
 
 
-def _adaptive_avg_pool2d(call: Call, a: dict[str, Any]) -> Read:
+def _adaptive_avg_pool2d(call: Call, a: dict[str, Any]) -> Recognised:
     size = a["output_size"]
     if not _is_image(a["self"]) or not all(isinstance(s, int) for s in size):
         return None
     return [AdaptiveAvgPool2d((a["self"],), call.output, _pair(size))]
 
 
-def _mean(call: Call, a: dict[str, Any]) -> Read:
+def _mean(call: Call, a: dict[str, Any]) -> Recognised:
     x, dims = a["self"], a["dim"]
     if not _is_image(x) or dims is None or a["dtype"] is not None or sorted(d % 4 for d in dims) != [2, 3]:
         return None
@@ -195,11 +195,11 @@ def _mean(call: Call, a: dict[str, Any]) -> Read:
     return [AdaptiveAvgPool2d((x,), pooled, (1, 1)), Flatten((pooled,), y)]
 
 
-def _relu(call: Call, a: dict[str, Any]) -> Read:
+def _relu(call: Call, a: dict[str, Any]) -> Recognised:
     return [ReLU((a["self"],), call.output)] if isinstance(a["self"], Value) else None
 
 
-def _cat(call: Call, a: dict[str, Any]) -> Read:
+def _cat(call: Call, a: dict[str, Any]) -> Recognised:
     rank = len(call.output.shape)
     tensors = a["tensors"]
     if not all(isinstance(t, Value) and len(t.shape) == rank for t in tensors) or rank < 2:
@@ -207,7 +207,7 @@ def _cat(call: Call, a: dict[str, Any]) -> Read:
     return [Concat(tuple(tensors), call.output, a["dim"] % rank)]
 
 
-def _reshape(call: Call, a: dict[str, Any]) -> Read:
+def _reshape(call: Call, a: dict[str, Any]) -> Recognised:
     x, y = a["self"], call.output
     if _is_image(x) and len(y.sizes) == 2 and x.sizes[0] == y.sizes[0] and isinstance(y.sizes[1], int):
         return [Flatten((x,), y)]
@@ -232,7 +232,7 @@ def _is_float_constant(x: Any, rank: int) -> bool:
     return isinstance(x, Tensor) and x.dtype == torch.float32 and x.dim() == rank
 
 
-_READERS: dict[Any, Callable[[Call, dict[str, Any]], Read]] = {
+_RECOGNISERS: dict[Any, Callable[[Call, dict[str, Any]], Recognised]] = {
     aten.conv2d.default: _conv2d,
     aten.conv2d.padding: _conv2d,
     aten.convolution.default: _conv2d,

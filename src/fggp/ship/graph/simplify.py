@@ -1,4 +1,4 @@
-"""From what was captured to what is worth compiling: known operations, few of them, norms and ReLUs fused."""
+"""Simplifying a captured graph for compilation: known operations, as few as possible, with norms and ReLUs fused."""
 
 from __future__ import annotations
 
@@ -16,52 +16,53 @@ from fggp.ship.graph.recognise import recognise
 
 aten = torch.ops.aten
 
-# The most elements that what is computed from constants may have if it has more than they.
-_LARGE = 1 << 20
+# A result computed from constants alone is folded if it has at most this number of elements, or no more than they have.
+FOLDED_ELEMENTS_MAX = 1 << 20
 
 
 @torch.no_grad()
-def simplify(graph: Graph, *, own: bool = True) -> Graph:
+def simplify(graph: Graph, *, copy_constants: bool = True) -> Graph:
     """The same network in fewer operations.
 
-    What depends on nothing but constants is computed, what does nothing is dropped, evaluation-mode batch norms go
-    into the convolution or linear layer before them, and biases, residual sums and ReLUs into the operation that
-    makes what they work on, if nothing else sees that. Weights that are zero stay so, as +0.
+    Computes what depends on constants alone, and drops operations without effect. Folds evaluation-mode batch norms
+    into the convolution or linear layer before them. Fuses biases, residual sums and ReLUs into the operation whose
+    output they read, if nothing else reads it. Zero weights stay zero, as +0.
 
     Args:
         graph: as captured.
-        own: copy the constants that are the model's. Without, a caller who repacks weights must copy the others.
+        copy_constants: copy the constants that share memory with the model. If False, later changes of the model's
+            weights reach the graph, unless the caller copies them.
     """
-    borrowed = {t.untyped_storage().data_ptr() for t in graph.constants() if _is_dense(t)}
-    graph = _without_idle(_any_layout(_constants_folded(graph)))
-    # What a call read may be dead once it is known for what it is (the batch size in a reshape), and what is dead
-    # must not count as a use.
-    graph = _without_dead(_recognised(graph))
-    # Chains of affine maps first, so that what goes into a product is rounded once.
-    for merge in (_compose, _merge):
-        graph = _merged(graph, merge)
-    graph = _rounded(graph)
-    return _owning(graph, borrowed) if own else graph
+    model_storages = {t.untyped_storage().data_ptr() for t in graph.constants() if _is_plain_strided(t)}
+    graph = _without_no_ops(_without_layout_changes(_constants_folded(graph)))
+    # A recognised call may no longer read one of its inputs (the batch size in a reshape). An operation that only it
+    # read must be dropped first, because it would count as a use.
+    graph = _without_unused(_with_known_operations(graph))
+    # Chains of affine maps first, so that folding into a product rounds once.
+    for merge in (_compose_affine, _fuse):
+        graph = _merge_into_makers(graph, merge)
+    graph = _affine_in_float32(graph)
+    return _with_own_constants(graph, model_storages) if copy_constants else graph
 
 
 def _constants_folded(graph: Graph) -> Graph:
-    """Compute now what depends on constants alone, like the weight of a parametrised layer."""
+    """Compute now what depends on constants alone, such as the weight of a parametrised layer."""
     known: dict[Value, Any] = {}
     ops: list[Op] = []
     for op in graph.ops:
-        op = op.reading(known)
+        op = op.with_inputs(known)
         if isinstance(op, Call) and not op.inputs and _is_function(op.target):
             result = op.target(*op.args, **op.kwargs)
             given, made = (sum(x.numel() for x in leaves(t) if isinstance(x, Tensor)) for t in (op.args, result))
-            if made <= max(_LARGE, given):
+            if made <= max(FOLDED_ELEMENTS_MAX, given):
                 known[op.output] = result
                 continue
         ops.append(op)
-    return replace(graph, ops=tuple(ops), outputs=_instead(graph.outputs, known))
+    return replace(graph, ops=tuple(ops), outputs=_replaced(graph.outputs, known))
 
 
 def _is_function(target: Any) -> bool:
-    """Whether a call gives the same at any time and does nothing else."""
+    """Whether a call always returns the same result, and has no other effect."""
     if target is operator.getitem:
         return True
     return (
@@ -73,14 +74,14 @@ def _is_function(target: Any) -> bool:
 
 
 # What these return depends on how their argument lies in memory.
-_LAYOUT_BOUND = frozenset(
+_LAYOUT_DEPENDENT = frozenset(
     [aten.as_strided.default, aten.view.dtype, aten.view_as_complex.default, aten._unsafe_view.default]
 )
 _COPIES = frozenset([aten.contiguous.default, aten.clone.default])
 
 
-def _any_layout(graph: Graph) -> Graph:
-    """Let values lie in memory as they may: views become reshapes, which then need no contiguous copies."""
+def _without_layout_changes(graph: Graph) -> Graph:
+    """Allow any memory layout of values: views become reshapes, and copies that only change the layout are dropped."""
     ops = [
         Call.of(aten.reshape.default, op.args, op.kwargs, op.output)
         if isinstance(op, Call) and op.target is aten.view.default
@@ -88,26 +89,26 @@ def _any_layout(graph: Graph) -> Graph:
         for op in graph.ops
     ]
     targets = [op.target for op in ops if isinstance(op, Call)]
-    # What is not PyTorch's own, and what is inside a higher-order operator, may rely on contiguous arguments.
+    # Operators that are not PyTorch's own, and operators inside a higher-order one, may rely on contiguous arguments.
     if any(
         isinstance(t, HigherOrderOperator)
         or (isinstance(t, OpOverload) and t.namespace != "aten")
-        or t in _LAYOUT_BOUND
+        or t in _LAYOUT_DEPENDENT
         for t in targets
     ):
         return replace(graph, ops=tuple(ops))
     same: dict[Value, Any] = {}
     kept: list[Op] = []
     for op in ops:
-        op = op.reading(same)
+        op = op.with_inputs(same)
         if isinstance(op, Call) and op.target in _COPIES and op.inputs:
             same[op.output] = op.inputs[0]
         else:
             kept.append(op)
-    return replace(graph, ops=tuple(kept), outputs=_instead(graph.outputs, same))
+    return replace(graph, ops=tuple(kept), outputs=_replaced(graph.outputs, same))
 
 
-_CHECKS = frozenset(
+_TRACING_CHECKS = frozenset(
     [
         "_assert_tensor_metadata",
         "_assert_scalar",
@@ -116,7 +117,7 @@ _CHECKS = frozenset(
         "sym_constrain_range_for_size",
     ]
 )
-_IDLE = frozenset(["alias", "detach", "lift_fresh", "lift_fresh_copy", "resolve_conj", "resolve_neg"])
+_NO_OPS = frozenset(["alias", "detach", "lift_fresh", "lift_fresh_copy", "resolve_conj", "resolve_neg"])
 _DROPOUTS = frozenset(["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"])
 # These do nothing when the shape stays the same.
 _RESHAPES = frozenset(["reshape", "flatten", "expand", "expand_as", "view_as"])
@@ -124,24 +125,24 @@ _PADS = frozenset(["pad", "constant_pad_nd"])
 _CASTS = frozenset(["to", "_to_copy", "type_as"])
 
 
-def _without_idle(graph: Graph) -> Graph:
-    """Drop what changes nothing, and checks of what tracing has made sure."""
+def _without_no_ops(graph: Graph) -> Graph:
+    """Drop operations that return their argument, and checks of what tracing has established."""
     same: dict[Value, Any] = {}
     ops: list[Op] = []
     for op in graph.ops:
-        op = op.reading(same)
+        op = op.with_inputs(same)
         if isinstance(op, Call) and isinstance(op.target, OpOverload) and op.target.namespace == "aten":
             name = op.target._schema.name.removeprefix("aten::")
-            if name in _CHECKS:
+            if name in _TRACING_CHECKS:
                 continue
-            if op.inputs and _is_idle(op, name):
+            if op.inputs and _is_no_op(op, name):
                 same[op.output] = op.inputs[0]
                 continue
         ops.append(op)
-    return replace(graph, ops=tuple(ops), outputs=_instead(graph.outputs, same))
+    return replace(graph, ops=tuple(ops), outputs=_replaced(graph.outputs, same))
 
 
-def _is_idle(op: Call, name: str) -> bool:
+def _is_no_op(op: Call, name: str) -> bool:
     """Whether a call returns its first argument."""
     x, y = op.args[0] if op.args else None, op.output
     if not isinstance(x, Value) or x.dtype != y.dtype or x.sizes != y.sizes:
@@ -153,11 +154,11 @@ def _is_idle(op: Call, name: str) -> bool:
         return bool(given["step"] == 1)
     if name in _PADS:
         return not any(given["pad"])
-    return name in _IDLE or name in _CASTS or name in _RESHAPES
+    return name in _NO_OPS or name in _CASTS or name in _RESHAPES
 
 
-def _without_dead(graph: Graph) -> Graph:
-    """Drop what nothing reads."""
+def _without_unused(graph: Graph) -> Graph:
+    """Drop operations whose output is not read."""
     read = {x for x in graph.outputs if isinstance(x, Value)}
     ops = []
     for op in reversed(graph.ops):
@@ -167,26 +168,26 @@ def _without_dead(graph: Graph) -> Graph:
     return replace(graph, ops=tuple(reversed(ops)))
 
 
-def _recognised(graph: Graph) -> Graph:
-    """Calls as operations that have names, where they have."""
+def _with_known_operations(graph: Graph) -> Graph:
+    """Replace calls by known operations where they are recognised."""
     return replace(
         graph, ops=tuple(known for op in graph.ops for known in (recognise(op) if isinstance(op, Call) else [op]))
     )
 
 
-def _merged(graph: Graph, merge: Callable[[Op, Op], Op | None]) -> Graph:
-    """Merge operations with the one that makes what they alone read, as long as ``merge`` can.
+def _merge_into_makers(graph: Graph, merge: Callable[[Op, Op], Op | None]) -> Graph:
+    """Merge each operation with the one that computes its input, where no other operation reads that input.
 
     Args:
         graph: any.
-        merge: from an operation and one that reads it, the one that does both; it takes the place of the latter, so
-            that whatever else that reads is there. None if there is no such operation.
+        merge: returns one operation that does both, given an operation and one that reads its output; None if there is
+            none. The merged operation takes the place of the second one, whose other inputs are computed by then.
     """
     uses = graph.uses()
     makers: dict[Value, Op] = {}  # in order
     places: dict[Value, int] = {}
     for place, op in enumerate(graph.ops):
-        # What was made last is merged, so that little waits in between.
+        # The input that was computed last is merged, which keeps the first of the two operations near the second.
         alone = [v for v in op.inputs if v in makers and uses[v] == 1]
         for v in sorted(alone, key=lambda v: -places[v]):
             both = merge(makers[v], op)
@@ -199,7 +200,7 @@ def _merged(graph: Graph, merge: Callable[[Op, Op], Op | None]) -> Graph:
     return replace(graph, ops=tuple(makers.values()))
 
 
-def _compose(first: Op, then: Op) -> Op | None:
+def _compose_affine(first: Op, then: Op) -> Op | None:
     """Two affine maps as one."""
     if isinstance(first, Affine) and isinstance(then, Affine) and not first.relu:
         scale, shift = first.scale * then.scale, first.shift * then.scale + then.shift
@@ -208,26 +209,26 @@ def _compose(first: Op, then: Op) -> Op | None:
     return None
 
 
-def _merge(first: Op, then: Op) -> Op | None:
-    """Whatever can follow in one operation."""
+def _fuse(first: Op, then: Op) -> Op | None:
+    """A ReLU, an affine map or a residual sum, fused into the operation before it."""
     if isinstance(then, ReLU) and isinstance(first, (Conv2d, Linear, Add, Affine)):
         return replace(first, output=then.output, relu=True)
     if isinstance(first, (Conv2d, Linear)) and not first.relu and first.residual is None:
         if isinstance(then, Affine):
-            return _folded(first, then)
+            return _fold_affine(first, then)
         if isinstance(then, Add) and not then.relu:
             (residual,) = (v for v in then.inputs if v is not first.output)
             return replace(first, inputs=(*first.inputs, residual), output=then.output)
     return None
 
 
-def _folded(product: Conv2d | Linear, affine: Affine) -> Op | None:
-    """A product with the affine map after it in its weights, computed in float64."""
+def _fold_affine(product: Conv2d | Linear, affine: Affine) -> Op | None:
+    """A product with the affine map after it folded into its weights, computed in float64."""
     if isinstance(product, Linear) and len(product.output.shape) != 2:
-        return None  # the map is one of dimension 1, the product of the last
+        return None  # the affine map acts on dimension 1, the product on the last one
     scale = affine.scale.view(-1, *(1 for _ in product.weight.shape[1:]))
-    # Rounded as it is written, without a float64 copy. A negative scale makes −0 of a pruned weight, 0 is added to
-    # have +0 again.
+    # Rounded as it is written, without a float64 copy. A negative scale turns a pruned weight into −0, and
+    # adding 0 makes it +0 again.
     weight = torch.mul(product.weight, scale, out=torch.empty_like(product.weight)).add_(0.0)
     bias = affine.shift if product.bias is None else product.bias * affine.scale + affine.shift
     bias = bias.float()
@@ -240,49 +241,49 @@ def _is_finite(*tensors: Tensor) -> bool:
     return all(bool(torch.stack(t.float().aminmax()).isfinite().all()) for t in tensors)
 
 
-def _rounded(graph: Graph) -> Graph:
-    """Affine maps in float32."""
+def _affine_in_float32(graph: Graph) -> Graph:
+    """Round affine maps to float32."""
     return replace(
-        graph, ops=tuple(op.holding(torch.Tensor.float) if isinstance(op, Affine) else op for op in graph.ops)
+        graph, ops=tuple(op.with_constants(torch.Tensor.float) if isinstance(op, Affine) else op for op in graph.ops)
     )
 
 
-def _owning(graph: Graph, borrowed: set[int]) -> Graph:
-    """Copies instead of what shares these storages with the model; weights of products in row-major order."""
+def _with_own_constants(graph: Graph, model_storages: set[int]) -> Graph:
+    """Copy the constants that lie in the model's storages; weights of products become contiguous."""
     copies: dict[Any, Tensor] = {}
 
-    def own(t: Tensor) -> Tensor:
-        if not _is_dense(t):
+    def owned(t: Tensor) -> Tensor:
+        if not _is_plain_strided(t):
             return t.clone()
         storage = t.untyped_storage()
-        if storage.data_ptr() not in borrowed:
+        if storage.data_ptr() not in model_storages:
             return t
-        place = (storage.data_ptr(), t.storage_offset(), t.shape, t.stride(), t.dtype)
-        if place not in copies:
-            # Copying an expanded tensor as such would write it out.
+        key = (storage.data_ptr(), t.storage_offset(), t.shape, t.stride(), t.dtype)
+        if key not in copies:
+            # clone() of an expanded tensor would allocate all its elements.
             expanded = t.numel() * t.element_size() > storage.nbytes()
-            copies[place] = _copied_expanded(t) if expanded else t.clone()
-        return copies[place]
+            copies[key] = _copy_expanded(t) if expanded else t.clone()
+        return copies[key]
 
-    def owned(op: Op) -> Op:
-        op = op.holding(own)
-        return op.holding(Tensor.contiguous) if isinstance(op, (Conv2d, Linear)) else op
+    def with_owned(op: Op) -> Op:
+        op = op.with_constants(owned)
+        return op.with_constants(Tensor.contiguous) if isinstance(op, (Conv2d, Linear)) else op
 
     return replace(
         graph,
-        ops=tuple(map(owned, graph.ops)),
-        outputs=tuple(own(x) if isinstance(x, Tensor) else x for x in graph.outputs),
+        ops=tuple(map(with_owned, graph.ops)),
+        outputs=tuple(owned(x) if isinstance(x, Tensor) else x for x in graph.outputs),
     )
 
 
-def _copied_expanded(t: Tensor) -> Tensor:
-    whole = t.as_strided((t.untyped_storage().nbytes() // t.element_size(),), (1,), 0)
-    return whole.clone().as_strided(t.shape, t.stride(), t.storage_offset())
+def _copy_expanded(t: Tensor) -> Tensor:
+    storage = t.as_strided((t.untyped_storage().nbytes() // t.element_size(),), (1,), 0)
+    return storage.clone().as_strided(t.shape, t.stride(), t.storage_offset())
 
 
-def _is_dense(t: Tensor) -> bool:
+def _is_plain_strided(t: Tensor) -> bool:
     return type(t) is Tensor and t.layout == torch.strided
 
 
-def _instead(outputs: tuple[Any, ...], known: dict[Value, Any]) -> tuple[Any, ...]:
+def _replaced(outputs: tuple[Any, ...], known: dict[Value, Any]) -> tuple[Any, ...]:
     return tuple(known.get(x, x) if isinstance(x, Value) else x for x in outputs)

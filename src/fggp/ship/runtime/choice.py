@@ -1,4 +1,4 @@
-"""Which products are worth handing to the sparse kernels: the clearly sparse ones, and others by trial."""
+"""Choosing which products the sparse kernels run: those that are clearly sparse, and others by measurement."""
 
 from __future__ import annotations
 
@@ -14,75 +14,75 @@ from fggp.ship.graph.interpret import execute
 from fggp.ship.graph.operations import Conv2d, Graph, Linear, Op
 from fggp.ship.runtime.instructions import Product
 from fggp.ship.runtime.kernels import Kernels
-from fggp.ship.runtime.layout import Kind, like
-from fggp.ship.runtime.lowering import kind_of
+from fggp.ship.runtime.layout import TensorKind, shape_for_batch
+from fggp.ship.runtime.lowering import supported_kind
 from fggp.ship.runtime.plan import Plan
 from fggp.ship.runtime.sparse_weight import SparseWeight
 
-# Below this density skipping zeros has won wherever it was measured; above the other it has lost, but for layers of a
-# few weights, such as a first convolution that is never alone.
+# Below the first density skipping zeros was always faster where it was measured, above the second always slower. Small
+# layers are an exception (a first convolution, which other layers follow on the kernels): they are always measured.
 CLEARLY_SPARSE, CLEARLY_DENSE = 0.25, 0.7
-FEW = 1 << 14
+SMALL_LAYER_WEIGHTS = 1 << 14
 TRIALS = 3
 
 Products = Mapping[Op, SparseWeight]
 
 
-class Choice:
-    """Decides for one network, batch size by batch size.
+class ProductChoice:
+    """Chooses the products that the kernels run, for one network and each batch size.
 
     Args:
         graph: the network.
-        kernels: what runs sparse products.
+        kernels: the kernels that run sparse products.
     """
 
     def __init__(self, graph: Graph, kernels: Kernels) -> None:
         self._graph, self._kernels = graph, kernels
         self._candidates: dict[Op, SparseWeight] = {}
         for op in graph.ops:
-            if isinstance(op, (Conv2d, Linear)) and kind_of(op, graph) is not None:
-                left = int(op.weight.count_nonzero())
-                if left <= max(CLEARLY_DENSE * op.weight.numel(), FEW):
+            if isinstance(op, (Conv2d, Linear)) and supported_kind(op, graph) is not None:
+                nonzero = int(op.weight.count_nonzero())
+                if nonzero <= max(CLEARLY_DENSE * op.weight.numel(), SMALL_LAYER_WEIGHTS):
                     self._candidates[op] = SparseWeight.of(op)
-        self._won: dict[tuple[Any, ...], bool] = {}
+        self._measured: dict[tuple[Any, ...], bool] = {}
 
     def products(self, batch: int, lanes: int) -> Products:
-        """The products for the kernels, and what is left of their weights."""
-        return {op: left for op, left in self._candidates.items() if self._wins(op, left, batch, lanes)}
+        """The products that the kernels run, with their non-zero weights."""
+        return {op: sparse for op, sparse in self._candidates.items() if self._is_faster(op, sparse, batch, lanes)}
 
-    def _wins(self, op: Op, left: SparseWeight, batch: int, lanes: int) -> bool:
+    def _is_faster(self, op: Op, sparse: SparseWeight, batch: int, lanes: int) -> bool:
         assert isinstance(op, (Conv2d, Linear))
-        images = kind_of(op, self._graph) is Kind.IMAGES
-        density = left.values.numel() / op.weight.numel()
+        images = supported_kind(op, self._graph) is TensorKind.IMAGES
+        density = sparse.values.numel() / op.weight.numel()
         if images and density <= CLEARLY_SPARSE:
             return True
-        where = [like(value, batch) for value in (*op.inputs, op.output)]
+        shapes = [shape_for_batch(value, batch) for value in (*op.inputs, op.output)]
         settings = (op.stride, op.padding, op.dilation, op.groups) if isinstance(op, Conv2d) else ()
-        key = (batch, lanes, op.weight.shape, f"{density:.1g}", *where, *settings)
-        if key not in self._won:
-            self._won[key] = self._trial(op, left, batch, lanes, images)
-        return self._won[key]
+        key = (batch, lanes, op.weight.shape, f"{density:.1g}", *shapes, *settings)
+        if key not in self._measured:
+            self._measured[key] = self._measure(op, sparse, batch, lanes, images)
+        return self._measured[key]
 
-    def _trial(self, op: Op, left: SparseWeight, batch: int, lanes: int, images: bool) -> bool:
-        """Whether the kernels are faster than PyTorch with a product alone."""
+    def _measure(self, op: Op, sparse: SparseWeight, batch: int, lanes: int, images: bool) -> bool:
+        """Time this product alone. Returns whether the kernels are faster than PyTorch."""
         inputs = tuple(dict.fromkeys(op.inputs))
         graph = Graph(inputs, (), (op,), (op.output,), tree_structure(0), self._graph.batch)
-        plan = Plan(graph, batch, self._kernels, lanes, {op: left})
-        # A generator of its own: compiling must not change what the caller's draws next.
-        given = [torch.randn(like(value, batch), generator=torch.Generator()) for value in inputs]
+        plan = Plan(graph, batch, self._kernels, lanes, {op: sparse})
+        # A generator of its own, so that compiling does not change the caller's random numbers.
+        examples = [torch.randn(shape_for_batch(value, batch), generator=torch.Generator()) for value in inputs]
         threads = torch.get_num_threads()
         product = conversions = float("inf")
         for _ in range(TRIALS):
-            seconds = plan.profile(given, batch, threads)
+            seconds = plan.profile(examples, batch, threads)
             product = min(product, sum(s for step, s in seconds if isinstance(step, Product)))
             conversions = min(conversions, sum(s for step, s in seconds if not isinstance(step, Product)))
-        dense = _seconds(lambda: execute(op, dict(zip(inputs, given, strict=True))))
-        # Between images, activations mostly stay in the kernels' layout, so that it is PyTorch that needs conversions;
-        # between tokens there mostly is something that only PyTorch does.
+        dense = _least_seconds(lambda: execute(op, dict(zip(inputs, examples, strict=True))))
+        # Images mostly stay in the kernels' layout, so that a product on PyTorch needs conversions. Between products on
+        # tokens there mostly is an operation that only PyTorch runs, so that a product on the kernels needs them.
         return product < dense + conversions if images else product + conversions < dense
 
 
-def _seconds(work: Callable[[], Tensor]) -> float:
+def _least_seconds(work: Callable[[], Tensor]) -> float:
     times = []
     for _ in range(TRIALS):
         start = time.perf_counter()

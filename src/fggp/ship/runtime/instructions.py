@@ -1,4 +1,4 @@
-"""The steps of a plan: instructions for the kernels, what they read and write, and what PyTorch does in between."""
+"""The steps of a plan: instructions for the kernels, the buffers they read and write, and steps that PyTorch runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from fggp.ship.graph.operations import Call, Op, Pair, Value
 from fggp.ship.runtime.kernels import CTensor
-from fggp.ship.runtime.layout import Layout
+from fggp.ship.runtime.layout import ActivationLayout
 from fggp.ship.runtime.sparse_weight import SparseWeight
 
 
@@ -17,12 +17,13 @@ class Buffer:
     """An activation's memory.
 
     Args:
-        layout: where its pixels lie.
-        over: a buffer whose memory it may take, because it is written where that one was just read.
+        layout: its memory layout.
+        may_overwrite: a buffer whose memory it may take: each of its pixels is written after the same pixel of that
+            buffer is read.
     """
 
-    layout: Layout
-    over: Buffer | None = None
+    layout: ActivationLayout
+    may_overwrite: Buffer | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +31,13 @@ class Instruction:
     """One operation of a program.
 
     Args:
-        name: after ``fggp_add_``.
+        name: the function's name after ``fggp_add_``.
         reads: the activations it reads.
-        writes: those it writes.
-        arguments: given the C structure of each buffer, the operation's arguments and what owns their memory.
-        op: what it is part of; None for conversions.
-        slot: a caller's tensor that it reads or writes.
+        writes: the activations it writes.
+        arguments: returns the operation's arguments and the owners of their memory, given a function from each buffer
+            to its C structure.
+        op: the graph's operation that it is part of; None for a conversion of layout.
+        slot: the caller's tensor that it reads or writes.
     """
 
     name: str
@@ -64,7 +66,7 @@ class Torch:
 
 @dataclass(frozen=True, eq=False)
 class Convolve:
-    """One sparse product, before its tiles are chosen: a convolution, or a linear layer as one of a single position."""
+    """One sparse product, before its tiling is chosen: a convolution, or a linear layer as a 1×1 convolution."""
 
     op: Op
     weight: SparseWeight
@@ -78,13 +80,17 @@ class Convolve:
 
     @property
     def pointwise(self) -> bool:
-        """Whether an output pixel depends on the input's same pixel only."""
+        """Whether an output pixel depends only on the same pixel of the input."""
         return self.weight.shape[2:] == (1, 1) and self.padding == (0, 0) and self.stride == 1
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """Sparse products, each but the first pointwise on what the one before it writes, done tile by tile together."""
+    """Sparse products that run together, tile by tile.
+
+    Args:
+        chain: the products. Each after the first is pointwise, and reads the output of the one before it.
+    """
 
     chain: tuple[Convolve, ...]
 
@@ -100,14 +106,16 @@ class Product:
 
     @property
     def one_pixel(self) -> bool:
-        """Whether single images come out as one pixel a channel, which no vector could run along."""
+        """Whether the output is one pixel a channel of single images, too few pixels for a vector."""
         layout = self.chain[0].out.layout
         return layout.lanes == 1 and layout.height * layout.width == 1
 
-    def takes(self, other: Product) -> bool:
-        """Whether the other one can be done tile by tile together with this one, right after it."""
-        last, then = self.chain[-1], other.chain[0]
-        return last.out.layout.lanes > 1 and len(other.chain) == 1 and then.pointwise and then.input is last.out
+    def can_append(self, other: Product) -> bool:
+        """Whether the other product, the next step, can run tile by tile together with this one."""
+        last, following = self.chain[-1], other.chain[0]
+        return (
+            last.out.layout.lanes > 1 and len(other.chain) == 1 and following.pointwise and following.input is last.out
+        )
 
 
 Step = Instruction | Product | Elementwise | Torch

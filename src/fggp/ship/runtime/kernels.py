@@ -1,16 +1,16 @@
-"""The C interface of the sparse runtime's kernels from Python: its structures, and programs that are built of them."""
+"""The C interface of the sparse runtime's kernels: its structures, and the programs that are built of them."""
 
 from ctypes import CDLL, POINTER, Structure, byref, c_double, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from typing import Any
 
 from fggp import native
-from fggp.native import KernelsMissingError as KernelsMissingError  # here too for those that catch it
-from fggp.native import checked
+from fggp.native import KernelsMissingError as KernelsMissingError  # importable from here too
+from fggp.native import raise_if_failed
 
 
 class CTensor(Structure):
-    """`fggp_tensor`: where an activation lies, in pixels of ``lanes`` floats."""
+    """`fggp_tensor`: an activation's place in memory, in pixels of ``lanes`` floats."""
 
     _fields_ = (
         ("data", c_void_p),
@@ -44,7 +44,7 @@ class CConv(Structure):
 
 
 class CPool(Structure):
-    """`fggp_pool`: windows of a plane."""
+    """`fggp_pool`: windows of each plane, to pool or to unfold."""
 
     _fields_ = (
         ("input", CTensor),
@@ -59,13 +59,13 @@ class CPool(Structure):
 
 
 class CStrides(Structure):
-    """`fggp_strides`: where a tensor of the caller's lies, in floats."""
+    """`fggp_strides`: the strides of a caller's tensor, in floats."""
 
     _fields_ = (("image", c_int64), ("channel", c_int64), ("row", c_int64), ("pixel", c_int64))
 
 
 _TENSOR, _STRIDES = POINTER(CTensor), POINTER(CStrides)
-_ADD = {
+_ARGUMENTS_OF_ADD = {
     "conv": (POINTER(CConv), c_int32),
     "product": (POINTER(CConv),),
     "max_pool": (POINTER(CPool),),
@@ -85,12 +85,12 @@ class Kernels:
     """One build of the kernels.
 
     Args:
-        library: it, loaded.
+        library: the loaded library.
 
     Attributes:
-        cpu: the vector instructions it uses.
-        lanes: floats in a vector.
-        registers: vectors whose sums a convolution can keep in registers.
+        cpu: the name of the vector instructions it uses.
+        lanes: the number of floats in a vector.
+        registers: the number of vectors of sums that a convolution can keep in registers.
     """
 
     def __init__(self, library: CDLL) -> None:
@@ -98,11 +98,11 @@ class Kernels:
         library.fggp_program_new.restype = c_void_p
         library.fggp_program_free.argtypes = (c_void_p,)
         library.fggp_run.argtypes = (c_void_p, POINTER(c_void_p), c_int32, c_int32, POINTER(c_double))
-        library.fggp_run.errcheck = checked
-        for name, arguments in _ADD.items():
+        library.fggp_run.errcheck = raise_if_failed
+        for name, arguments in _ARGUMENTS_OF_ADD.items():
             function = getattr(library, f"fggp_add_{name}")
             function.argtypes = (c_void_p, *arguments)
-            function.errcheck = checked
+            function.errcheck = raise_if_failed
         self.cpu: str = library.fggp_cpu().decode()
         self.lanes: int = library.fggp_lanes()
         self.registers: int = library.fggp_registers()
@@ -112,7 +112,7 @@ class Program:
     """A list of operations that run in one call.
 
     Args:
-        kernels: what runs them.
+        kernels: the kernels that run them.
     """
 
     def __init__(self, kernels: Kernels) -> None:
@@ -127,12 +127,12 @@ class Program:
         return self._count
 
     def add(self, name: str, *arguments: Any, keep: tuple[Any, ...] = ()) -> None:
-        """Add an operation, by the name it has in `fggp.h` after ``fggp_add_``.
+        """Add an operation.
 
         Args:
-            name: which.
-            arguments: as the header says; structures go by reference.
-            keep: what owns the memory they point to; held as long as the program.
+            name: its name in `fggp.h`, after ``fggp_add_``.
+            arguments: as the header says; structures are passed by reference.
+            keep: the owners of the memory that the arguments point to, kept alive as long as the program.
         """
         given = [byref(a) if isinstance(a, Structure) else a for a in arguments]
         getattr(self._library, f"fggp_add_{name}")(self._handle, *given)
@@ -144,9 +144,9 @@ class Program:
 
         Args:
             slots: the addresses of inputs and outputs.
-            images: how many there are.
-            threads: how many work, the caller's among them.
-            seconds: a C array of doubles, one an operation, to which its time is added.
+            images: the number of images.
+            threads: the number of threads, the caller's included.
+            seconds: a C array with a double for each operation, to which its time is added; None: no timing.
         """
         addresses = (c_void_p * len(slots))(*slots)
         self._library.fggp_run(self._handle, addresses, images, threads, seconds)
@@ -160,6 +160,6 @@ def load() -> Kernels:
     """The kernels for this processor.
 
     Raises:
-        KernelsMissingError: there are none; the message says what to do.
+        KernelsMissingError: fggp was installed without them; the message says what to do.
     """
     return Kernels(native.load())

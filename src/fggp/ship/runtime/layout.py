@@ -1,4 +1,4 @@
-"""Where the pixels of an activation lie while it is in the kernels' hands, and how a caller's tensor maps to them."""
+"""The memory layout of activations in the kernels, and how a caller's tensor maps to it."""
 
 import re
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ import torch
 from fggp.ship.graph.operations import Value
 from fggp.ship.runtime.kernels import CStrides, CTensor
 
-# Bytes from one of an image's pixels to another that a sparse weight's offset can tell.
-FARTHEST = 2**31
+# Bytes between two pixels of one image that the 32-bit offset of a sparse weight cannot express.
+OFFSET_LIMIT = 2**31
 
 
-class Kind(Enum):
-    """How a tensor's dimensions become channels and pixels."""
+class TensorKind(Enum):
+    """How the kernels read a tensor's dimensions: as images with channels, or as tokens with features."""
 
     IMAGES = auto()  # [N, C, H, W], or [N, C]: images of one pixel
-    TOKENS = auto()  # [..., C]: one image, whose pixels are all that the other dimensions hold
+    TOKENS = auto()  # [..., C]: one image with a pixel for each index of the other dimensions
 
 
 @dataclass(frozen=True)
 class Margin:
-    """Pixels around an image that kernels read beyond it.
+    """Padding around an image that kernels read.
 
     Args:
-        rows: zeros below each image, which are also those above the next one.
-        columns: zeros to the right of each row, which are also those to the left of the next one.
-        reach: rows and columns that may be read beyond those, for results that nobody uses.
+        rows: rows of zeros below each image, which are also the padding above the next one.
+        columns: zeros to the right of each row, which are also the padding to the left of the next one.
+        reach: further rows and columns that kernels may read, for results that are not used.
     """
 
     rows: int = 0
@@ -40,19 +40,20 @@ class Margin:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """An activation in the kernels' hands; `csrc/fggp.h` has the picture. All sizes in pixels of ``lanes`` floats.
+class ActivationLayout:
+    """The memory layout of an activation, as `csrc/fggp.h` describes it. All sizes are in pixels of ``lanes`` floats.
 
     Args:
-        lanes: 1 (a vector runs along the plane), or a whole vector (it holds one pixel of as many images).
-        groups: images, or vectors full of images.
-        channels: planes in a group.
-        height: rows of an image.
-        width: pixels of a row.
-        row: from one row to the next.
-        plane: from one channel to the next.
-        lead: zeros before the first plane.
-        tail: pixels after the last plane that may be read.
+        lanes: 1 (a vector covers consecutive pixels of a plane), or the length of a vector (a vector holds the same
+            pixel of that number of images).
+        groups: the number of images, or of groups of ``lanes`` images.
+        channels: the number of planes in a group.
+        height: the number of rows of an image.
+        width: the number of pixels of a row.
+        row: the distance from one row to the next.
+        plane: the distance from one channel to the next.
+        lead: the number of zeros before the first plane.
+        tail: the number of pixels after the last plane that may be read.
     """
 
     lanes: int
@@ -67,79 +68,81 @@ class Layout:
 
     @property
     def floats(self) -> int:
-        """Floats it takes, with all that may be read around it."""
+        """The number of floats it takes, with all pixels around it that may be read."""
         return (self.lead + self.groups * self.channels * self.plane + self.tail) * self.lanes
 
     @property
-    def far(self) -> bool:
-        """Whether a group is too large for the offsets of sparse weights."""
-        return self.channels * self.plane * self.lanes * 4 >= FARTHEST
+    def exceeds_offsets(self) -> bool:
+        """Whether a group is too large for the 32-bit offsets of sparse weights."""
+        return self.channels * self.plane * self.lanes * 4 >= OFFSET_LIMIT
 
     @property
     def padded(self) -> bool:
-        """Whether there are zeros in it that must stay zero."""
+        """Whether it has padding, which must stay zero."""
         return self.lead > 0
 
-    def at(self, address: int) -> CTensor:
-        """The C structure for an activation whose memory begins at the address."""
+    def c_tensor(self, address: int) -> CTensor:
+        """The C structure of an activation whose memory begins at this address."""
         first = address + self.lead * self.lanes * 4
         shape = (self.lanes, self.groups, self.channels, self.height, self.width)
         return CTensor(first, *shape, self.row, self.plane, self.channels * self.plane)
 
 
-def sizes(shape: tuple[int, ...], kind: Kind) -> tuple[int, int, int, int]:
-    """A tensor's images, channels, height and width."""
-    if kind is Kind.TOKENS:
+def image_sizes(shape: tuple[int, ...], kind: TensorKind) -> tuple[int, int, int, int]:
+    """The number of images and channels of a tensor, and their height and width."""
+    if kind is TensorKind.TOKENS:
         return 1, shape[-1], 1, torch.Size(shape[:-1]).numel()
     images, channels, *plane = shape
     height, width = plane or (1, 1)
     return images, channels, height, width
 
 
-def strides(shape: tuple[int, ...], kind: Kind) -> CStrides:
-    """Where the pixels lie in a contiguous tensor."""
-    _, channels, height, width = sizes(shape, kind)
-    if kind is Kind.TOKENS:
+def pixel_strides(shape: tuple[int, ...], kind: TensorKind) -> CStrides:
+    """The strides of a contiguous tensor between images, channels, rows and pixels."""
+    _, channels, height, width = image_sizes(shape, kind)
+    if kind is TensorKind.TOKENS:
         return CStrides(0, 1, 0, channels)
     return CStrides(channels * height * width, height * width, width, 1)
 
 
-def lay_out(shape: tuple[int, ...], kind: Kind, lanes: int, vector: int, margin: Margin, row: int = 0) -> Layout:
+def choose_layout(
+    shape: tuple[int, ...], kind: TensorKind, lanes: int, vector: int, margin: Margin, row: int = 0
+) -> ActivationLayout:
     """Choose an activation's layout.
 
     Args:
-        shape: of the tensor.
-        kind: how its dimensions are to be read.
-        lanes: images in a pixel: 1 or ``vector``.
-        vector: floats in a vector of this processor.
-        margin: what its readers need.
-        row: pixels from one row to the next, where something else decides that; 0: as few as the margin allows.
+        shape: the tensor's shape.
+        kind: how its dimensions are read.
+        lanes: the number of images in a pixel: 1 or ``vector``.
+        vector: the number of floats in a vector of this processor.
+        margin: the padding that its readers need.
+        row: the distance between rows in pixels, if another activation determines it; 0: the least for this margin.
     """
-    images, channels, height, width = sizes(shape, kind)
+    images, channels, height, width = image_sizes(shape, kind)
     row = row or width + margin.columns
     plane = (height + margin.rows) * row + margin.columns
     lead = margin.rows * row + margin.columns
     if lanes > 1:
-        # Planes an even number of lines apart would compete for the same few places of the caches.
-        return Layout(lanes, -(-images // lanes), channels, height, width, row, plane | 1, lead, 0)
+        # An odd distance: planes an even number of cache lines apart would compete for the same few sets of the caches.
+        return ActivationLayout(lanes, -(-images // lanes), channels, height, width, row, plane | 1, lead, 0)
     tail = margin.reach[0] * row + margin.reach[1] + vector
     if height * width > 1:
         plane = (-(-plane // vector) | 1) * vector
         lead = -(-lead // vector) * vector
-    return Layout(1, images, channels, height, width, row, plane, lead, tail)
+    return ActivationLayout(1, images, channels, height, width, row, plane, lead, tail)
 
 
-def like(value: Value, batch: int) -> tuple[int, ...]:
-    """The value's shape for a batch.
+def shape_for_batch(value: Value, batch: int) -> tuple[int, ...]:
+    """The value's shape for a batch size.
 
     Raises:
-        ValueError: a size depends on the batch in another way than as a multiple of it.
+        ValueError: a size depends on the batch size, but is no multiple of it.
     """
     return tuple(size if isinstance(size, int) else _multiple(size) * batch for size in value.sizes)
 
 
-def scales(value: Value) -> bool:
-    """Whether its sizes are fixed or multiples of the batch size."""
+def has_shape_for_any_batch(value: Value) -> bool:
+    """Whether `shape_for_batch` knows its shape: each size is constant, or a multiple of the batch size."""
     return all(isinstance(size, int) or _MULTIPLE.fullmatch(size) for size in value.sizes)
 
 
@@ -149,5 +152,5 @@ _MULTIPLE = re.compile(r"(?:(\d+)\*)?N")
 def _multiple(size: str) -> int:
     found = _MULTIPLE.fullmatch(size)
     if found is None:
-        raise ValueError(f"a size of {size}, which is no multiple of the batch size N")
+        raise ValueError(f"the size {size} must be a multiple of the batch size N")
     return int(found[1] or 1)

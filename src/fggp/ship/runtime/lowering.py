@@ -1,4 +1,4 @@
-"""A graph for one batch size, made steps: which operations the kernels run, in which layouts, and what PyTorch runs."""
+"""Lowering a graph to steps for one batch size: what the kernels run, in which layouts, and what PyTorch runs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,22 @@ from fggp.ship.graph.operations import (
 )
 from fggp.ship.runtime.instructions import Buffer, Convolve, Elementwise, Instruction, Product, Step, Torch
 from fggp.ship.runtime.kernels import CPool, Kernels
-from fggp.ship.runtime.layout import Kind, Layout, Margin, lay_out, like, scales, sizes, strides
+from fggp.ship.runtime.layout import (
+    ActivationLayout,
+    Margin,
+    TensorKind,
+    choose_layout,
+    has_shape_for_any_batch,
+    image_sizes,
+    pixel_strides,
+    shape_for_batch,
+)
 from fggp.ship.runtime.sparse_weight import SparseWeight
 
 aten = torch.ops.aten
-# Functions of one number that leave zero as it is: PyTorch runs them on an activation wherever its pixels lie.
-POINTWISE = {
+# Functions of one number that map zero to zero. PyTorch can apply them to an activation in the kernels' layout, because
+# padding stays zero.
+ZERO_PRESERVING = {
     aten.gelu.default,
     aten.silu.default,
     aten.hardswish.default,
@@ -43,42 +53,46 @@ POINTWISE = {
     aten.relu6.default,
 }
 
-Key = tuple[Value, Kind]
+Key = tuple[Value, TensorKind]
 
 
-def kind_of(op: Op, graph: Graph) -> Kind | None:
-    """How the operation reads its inputs, where there are kernels for it; None: there are none."""
+def supported_kind(op: Op, graph: Graph) -> TensorKind | None:
+    """How the kernels for this operation read its inputs; None if there are no kernels for it."""
     values = (*op.inputs, op.output)
-    if any(v.dtype != torch.float32 or not scales(v) for v in values):
+    if any(v.dtype != torch.float32 or not has_shape_for_any_batch(v) for v in values):
         return None
     ranks = {len(v.shape) for v in values}
     batched = all(v.batched or (graph.batch is not None and v.shape[:1] == (graph.batch,)) for v in values)
     if isinstance(op, Linear):
-        return Kind.IMAGES if ranks == {2} and batched else Kind.TOKENS
+        return TensorKind.IMAGES if ranks == {2} and batched else TensorKind.TOKENS
     if not batched:
         return None
     if isinstance(op, Conv2d):
-        return Kind.IMAGES
+        return TensorKind.IMAGES
     if isinstance(op, (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Flatten)):
-        return Kind.IMAGES if 4 in ranks and ranks <= {2, 4} else None
-    if isinstance(op, (Add, ReLU)) or (isinstance(op, Call) and op.target in POINTWISE and len(op.inputs) == 1):
-        return Kind.IMAGES if ranks in ({2}, {4}) else Kind.TOKENS
+        return TensorKind.IMAGES if 4 in ranks and ranks <= {2, 4} else None
+    if isinstance(op, (Add, ReLU)) or (isinstance(op, Call) and op.target in ZERO_PRESERVING and len(op.inputs) == 1):
+        return TensorKind.IMAGES if ranks in ({2}, {4}) else TensorKind.TOKENS
     if isinstance(op, Affine):
-        return Kind.IMAGES if ranks in ({2}, {4}) else None
+        return TensorKind.IMAGES if ranks in ({2}, {4}) else None
     if isinstance(op, Concat):
-        return Kind.IMAGES if ranks in ({2}, {4}) and op.dim == 1 else None
+        return TensorKind.IMAGES if ranks in ({2}, {4}) and op.dim == 1 else None
     return None
 
 
 class Lowering:
-    """Makes the steps of one graph.
+    """The steps of one graph for one batch size.
 
     Args:
-        graph: what to run.
-        batch: images.
-        kernels: what runs the instructions.
-        lanes: images in a pixel: 1 or a whole vector.
-        sparse: the weights of the products that the kernels are to run.
+        graph: the network.
+        batch: the number of images.
+        kernels: the kernels that run the instructions.
+        lanes: the number of images in a pixel: 1, or the length of a vector.
+        sparse: the products that the kernels run, with their non-zero weights.
+
+    Attributes:
+        native: the operations that the kernels run, and how they read their inputs.
+        steps: what to do, in order.
     """
 
     def __init__(
@@ -86,154 +100,159 @@ class Lowering:
     ) -> None:
         self.graph, self.batch, self.kernels, self.lanes, self.sparse = graph, batch, kernels, lanes, sparse
         self.steps: list[Step] = []
-        self.native = self._choose()
-        self._margins, self._rows = self._surroundings()
-        while far := [op for op in self.native if isinstance(op, (Conv2d, Linear)) and self._is_far(op)]:
-            self.sparse = {op: weight for op, weight in self.sparse.items() if op not in far}
-            self.native = self._choose()
-            self._margins, self._rows = self._surroundings()
+        self.native = self._choose_native()
+        self._margins, self._rows = self._choose_margins()
+        # Without a product that exceeds the offsets, other operations are native and margins differ, so check again.
+        while excluded := [op for op in self.native if isinstance(op, (Conv2d, Linear)) and self._exceeds_offsets(op)]:
+            self.sparse = {op: weight for op, weight in self.sparse.items() if op not in excluded}
+            self.native = self._choose_native()
+            self._margins, self._rows = self._choose_margins()
         self._buffers: dict[Key, Buffer] = {}
-        self._in_torch: set[Value] = set(graph.inputs)
+        self._torch_has: set[Value] = set(graph.inputs)
         for op in graph.ops:
             kind = self.native.get(op)
             if kind is None:
                 for value in op.inputs:
-                    self._to_torch(value)
+                    self._store_for_torch(value)
                 self.steps.append(Torch(op))
-                self._in_torch.add(op.output)
+                self._torch_has.add(op.output)
             else:
                 self._lower(op, kind)
         for value in graph.outputs:
             if isinstance(value, Value):
-                self._to_torch(value)
+                self._store_for_torch(value)
 
-    def _choose(self) -> dict[Op, Kind]:
-        """Which operations the kernels run: sparse products, and what else reads what is theirs already."""
-        chosen: dict[Op, Kind] = {}
-        theirs: set[Key] = set()
+    def _choose_native(self) -> dict[Op, TensorKind]:
+        """The operations that the kernels run: sparse products, and operations whose inputs all are in their layout."""
+        chosen: dict[Op, TensorKind] = {}
+        in_kernel_layout: set[Key] = set()
         for op in self.graph.ops:
-            kind = kind_of(op, self.graph)
+            kind = supported_kind(op, self.graph)
             if kind is None:
                 continue
             if op in self.sparse or (
-                not isinstance(op, (Conv2d, Linear)) and all((value, kind) in theirs for value in op.inputs)
+                not isinstance(op, (Conv2d, Linear)) and all((value, kind) in in_kernel_layout for value in op.inputs)
             ):
                 chosen[op] = kind
-                theirs.add((op.output, kind))
+                in_kernel_layout.add((op.output, kind))
         return chosen
 
-    # Surroundings: what lies around an activation is decided by all that read it.
+    # Margins: all readers of an activation determine the padding around it.
 
-    def _surroundings(self) -> tuple[dict[Key, Margin], dict[Key, int]]:
+    def _choose_margins(self) -> tuple[dict[Key, Margin], dict[Key, int]]:
+        """The margin of each activation that needs one, and the length of rows where several activations share it."""
         margins: dict[Key, Margin] = {}
-        linked, alike = _Links(), _Links()
+        same_row, same_margin = _DisjointSets(), _DisjointSets()
         for op, kind in self.native.items():
-            # PyTorch goes over the memory as a whole, zeros included. (Tokens have nothing around them.)
-            if isinstance(op, Call) and kind is Kind.IMAGES:
-                for links in (linked, alike):
-                    links.join([(op.inputs[0], kind), (op.output, kind)])
+            # PyTorch applies a function to the whole memory, padding included. (Tokens have no padding.)
+            if isinstance(op, Call) and kind is TensorKind.IMAGES:
+                for sets in (same_row, same_margin):
+                    sets.join([(op.inputs[0], kind), (op.output, kind)])
             if not isinstance(op, Conv2d):
                 continue
-            unfolds = self._by_unfolding(op)
+            unfolds = self._needs_unfolding(op)
             if self.lanes == 1 and not self._to_one_pixel(op):
-                # Vectors run over the ends of rows, so what goes in and what comes out have rows of one length.
-                linked.join([(value, kind) for value in (*op.inputs[unfolds:], op.output)])
+                # Vectors cross the ends of rows, so input and output need rows of the same length.
+                same_row.join([(value, kind) for value in (*op.inputs[unfolds:], op.output)])
             if unfolds:
                 continue
-            beyond = tuple(
+            reach = tuple(
                 max(0, (k - 1) * d - p) for k, d, p in zip(op.weight.shape[2:], op.dilation, op.padding, strict=True)
             )
-            margin = Margin(*op.padding, reach=(beyond[0], beyond[1]))
-            read = (op.inputs[0], kind)
-            margins[read] = margins.get(read, Margin()) | margin
-        for group in alike.groups():
+            margin = Margin(*op.padding, reach=(reach[0], reach[1]))
+            key = (op.inputs[0], kind)
+            margins[key] = margins.get(key, Margin()) | margin
+        for group in same_margin.groups():
             widest = reduce(or_, (margins.get(key, Margin()) for key in group))
             margins.update(dict.fromkeys(group, widest))
         rows: dict[Key, int] = {}
-        for group in linked.groups():
-            row = max(sizes(key[0].shape, key[1])[3] + margins.get(key, Margin()).columns for key in group)
+        for group in same_row.groups():
+            row = max(image_sizes(key[0].shape, key[1])[3] + margins.get(key, Margin()).columns for key in group)
             rows.update(dict.fromkeys(group, row))
         return margins, rows
 
-    def _by_unfolding(self, op: Conv2d) -> bool:
+    def _needs_unfolding(self, op: Conv2d) -> bool:
+        """Whether the kernels do not support the stride, so that the input must be unfolded first."""
         if self.lanes == 1:
             return op.stride != (1, 1) and not self._to_one_pixel(op)
         return op.stride not in ((1, 1), (2, 2))
 
     def _to_one_pixel(self, op: Conv2d) -> bool:
-        """Whether single images come out as one pixel a channel, which no vector could run along."""
+        """Whether the output is one pixel a channel of single images, too few pixels for a vector."""
         return self.lanes == 1 and op.output.shape[2:] == (1, 1)
 
-    def _is_far(self, op: Conv2d | Linear) -> bool:
-        """Whether a product's input is too large for the kernels."""
-        if isinstance(op, Conv2d) and self._by_unfolding(op):
-            return self._unfolded(op).far
-        return self._layout(op.inputs[0], self.native[op]).far
+    def _exceeds_offsets(self, op: Conv2d | Linear) -> bool:
+        """Whether a product's input is too large for the 32-bit offsets of sparse weights."""
+        if isinstance(op, Conv2d) and self._needs_unfolding(op):
+            return self._unfolded_layout(op).exceeds_offsets
+        return self._layout(op.inputs[0], self.native[op]).exceeds_offsets
 
-    # Buffers, and the ways in and out.
+    # Buffers, and conversions between the kernels' layout and PyTorch's.
 
-    def _layout(self, value: Value, kind: Kind) -> Layout:
-        lanes = 1 if kind is Kind.TOKENS else self.lanes
+    def _layout(self, value: Value, kind: TensorKind) -> ActivationLayout:
+        lanes = 1 if kind is TensorKind.TOKENS else self.lanes
         key = (value, kind)
-        shape = like(value, self.batch)
-        return lay_out(shape, kind, lanes, self.kernels.lanes, self._margins.get(key, Margin()), self._rows.get(key, 0))
+        shape = shape_for_batch(value, self.batch)
+        return choose_layout(
+            shape, kind, lanes, self.kernels.lanes, self._margins.get(key, Margin()), self._rows.get(key, 0)
+        )
 
-    def _output(self, op: Op, kind: Kind, over: Buffer | None = None) -> Buffer:
+    def _output_buffer(self, op: Op, kind: TensorKind, may_overwrite: Buffer | None = None) -> Buffer:
         layout = self._layout(op.output, kind)
-        if over is not None and over.layout != layout:
-            over = None
-        buffer = self._buffers[op.output, kind] = Buffer(layout, over)
+        if may_overwrite is not None and may_overwrite.layout != layout:
+            may_overwrite = None
+        buffer = self._buffers[op.output, kind] = Buffer(layout, may_overwrite)
         return buffer
 
-    def _input(self, value: Value, kind: Kind) -> Buffer:
+    def _input_buffer(self, value: Value, kind: TensorKind) -> Buffer:
         if (value, kind) not in self._buffers:
-            self._to_torch(value)
+            self._store_for_torch(value)
             buffer = self._buffers[value, kind] = Buffer(self._layout(value, kind))
-            where = strides(like(value, self.batch), kind)
-            self.steps.append(Instruction("load", (), (buffer,), lambda c: ((where, c(buffer)), ()), slot=value))
+            strides = pixel_strides(shape_for_batch(value, self.batch), kind)
+            self.steps.append(Instruction("load", (), (buffer,), lambda c: ((strides, c(buffer)), ()), slot=value))
         return self._buffers[value, kind]
 
-    def _to_torch(self, value: Value) -> None:
-        if value in self._in_torch:
+    def _store_for_torch(self, value: Value) -> None:
+        if value in self._torch_has:
             return
-        self._in_torch.add(value)
-        kind = next(kind for kind in Kind if (value, kind) in self._buffers)
+        self._torch_has.add(value)
+        kind = next(kind for kind in TensorKind if (value, kind) in self._buffers)
         buffer = self._buffers[value, kind]
-        where = strides(like(value, self.batch), kind)
-        self.steps.append(Instruction("store", (buffer,), (), lambda c: ((c(buffer), where), ()), slot=value))
+        strides = pixel_strides(shape_for_batch(value, self.batch), kind)
+        self.steps.append(Instruction("store", (buffer,), (), lambda c: ((c(buffer), strides), ()), slot=value))
 
     # Operations.
 
-    def _lower(self, op: Op, kind: Kind) -> None:
-        inputs = tuple(self._input(value, kind) for value in op.inputs)
+    def _lower(self, op: Op, kind: TensorKind) -> None:
+        inputs = tuple(self._input_buffer(value, kind) for value in op.inputs)
         if isinstance(op, (Conv2d, Linear)):
-            self._product(op, kind, inputs)
+            self._product_steps(op, kind, inputs)
         elif isinstance(op, (MaxPool2d, AvgPool2d)):
-            self._pool(op, kind, inputs[0])
+            self._pool_step(op, kind, inputs[0])
         elif isinstance(op, Call):
-            out = self._output(op, kind, over=inputs[0])
+            out = self._output_buffer(op, kind, may_overwrite=inputs[0])
             self.steps.append(Elementwise(op, (inputs[0],), (out,)))
         elif isinstance(op, Concat):
-            self._concat(op, kind, inputs)
+            self._concat_steps(op, kind, inputs)
         else:
-            self._plane_wise(op, kind, inputs)
+            self._plane_wise_step(op, kind, inputs)
 
     def _add(self, name: str, op: Op, reads: tuple[Buffer, ...], out: Buffer, *more: Any) -> None:
         self.steps.append(Instruction(name, reads, (out,), lambda c: ((*map(c, reads), c(out), *more), ()), op))
 
-    def _plane_wise(self, op: Op, kind: Kind, inputs: tuple[Buffer, ...]) -> None:
+    def _plane_wise_step(self, op: Op, kind: TensorKind, inputs: tuple[Buffer, ...]) -> None:
         match op:
             case AdaptiveAvgPool2d():
-                self._add("adaptive_average", op, inputs, self._output(op, kind))
+                self._add("adaptive_average", op, inputs, self._output_buffer(op, kind))
             case Flatten():
-                self._add("flatten", op, inputs, self._output(op, kind))
+                self._add("flatten", op, inputs, self._output_buffer(op, kind))
             case Add():
-                self._add("sum", op, inputs, self._output(op, kind, over=inputs[0]), int(op.relu))
+                self._add("sum", op, inputs, self._output_buffer(op, kind, may_overwrite=inputs[0]), int(op.relu))
             case ReLU():
-                self._add("affine", op, inputs, self._output(op, kind, over=inputs[0]), None, None, 1)
+                self._add("affine", op, inputs, self._output_buffer(op, kind, may_overwrite=inputs[0]), None, None, 1)
             case Affine():
                 scale, shift = op.scale.float().contiguous(), op.shift.float().contiguous()
-                out = self._output(op, kind, over=inputs[0])
+                out = self._output_buffer(op, kind, may_overwrite=inputs[0])
                 more = (scale.data_ptr(), shift.data_ptr(), int(op.relu))
                 self.steps.append(
                     Instruction("affine", inputs, (out,), lambda c: ((c(inputs[0]), c(out), *more), (scale, shift)), op)
@@ -241,23 +260,23 @@ class Lowering:
             case _:
                 raise AssertionError(f"no kernel for {op}")
 
-    def _concat(self, op: Concat, kind: Kind, inputs: tuple[Buffer, ...]) -> None:
-        out = self._output(op, kind)
+    def _concat_steps(self, op: Concat, kind: TensorKind, inputs: tuple[Buffer, ...]) -> None:
+        out = self._output_buffer(op, kind)
         first = 0
         for read in inputs:
             self._add("copy", op, (read,), out, first)
             first += read.layout.channels
 
-    def _pool(self, op: MaxPool2d | AvgPool2d, kind: Kind, read: Buffer) -> None:
-        out = self._output(op, kind)
+    def _pool_step(self, op: MaxPool2d | AvgPool2d, kind: TensorKind, read: Buffer) -> None:
+        out = self._output_buffer(op, kind)
         dilation = op.dilation if isinstance(op, MaxPool2d) else (1, 1)
         window = (op.kernel, op.stride, op.padding, dilation)
         if isinstance(op, MaxPool2d):
-            self._window("max_pool", op, read, out, window, False, 0)
+            self._window_step("max_pool", op, read, out, window, False, 0)
         else:
-            self._window("average_pool", op, read, out, window, op.count_include_pad, op.divisor_override or 0)
+            self._window_step("average_pool", op, read, out, window, op.count_include_pad, op.divisor_override or 0)
 
-    def _window(
+    def _window_step(
         self,
         name: str,
         op: Op,
@@ -274,34 +293,34 @@ class Lowering:
             )
         )
 
-    def _product(self, op: Conv2d | Linear, kind: Kind, inputs: tuple[Buffer, ...]) -> None:
+    def _product_steps(self, op: Conv2d | Linear, kind: TensorKind, inputs: tuple[Buffer, ...]) -> None:
         weight, read = self.sparse[op], inputs[0]
         residual = inputs[1] if len(inputs) > 1 else None
         padding, dilation, stride = (0, 0), (1, 1), 1
         if isinstance(op, Conv2d):
-            if self._by_unfolding(op):
-                read, weight = self._unfold(op, read), weight.unfolded()
+            if self._needs_unfolding(op):
+                read, weight = self._unfold_step(op, read), weight.unfolded()
             else:
                 padding, dilation, stride = op.padding, op.dilation, op.stride[0]
-        out = self._output(op, kind, over=residual if residual is not read else None)
+        out = self._output_buffer(op, kind, may_overwrite=residual if residual is not read else None)
         self.steps.append(Product((Convolve(op, weight, read, out, residual, padding, dilation, stride, op.relu),)))
 
-    def _unfold(self, op: Conv2d, read: Buffer) -> Buffer:
+    def _unfold_step(self, op: Conv2d, read: Buffer) -> Buffer:
         kernel = (op.weight.shape[2], op.weight.shape[3])
-        out = Buffer(self._unfolded(op))
-        self._window("unfold", op, read, out, (kernel, op.stride, op.padding, op.dilation), False, 0)
+        out = Buffer(self._unfolded_layout(op))
+        self._window_step("unfold", op, read, out, (kernel, op.stride, op.padding, op.dilation), False, 0)
         return out
 
-    def _unfolded(self, op: Conv2d) -> Layout:
-        """A convolution's input with a channel for each input channel and kernel position."""
+    def _unfolded_layout(self, op: Conv2d) -> ActivationLayout:
+        """The layout of a convolution's unfolded input: a channel for each input channel and kernel position."""
         channels = op.inputs[0].shape[1] * op.weight.shape[2] * op.weight.shape[3]
         shape = (self.batch, channels, *op.output.shape[2:])
-        row = self._rows.get((op.output, Kind.IMAGES), 0)
-        return lay_out(shape, Kind.IMAGES, self.lanes, self.kernels.lanes, Margin(), row)
+        row = self._rows.get((op.output, TensorKind.IMAGES), 0)
+        return choose_layout(shape, TensorKind.IMAGES, self.lanes, self.kernels.lanes, Margin(), row)
 
 
-class _Links:
-    """Sets of keys that have something in common, joined one by one."""
+class _DisjointSets:
+    """Disjoint sets of keys, which `join` unites."""
 
     def __init__(self) -> None:
         self._group: dict[Key, list[Key]] = {}

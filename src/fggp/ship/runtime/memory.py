@@ -1,4 +1,4 @@
-"""Memory for all activations of one plan: who lies where, and who takes over whose place."""
+"""Memory for all activations of one plan: the place of each buffer, and which buffers overwrite others."""
 
 from __future__ import annotations
 
@@ -10,54 +10,55 @@ from torch import Tensor
 
 from fggp.ship.runtime.instructions import Buffer, Step, Torch
 from fggp.ship.runtime.kernels import CTensor
-from fggp.ship.runtime.layout import Layout
+from fggp.ship.runtime.layout import ActivationLayout
 
-LINE = 64  # bytes that caches move at once
-HUGE_PAGE = 2 << 20
+CACHE_LINE = 64  # bytes
+HUGE_PAGE = 2 << 20  # bytes
 
 
-def last_touches(steps: Sequence[Step]) -> dict[Buffer, int]:
-    """The step that reads or writes each buffer last."""
+def last_uses(steps: Sequence[Step]) -> dict[Buffer, int]:
+    """For each buffer, the index of the last step that reads or writes it."""
     last: dict[Buffer, int] = {}
     for i, step in enumerate(steps):
-        last.update(dict.fromkeys(_touched(step), i))
+        last.update(dict.fromkeys(_buffers_of(step), i))
     return last
 
 
-def takeovers(steps: Sequence[Step]) -> dict[Buffer, Buffer]:
-    """Which buffers are written in place of another one: in place of ``over``, where nothing reads that one any more.
+def overwritten_buffers(steps: Sequence[Step]) -> dict[Buffer, Buffer]:
+    """For each buffer that is written in place, the buffer that it overwrites.
 
-    Not where the step reads it twice: in a chain of products the second reader may come after the first one writes.
+    That is ``may_overwrite``, if no later step reads it. A step that reads it twice does not overwrite it, because the
+    second product of a chain may read it after the first one has written.
     """
-    last = last_touches(steps)
-    found: dict[Buffer, Buffer] = {}
+    last = last_uses(steps)
+    overwritten: dict[Buffer, Buffer] = {}
     seen: set[Buffer] = set()
     for i, step in enumerate(steps):
-        touched = _touched(step)
-        for buffer in touched:
-            before = buffer.over
-            if buffer in seen or before is None or before in found.values():
+        used = _buffers_of(step)
+        for buffer in used:
+            source = buffer.may_overwrite
+            if buffer in seen or source is None or source in overwritten.values():
                 continue
-            if last[before] == i and touched.count(before) == 1:
-                found[buffer] = before
-        seen.update(touched)
-    return found
+            if last[source] == i and used.count(source) == 1:
+                overwritten[buffer] = source
+        seen.update(used)
+    return overwritten
 
 
 class Memory:
-    """All activations of one plan, in one stretch that begins as zeros.
+    """All activations of one plan in one block of memory, which is zero at first.
 
-    A buffer takes over memory that is free again, or that is read for the last time where the buffer is written. Where
-    there are zeros in it that must stay zero, only a buffer of the very same layout may do so: nothing ever writes
-    between its pixels.
+    A buffer reuses memory that is free again, or that the step which writes the buffer reads for the last time. Memory
+    with padding is reused only by a buffer of the same layout: kernels write only pixels, so that the padding stays
+    zero.
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self._offsets: dict[Buffer, int] = {}
         self._end = 0
-        self._place_all(steps)
-        # Planes lie far apart, so that small pages would each be looked up anew.
-        # Private: a forked process is to have its own.
+        self._assign_offsets(steps)
+        # Huge pages, because planes are so far apart that each would lie in small pages of its own.
+        # Private, so that a forked process has its own copy.
         private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
         self._memory = mmap.mmap(-1, self._end + HUGE_PAGE, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -66,27 +67,30 @@ class Memory:
         skip = -everything.data_ptr() % HUGE_PAGE // 4
         self.floats = everything[skip:]
 
-    def _place_all(self, steps: Sequence[Step]) -> None:
-        over, last = takeovers(steps), last_touches(steps)
-        taken = set(over.values())
-        free: dict[int, tuple[int, Layout | None]] = {}  # offset: bytes, and the layout that must stay
+    def _assign_offsets(self, steps: Sequence[Step]) -> None:
+        overwritten, last = overwritten_buffers(steps), last_uses(steps)
+        reused = set(overwritten.values())
+        free: dict[int, tuple[int, ActivationLayout | None]] = {}  # offset: bytes, and the layout if it has padding
         size: dict[Buffer, int] = {}
         for i, step in enumerate(steps):
-            for buffer in _touched(step):
+            for buffer in _buffers_of(step):
                 if buffer in self._offsets:
                     continue
-                if buffer in over:
-                    self._offsets[buffer], size[buffer] = self._offsets[over[buffer]], size[over[buffer]]
+                if buffer in overwritten:
+                    source = overwritten[buffer]
+                    self._offsets[buffer], size[buffer] = self._offsets[source], size[source]
                 else:
-                    self._offsets[buffer], size[buffer] = self._take(buffer.layout, free)
-            for buffer in _touched(step):
-                if last[buffer] == i and buffer not in taken:
+                    self._offsets[buffer], size[buffer] = self._allocate(buffer.layout, free)
+            for buffer in _buffers_of(step):
+                if last[buffer] == i and buffer not in reused:
                     free[self._offsets[buffer]] = size[buffer], buffer.layout if buffer.layout.padded else None
 
-    def _take(self, layout: Layout, free: dict[int, tuple[int, Layout | None]]) -> tuple[int, int]:
-        needed = -(-layout.floats * 4 // LINE) * LINE
-        stays = layout if layout.padded else None
-        fitting = [(size, offset) for offset, (size, kept) in free.items() if kept == stays and size >= needed]
+    def _allocate(
+        self, layout: ActivationLayout, free: dict[int, tuple[int, ActivationLayout | None]]
+    ) -> tuple[int, int]:
+        needed = -(-layout.floats * 4 // CACHE_LINE) * CACHE_LINE
+        padded = layout if layout.padded else None
+        fitting = [(size, offset) for offset, (size, other) in free.items() if other == padded and size >= needed]
         if fitting:
             size, offset = min(fitting)
             del free[offset]
@@ -96,14 +100,14 @@ class Memory:
 
     @property
     def bytes(self) -> int:
-        """How much it is."""
+        """The number of bytes of all activations."""
         return self._end
 
-    def at(self, buffer: Buffer | None) -> CTensor:
-        """Where a buffer lies; None: nowhere."""
+    def c_tensor(self, buffer: Buffer | None) -> CTensor:
+        """The C structure of a buffer; None: the structure of a missing tensor."""
         if buffer is None:
             return CTensor()
-        return buffer.layout.at(self.floats.data_ptr() + self._offsets[buffer])
+        return buffer.layout.c_tensor(self.floats.data_ptr() + self._offsets[buffer])
 
     def view(self, buffer: Buffer) -> Tensor:
         """A buffer's memory, padding included."""
@@ -111,7 +115,7 @@ class Memory:
         return self.floats[start : start + buffer.layout.floats]
 
 
-def _touched(step: Step) -> tuple[Buffer, ...]:
+def _buffers_of(step: Step) -> tuple[Buffer, ...]:
     if isinstance(step, Torch):
         return ()
     return *step.reads, *step.writes

@@ -1,4 +1,4 @@
-"""A network ready to run for one batch size: its memory, and its programs with PyTorch's steps in between."""
+"""A network prepared for one batch size: its memory, its programs for the kernels, and PyTorch's steps between them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from fggp.ship.graph.interpret import execute
 from fggp.ship.graph.operations import Graph, Op, Value
 from fggp.ship.runtime.instructions import Elementwise, Instruction, Product, Step, Torch
 from fggp.ship.runtime.kernels import Kernels, Program
-from fggp.ship.runtime.layout import Kind, like
+from fggp.ship.runtime.layout import TensorKind, shape_for_batch
 from fggp.ship.runtime.lowering import Lowering
 from fggp.ship.runtime.memory import Memory
 from fggp.ship.runtime.sparse_weight import SparseWeight
 from fggp.ship.runtime.tiles import c_chain, tuner
 
-Native = Instruction | Product
+KernelStep = Instruction | Product
 
 
 class Segment:
-    """Instructions that follow each other, as one program."""
+    """Consecutive steps on the kernels, as one program."""
 
-    def __init__(self, kernels: Kernels, memory: Memory, instructions: Sequence[Native], threads: int) -> None:
+    def __init__(self, kernels: Kernels, memory: Memory, instructions: Sequence[KernelStep], threads: int) -> None:
         self.instructions = instructions
         self.program = Program(kernels)
-        self._slots: list[tuple[Value, bool]] = []  # a caller's tensor, and whether it is read
+        self._slots: list[tuple[Value, bool]] = []  # a caller's tensor, and whether it is read or written
         for instruction in instructions:
             if isinstance(instruction, Product):
-                _, tiling = tuner(kernels, threads).choose(instruction.chain, memory.at)
-                convs, keep = c_chain(instruction.chain, tiling, memory.at)
+                _, tiling = tuner(kernels, threads).choose(instruction.chain, memory.c_tensor)
+                convs, keep = c_chain(instruction.chain, tiling, memory.c_tensor)
                 if instruction.one_pixel:
                     self.program.add("product", convs[0], keep=keep)
                 else:
                     self.program.add("conv", convs, len(convs), keep=keep)
                 continue
-            arguments, keep = instruction.arguments(memory.at)
+            arguments, keep = instruction.arguments(memory.c_tensor)
             if instruction.slot is not None:
                 slot = len(self._slots)
                 reads = instruction.name == "load"
@@ -48,21 +48,21 @@ class Segment:
             self.program.add(instruction.name, *arguments, keep=keep)
 
     def reads(self) -> list[Value]:
-        """The callers' tensors it reads."""
+        """The caller's tensors that it reads."""
         return [value for value, read in self._slots if read]
 
     def run(self, values: dict[Value, Any], images: int, threads: int, seconds: Any) -> None:
-        """Run them: read from the values, and add to them what comes out."""
+        """Run the program on tensors in ``values``, and add its outputs there."""
         addresses = []
-        kept = []
+        alive = []  # contiguous copies, until the program has run
         for value, read in self._slots:
             if read:
                 tensor = values[value].contiguous()
-                kept.append(tensor)
+                alive.append(tensor)
             elif value in values:
                 tensor = values[value]
             else:
-                tensor = values[value] = torch.empty(like(value, images), dtype=torch.float32)
+                tensor = values[value] = torch.empty(shape_for_batch(value, images), dtype=torch.float32)
             addresses.append(tensor.data_ptr())
         self.program.run(addresses, images, threads, seconds)
 
@@ -70,37 +70,39 @@ class Segment:
 Part = Segment | Elementwise | Torch
 
 
-def _chained(steps: Sequence[Step], kernels: Kernels, threads: int) -> list[Step]:
-    """The steps, products done together where that is faster."""
+def _fuse_products(steps: Sequence[Step], kernels: Kernels, threads: int) -> list[Step]:
+    """The steps, with consecutive products joined to a chain where that is faster."""
     memory = Memory(steps)
-    best = tuner(kernels, threads)
-    done: list[Step] = []
+    tilings = tuner(kernels, threads)
+    fused: list[Step] = []
     for step in steps:
-        before = done[-1] if done else None
-        if isinstance(step, Product) and isinstance(before, Product) and before.takes(step):
-            together = Product((*before.chain, *step.chain))
-            apart = best.choose(before.chain, memory.at)[0] + best.choose(step.chain, memory.at)[0]
-            if best.choose(together.chain, memory.at)[0] < apart:
-                done[-1] = together
+        previous = fused[-1] if fused else None
+        if isinstance(step, Product) and isinstance(previous, Product) and previous.can_append(step):
+            joined = Product((*previous.chain, *step.chain))
+            separate = sum(tilings.choose(product.chain, memory.c_tensor)[0] for product in (previous, step))
+            if tilings.choose(joined.chain, memory.c_tensor)[0] < separate:
+                fused[-1] = joined
                 continue
-        done.append(step)
-    return done
+        fused.append(step)
+    return fused
 
 
 class Plan:
-    """A network ready to run.
+    """A network prepared for one batch size.
 
     Args:
         graph: the network.
-        batch: images it is made for.
-        kernels: what runs sparse products.
-        lanes: images in a pixel: 1 or a whole vector (`fggp.ship.runtime.layout`).
-        sparse: the products that the kernels are to run, and what is left of their weights.
+        batch: the number of images.
+        kernels: the kernels that run sparse products.
+        lanes: the number of images in a pixel: 1, or the length of a vector (`fggp.ship.runtime.layout`).
+        sparse: the products that the kernels run, with their non-zero weights.
 
     Attributes:
-        capacity: the most images it can take.
-        exact: whether it takes no other number.
+        capacity: the largest number of images it can run.
+        fixed_batch: whether it cannot run fewer.
+        kernels_only: whether no step runs on PyTorch.
         steps: what it does, in order.
+        memory: of all activations in the kernels' layout.
     """
 
     def __init__(
@@ -108,16 +110,16 @@ class Plan:
     ) -> None:
         threads = torch.get_num_threads()
         lowering = Lowering(graph, batch, kernels, lanes, sparse)
-        self.steps = _chained(lowering.steps, kernels, threads)
-        self.exact = lanes == 1 or Kind.TOKENS in lowering.native.values()
-        self.capacity = batch if self.exact else -(-batch // lanes) * lanes
-        self.native = not any(isinstance(step, (Torch, Elementwise)) for step in self.steps)
+        self.steps = _fuse_products(lowering.steps, kernels, threads)
+        self.fixed_batch = lanes == 1 or TensorKind.TOKENS in lowering.native.values()
+        self.capacity = batch if self.fixed_batch else -(-batch // lanes) * lanes
+        self.kernels_only = not any(isinstance(step, (Torch, Elementwise)) for step in self.steps)
         self.memory = Memory(self.steps)
         self._graph = graph
         self._parts: list[Part] = []
-        pending: list[Native] = []
+        pending: list[KernelStep] = []
         for step in self.steps:
-            if isinstance(step, Native):
+            if isinstance(step, KernelStep):
                 pending.append(step)
                 continue
             if pending:
@@ -126,46 +128,46 @@ class Plan:
             self._parts.append(step)
         if pending:
             self._parts.append(Segment(kernels, self.memory, pending, threads))
-        self._read_last = self._last_reads()
-        self.memory.floats.zero_()  # trials of tilings wrote where zeros must be
+        self._freed_after = self._values_freed_after()
+        self.memory.floats.zero_()  # the trials of tilings wrote into padding
 
     def run(
-        self, inputs: Sequence[Tensor], images: int, threads: int, into: Mapping[Value, Tensor] | None = None
+        self, inputs: Sequence[Tensor], images: int, threads: int, out: Mapping[Value, Tensor] | None = None
     ) -> list[Any]:
         """Run the network.
 
         Args:
             inputs: one tensor for each of the graph's inputs.
             images: their batch size.
-            threads: how many the kernels use.
-            into: contiguous tensors to write outputs to; else they are new ones.
+            threads: the number of threads that the kernels use.
+            out: contiguous tensors to write outputs to; other outputs are new tensors.
 
         Returns:
-            What the graph's outputs are.
+            The graph's outputs.
         """
-        values: dict[Value, Any] = {**dict(zip(self._graph.inputs, inputs, strict=True)), **(into or {})}
+        values: dict[Value, Any] = {**dict(zip(self._graph.inputs, inputs, strict=True)), **(out or {})}
         for part in self._parts:
-            self._do(part, values, images, threads, None)
-            for value in self._read_last.get(part, ()):
-                del values[value]  # its memory is free
+            self._run_part(part, values, images, threads, None)
+            for value in self._freed_after.get(part, ()):
+                del values[value]  # frees its memory
         return [values[x] if isinstance(x, Value) else x for x in self._graph.outputs]
 
     def profile(self, inputs: Sequence[Tensor], images: int, threads: int) -> list[tuple[Step, float]]:
-        """Run it once; the seconds of each step, in order."""
+        """Run the network once. Returns the steps in order, and the seconds that each takes."""
         values: dict[Value, Any] = dict(zip(self._graph.inputs, inputs, strict=True))
-        taken: list[tuple[Step, float]] = []
+        profile: list[tuple[Step, float]] = []
         for part in self._parts:
             if isinstance(part, Segment):
                 seconds = (c_double * len(part.program))()
-                self._do(part, values, images, threads, seconds)
-                taken += zip(part.instructions, seconds, strict=True)
+                self._run_part(part, values, images, threads, seconds)
+                profile += zip(part.instructions, seconds, strict=True)
             else:
                 start = time.perf_counter()
-                self._do(part, values, images, threads, None)
-                taken.append((part, time.perf_counter() - start))
-        return taken
+                self._run_part(part, values, images, threads, None)
+                profile.append((part, time.perf_counter() - start))
+        return profile
 
-    def _do(self, part: Part, values: dict[Value, Any], images: int, threads: int, seconds: Any) -> None:
+    def _run_part(self, part: Part, values: dict[Value, Any], images: int, threads: int, seconds: Any) -> None:
         if isinstance(part, Segment):
             part.run(values, images, threads, seconds)
         elif isinstance(part, Torch):
@@ -174,9 +176,9 @@ class Plan:
             read = self.memory.view(part.reads[0])
             self.memory.view(part.writes[0]).copy_(execute(part.op, {part.op.inputs[0]: read}))
 
-    def _last_reads(self) -> dict[Part, list[Value]]:
-        """After which part each of PyTorch's tensors is no longer needed; inputs and outputs stay."""
-        stay = {*self._graph.inputs, *self._graph.outputs}
+    def _values_freed_after(self) -> dict[Part, list[Value]]:
+        """PyTorch's tensors that are not needed after each part; inputs and outputs are always kept."""
+        kept = {*self._graph.inputs, *self._graph.outputs}
         last: dict[Value, Part] = {}
         for part in self._parts:
             reads = part.reads() if isinstance(part, Segment) else part.op.inputs if isinstance(part, Torch) else ()
@@ -185,6 +187,6 @@ class Plan:
                 last[part.op.output] = part
         after: dict[Part, list[Value]] = {}
         for value, part in last.items():
-            if value not in stay:
+            if value not in kept:
                 after.setdefault(part, []).append(value)
         return after

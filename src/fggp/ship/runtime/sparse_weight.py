@@ -1,4 +1,4 @@
-"""What is left of a pruned weight, in the order in which the kernels go through it."""
+"""The non-zero weights of a product, in the order in which the kernels read them."""
 
 from dataclasses import dataclass
 
@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 from fggp.ship.graph.operations import Conv2d, Linear, Pair
-from fggp.ship.runtime.layout import Layout
+from fggp.ship.runtime.layout import ActivationLayout
 
 
 @dataclass(frozen=True)
 class SparseWeight:
-    """The non-zero weights of a convolution, or of a linear layer, which is one of a single position.
+    """The non-zero weights of a convolution, or of a linear layer, which is a convolution of one pixel.
 
     Args:
-        values: the weights, float32.
-        output: the output channel of each, ascending.
-        input: its input channel.
-        row: its row in the kernel.
-        column: its column in the kernel.
+        values: the weights, float32 [n].
+        output: the output channel of each weight, ascending, [n].
+        input: its input channel, [n].
+        row: its row in the kernel, [n].
+        column: its column in the kernel, [n].
         shape: output channels, input channels, rows and columns of the kernel.
         bias: [output channels].
     """
@@ -33,43 +33,43 @@ class SparseWeight:
 
     @classmethod
     def of(cls, op: Conv2d | Linear) -> "SparseWeight":
-        """Take the weights that are left."""
+        """Collect the non-zero weights of an operation."""
         weight = op.weight if op.weight.dim() == 4 else op.weight[:, :, None, None]
         groups = op.groups if isinstance(op, Conv2d) else 1
         outputs, inputs, rows, columns = weight.shape
         bias = op.bias if op.bias is not None else weight.new_zeros(outputs)
         flat = weight.contiguous().view(-1)
-        at = flat.nonzero().squeeze(1)
-        column, position = at % columns, at // columns
-        row, position = position % rows, position // rows
-        output = position // inputs
-        # Grouped: an output channel sees its own group's inputs only, which to a sparse weight is just fewer weights.
-        channel = position % inputs + output // (outputs // groups) * inputs
+        indices = flat.nonzero().squeeze(1)
+        column, index = indices % columns, indices // columns
+        row, index = index % rows, index // rows
+        output = index // inputs
+        # An output channel of a grouped convolution reads only the inputs of its group; its other weights are zero.
+        channel = index % inputs + output // (outputs // groups) * inputs
         shape = (outputs, inputs * groups, rows, columns)
-        return cls(flat[at], output, channel, row, column, shape, bias.contiguous())
+        return cls(flat[indices], output, channel, row, column, shape, bias.contiguous())
 
     def unfolded(self) -> "SparseWeight":
-        """The same weights for an input with a channel for each input channel and kernel position."""
+        """The same weights for an unfolded input, which has a channel for each input channel and kernel position."""
         outputs, inputs, rows, columns = self.shape
         channel = (self.input * rows + self.row) * columns + self.column
         zeros = torch.zeros_like(self.row)
         shape = (outputs, inputs * rows * columns, 1, 1)
         return SparseWeight(self.values, self.output, channel, zeros, zeros, shape, self.bias)
 
-    def entries(self, layout: Layout, padding: Pair, dilation: Pair, chunk: int) -> tuple[Tensor, Tensor]:
-        """The weights as `fggp_conv` wants them.
+    def entries(self, layout: ActivationLayout, padding: Pair, dilation: Pair, chunk: int) -> tuple[Tensor, Tensor]:
+        """The weights in the format of `fggp_conv`.
 
         Args:
-            layout: of the input.
-            padding: rows and columns of zeros around it.
-            dilation: rows and columns from one position of the kernel to the next.
-            chunk: input channels that are gone through together.
+            layout: the layout of the input.
+            padding: rows and columns of zeros around the input.
+            dilation: the distance between kernel positions, in rows and columns.
+            chunk: the number of input channels in a chunk; all weights of a chunk come before those of the next.
 
         Returns:
-            int32 [weights, 2], each an offset in bytes and a weight's bits; int32 [chunks · output channels + 1], where
-            each chunk's output channel begins.
+            int32 [weights, 2], for each weight the offset of its input in bytes, and its bits; int32
+            [chunks · output channels + 1], the index of the first weight of each chunk and output channel.
         """
-        assert not layout.far
+        assert not layout.exceeds_offsets
         outputs, inputs, *_ = self.shape
         pixel = self.input * layout.plane
         pixel += (self.row * dilation[0] - padding[0]) * layout.row + self.column * dilation[1] - padding[1]

@@ -1,4 +1,4 @@
-"""What `print` shows of a compiled network: what runs where, and for how long."""
+"""The table that `print` shows of a compiled network: each layer, what runs it, and its time."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import torch
 from torch import Tensor
 
 from fggp.ship.graph.operations import Conv2d, Linear, Op
-from fggp.ship.runtime.engine import Engine
+from fggp.ship.runtime.engine import SparseEngine
 from fggp.ship.runtime.instructions import Elementwise, Product, Step, Torch
 
-HEADER = ("layer", "weight", "left", "runs on", "ms")
+HEADER = ("layer", "weight", "non-zero", "runs on", "ms")
 
 
-def summary(name: str, engine: Engine, inputs: Sequence[Tensor]) -> str:
-    """A table of all that is done for these inputs, run here and now."""
-    taken = engine.profile(inputs)
+def summary(name: str, engine: SparseEngine, inputs: Sequence[Tensor]) -> str:
+    """Run the network once for these inputs, and list its steps and their times as a table."""
+    profile = engine.profile(inputs)
     sparse = f"fggp {engine.kernels.cpu}"
-    rows = [row for step, seconds in taken for row in _rows(step, seconds * 1e3, sparse)]
+    rows = [row for step, seconds in profile for row in _rows(step, seconds * 1e3, sparse)]
     products = [op for op in engine.graph.ops if isinstance(op, (Conv2d, Linear))]
-    ours = sum(len(step.chain) for step, _ in taken if isinstance(step, Product))
-    total = sum(seconds for _, seconds in taken) * 1e3
+    on_kernels = sum(len(step.chain) for step, _ in profile if isinstance(step, Product))
+    total = sum(seconds for _, seconds in profile) * 1e3
     threads = torch.get_num_threads()
     lines = [
-        f"{name} compiled by fggp for a batch of {engine.batch(inputs)}: {ours} of {len(products)} convolutions and "
-        f"linear layers on the sparse {engine.kernels.cpu} kernels; {threads} threads",
+        f"{name} compiled by fggp for a batch of {engine.batch_size(inputs)}: {on_kernels} of {len(products)} "
+        f"convolutions and linear layers on the sparse {engine.kernels.cpu} kernels; {threads} threads",
         *_aligned([HEADER, *rows, ("", "", "", "", f"{total:.3f}")]),
     ]
     return "\n".join(lines)
@@ -48,9 +48,9 @@ def _rows(step: Step, ms: float, sparse: str) -> Iterable[tuple[str, ...]]:
 
 def _weight(op: Op) -> tuple[str, str, str]:
     if isinstance(op, (Conv2d, Linear)):
-        left = float(op.weight.count_nonzero()) / max(1, op.weight.numel())
+        density = float(op.weight.count_nonzero()) / max(1, op.weight.numel())
         shape = "×".join(map(str, op.weight.shape))
-        return op.layer or op.output.name, shape, f"{left:.1%}"
+        return op.layer or op.output.name, shape, f"{density:.1%}"
     return op.output.module or op.output.name, "", ""
 
 
