@@ -51,7 +51,7 @@ CONTROL = "random-first"
 SUMMARY_ROWS = {
     FGGP: "**FGGP**",
     "magnitude-first": "FGGP with its two steps exchanged",
-    CONTROL: "control: the first step spares at random",
+    CONTROL: "control: spares a random half",
     "GraNet": "GraNet",
     "GMP": "GMP: magnitude pruning",
 }
@@ -132,7 +132,7 @@ def summary() -> str:
         lines.append(
             [name, *cells, "" if label == FGGP else difference_text(average_difference(table, HIGH_SPARSITIES, label))]
         )
-    head = ["", *map(percent, columns), "minus FGGP, average of 95 and 98 %"]
+    head = ["sparsity", *map(percent, columns), "minus FGGP [95 % interval]"]
     return markdown(head, [["dense", mean_of(dense, 0.0), "", "", ""], *lines])
 
 
