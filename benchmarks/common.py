@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 import fggp
-from fggp.lab.training.record import device_name, source_commit
+from fggp.lab.base.machine import device_name, source_commit
 
 Json = dict[str, Any]
 T = TypeVar("T")

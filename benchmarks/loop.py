@@ -70,7 +70,7 @@ class LabLoop:
     def __init__(self, settings: ResolvedSettings, steps: int, eager: bool = False) -> None:
         self.trainer = Trainer(settings, random_data(steps * settings.batch_size))
         if eager:
-            self.trainer.compute = EagerStep(self.trainer.model, self.trainer._loss)
+            self.trainer.compute = EagerStep(self.trainer.model, self.trainer.loss_and_hits)
         self.epoch = 0
 
     def run(self) -> None:

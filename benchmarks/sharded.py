@@ -26,8 +26,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import fggp
+from fggp.lab.base.machine import device_name
 from fggp.lab.training import models
-from fggp.lab.training.record import device_name
 
 RESULTS = Path(__file__).parent.parent / "results" / "benchmarks" / "sharded.ndjson"
 

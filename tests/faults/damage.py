@@ -52,7 +52,7 @@ def replace_by_trap(file: Path, chance: random.Random) -> None:
 
 def sealed(content: bytes) -> bytes:
     """Give any content the end of a checkpoint, with a right checksum."""
-    end = checkpoint._END.pack(checkpoint._MARK, checkpoint.VERSION, len(content))
+    end = checkpoint.TRAILER.pack(checkpoint.MARK, checkpoint.VERSION, len(content))
     return content + end + hashlib.blake2b(content + end, digest_size=32).digest()
 
 

@@ -27,14 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from damage import DAMAGES
-from places import KINDS, ON_EVERY_RANK
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from runs import MODES, End, Moment, run
 
+from damage import DAMAGES
 from fggp.lab.base.errors import UsageError
+from fggp.lab.base.machine import device_name
 from fggp.lab.training import checkpoint
-from fggp.lab.training.record import device_name
+from places import KINDS, ON_EVERY_RANK
+from runs import MODES, End, Moment, run
 
 ROOT = Path(__file__).parent.parent.parent
 EPOCHS = 4

@@ -97,7 +97,7 @@ def _around_metrics(reached: Reached) -> None:
 
 
 def _in_checkpoint(reached: Reached) -> None:
-    write = checkpoint._CheckedFile.write
+    write = checkpoint.ChecksummedFile.write
 
     def write_reached(file: Any, data: bytes) -> int:
         def write_half() -> None:
@@ -107,7 +107,7 @@ def _in_checkpoint(reached: Reached) -> None:
         reached("checkpoint", amount=len(data), before=write_half)
         return write(file, data)
 
-    checkpoint._CheckedFile.write = write_reached
+    checkpoint.ChecksummedFile.write = write_reached
 
 
 def _around_renames(reached: Reached) -> None:

@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import places
 import sklearn.datasets  # noqa: F401 (what follows is what takes the time)
 import torch
 import torch.distributed.fsdp
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+import places
 from fggp.lab import cli
 
 MODES = {"alone": (), "ddp": (), "fsdp": ("--fsdp",)}

@@ -8,10 +8,10 @@ import resource
 from contextlib import nullcontext
 from pathlib import Path
 
-import damage
 import pytest
 import torch
 
+import damage
 from fggp.lab.base.errors import UsageError
 from fggp.lab.training import checkpoint
 from fggp.lab.training.checkpoint import Checkpoint, Checkpoints, DamagedError, read, write
@@ -135,14 +135,14 @@ def test_what_may_not_be_read_is_no_damage(checkpoints, monkeypatch):
 
 
 def test_a_disk_that_cannot_read_is_damage(checkpoints, monkeypatch):
-    check = checkpoint._check
+    check = checkpoint.verify
 
     def failing(path, file):
         if path == checkpoints.newest:
             raise OSError(errno.EIO, "Input/output error")
         check(path, file)
 
-    monkeypatch.setattr(checkpoint, "_check", failing)
+    monkeypatch.setattr(checkpoint, "verify", failing)
     assert epochs(checkpoints.load()) == 2
 
 

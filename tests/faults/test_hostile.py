@@ -3,11 +3,11 @@
 import pickle
 from pathlib import Path
 
-import damage
 import pytest
 import torch
 from torch import nn
 
+import damage
 import fggp
 
 

@@ -1,15 +1,13 @@
 import json
 
 import pytest
-import torch
 from rich.console import Console
 
 import fggp
 from fggp.lab import demo
 from fggp.lab.bench.bench import magnitude_pruned
-from fggp.lab.export.trained import weights
+from fggp.lab.export.trained import Network, weights
 from fggp.lab.training.models import create
-from fggp.lab.training.settings import DemoSettings
 from fggp.ship.runtime import kernels
 
 
@@ -23,12 +21,12 @@ def short(monkeypatch):
     monkeypatch.setattr(demo, "TURNS", 1)
     monkeypatch.setattr(demo, "TURN_SECONDS", 0.001)
     monkeypatch.setattr(demo, "EPOCHS", 2)
-    monkeypatch.setattr(demo, "GRID", (("dense", None), ("gmp", 0.95), ("fggp", 0.95)))
+    monkeypatch.setattr(demo, "SPARSITIES", (0.95,))
     monkeypatch.setattr("os.cpu_count", lambda: 1)  # one worker: starting them is what takes the time
 
 
 def test_demo(tmp_path, capsys):
-    records = demo.demo(DemoSettings(seeds=2, out=tmp_path), Console(width=120))
+    records = demo.demo(demo.DemoSettings(seeds=2, out=tmp_path), Console(width=120))
     assert [(record["method"], record["seed"]) for record in records] == [
         (method, seed) for seed in (0, 1) for method in ("dense", "gmp", "fggp")
     ]
@@ -63,12 +61,11 @@ def test_without_kernels_it_ships_and_says_so(tmp_path, monkeypatch):
         raise kernels.KernelsMissingError("no kernels here")
 
     monkeypatch.setattr(kernels, "load", missing)
-    records = []
-    for method, sparsity in (("dense", 0.0), ("fggp", 0.95)):
-        model = magnitude_pruned(create("digits-cnn", 10, 1), sparsity)
-        torch.save(model.state_dict(), demo._state_file(tmp_path, method, sparsity))
-        records.append({"model": "digits-cnn", "method": method, "settings": {"sparsity": sparsity}})
-    table, remarks = demo._ship(tmp_path, records, tmp_path / "fggp.safetensors")
+    networks = [
+        Network(magnitude_pruned(create("digits-cnn", 10, 1), sparsity).eval(), "digits-cnn", "a test", 1, (8, 8))
+        for sparsity in (0.0, 0.95)
+    ]
+    table, remarks = demo._ship(*networks, 0.95, tmp_path / "fggp.safetensors")
     assert len(table.rows) == 3
     assert len(remarks) == 1
     assert "no kernels here" in remarks[0]

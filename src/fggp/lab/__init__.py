@@ -1,4 +1,4 @@
-"""The lab: data, models, the training loop and pictures that the `fggp` command line runs.
+"""The lab: data, models, training, grids, reports and export, which the `fggp` command line runs.
 
 The lab uses the library; the library never imports the lab. It needs `pip install 'fggp[lab]'`.
 """

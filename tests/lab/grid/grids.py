@@ -4,8 +4,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fggp.lab.grid.work import Event, Task, work
-from fggp.lab.training.settings import GridSettings
+from fggp.lab.grid.settings import GridSettings
+from fggp.lab.grid.worker import Event, Task, do_run
 
 TIMES = {"images_per_second", "wall_seconds", "date", "commit"}  # someone may commit while a test runs
 
@@ -34,12 +34,12 @@ class InlineJobs:
         self.done: list[Event] = []
         self.started: list[str] = []
 
-    def room(self) -> int:
+    def free_slots(self) -> int:
         return 0 if self.done else 1
 
     def start(self, task: Task) -> None:
         self.started.append(task.run)
-        record = work(task, lambda line: self.done.append(Event(task.run, "epoch", line)))
+        record = do_run(task, lambda line: self.done.append(Event(task.run, "epoch", line)))
         self.done.append(Event(task.run, "stopped", {}) if record is None else Event(task.run, "finished", record))
 
     def events(self, seconds: float) -> list[Event]:

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from grids import digits
 from rich.console import Console
 
-from fggp.lab.grid import local_jobs
+from fggp.lab.grid import worker
 from fggp.lab.grid.grid import grid
-from fggp.lab.training.settings import GridSettings
+from fggp.lab.grid.settings import GridSettings
 from fggp.lab.training.trainer import Trainer
+from grids import digits
 
 
 def settings(out: Path) -> GridSettings:
@@ -69,7 +69,7 @@ def command(out: Path, moments: random.Random | None) -> bool:
 
 def main(folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
-    local_jobs.CONTEXT = multiprocessing.get_context("fork")
+    worker.CONTEXT = multiprocessing.get_context("fork")
     moments = random.Random(seed)
     for number in range(kills):
         # A seed of its own each: what a child draws, its parent does not know of.

@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from grids import InlineJobs, digits, logged, without_times
 
 from fggp.lab import cli
 from fggp.lab.base.errors import UsageError
-from fggp.lab.grid import local_jobs
+from fggp.lab.grid import worker as worker_module
+from fggp.lab.grid.folder import GridFolder
 from fggp.lab.grid.grid import grid
-from fggp.lab.grid.local_jobs import LocalJobs
-from fggp.lab.grid.progress import GridProgress
-from fggp.lab.grid.work import Event, Task, work
+from fggp.lab.grid.session import GridResult, Session
+from fggp.lab.grid.worker import Event, LocalJobs, Task, do_run
 from fggp.lab.training.settings import TrainSettings
+from grids import InlineJobs, digits, logged, without_times
 
 RUNS = {f"{method}-0.9-seed{seed}" for method in ("gmp", "fggp") for seed in (0, 1)}
 
@@ -107,8 +107,7 @@ def test_no_worker_outlives_the_grid(two_jobs):
 ORPHAN = """
 import os, signal, sys
 from pathlib import Path
-from fggp.lab.grid.work import Task
-from fggp.lab.grid.local_jobs import LocalJobs
+from fggp.lab.grid.worker import LocalJobs, Task
 from fggp.lab.training.settings import TrainSettings
 
 if __name__ == "__main__":
@@ -173,18 +172,18 @@ def test_a_run_stops_in_time_and_goes_on_later(tmp_path, inline, console, two_jo
     settings = TrainSettings(sparsity=0.9, epochs=2, device="cpu", out=tmp_path / run).resolve()
     seen = []
     # Two looks, one at the start and one after the first epoch: it is 20, and another epoch ends at 30.
-    assert work(Task(run, settings, deadline=29), seen.append, Clock()) is None
+    assert do_run(Task(run, settings, deadline=29), seen.append, Clock()) is None
     assert [line["epoch"] for line in seen] == [1]
-    record = work(Task(run, settings, deadline=29), seen.append, Clock())
+    record = do_run(Task(run, settings, deadline=29), seen.append, Clock())
     assert [line["epoch"] for line in seen] == [1, 2]
     assert without_times(record) == by_run(two_jobs[0])[run]
-    assert work(Task(run, settings, deadline=None), seen.append) == record
+    assert do_run(Task(run, settings, deadline=None), seen.append) == record
     assert len(seen) == 2
 
 
 def test_an_epoch_that_still_fits_is_done(tmp_path):
     settings = TrainSettings(epochs=2, device="cpu", out=tmp_path / "run").resolve()
-    assert work(Task("run", settings, deadline=30), lambda line: None, Clock()) is not None
+    assert do_run(Task("run", settings, deadline=30), lambda line: None, Clock()) is not None
 
 
 class Pipe:
@@ -206,8 +205,8 @@ class Pipe:
 @pytest.fixture
 def serve(monkeypatch):
     monkeypatch.setattr("signal.signal", lambda *args: None)
-    monkeypatch.setattr(local_jobs, "_die_with_parent", lambda: None)
-    return lambda *tasks: (pipe := Pipe(*tasks), local_jobs._serve(pipe, 0, 1))[0]
+    monkeypatch.setattr(worker_module, "die_with_parent", lambda: None)
+    return lambda *tasks: (pipe := Pipe(*tasks), worker_module.serve(pipe, 0, 1))[0]
 
 
 def test_a_worker_goes_on_after_a_run_that_fails(tmp_path, serve):
@@ -228,7 +227,7 @@ def test_a_worker_that_may_be_harmed_is_not_used_again(tmp_path, serve, monkeypa
     def broken(*args: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(local_jobs, "work", broken)
+    monkeypatch.setattr(worker_module, "do_run", broken)
     pipe = serve(Task("one", settings, None), Task("two", settings, None))
     assert [(event.run, event.kind) for event in pipe.sent] == [("one", "failed")]
     assert "illegal memory access" in pipe.sent[0].reason
@@ -321,7 +320,7 @@ def test_interrupted(tmp_path, monkeypatch, capsys, number):
     monkeypatch.setattr("fggp.lab.grid.grid.LocalJobs", Interrupted)
     command = ["grid", "--method", "dense", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "grid")]
     assert cli.main(command) == 130
-    assert capsys.readouterr().err == "fggp: interrupted; the same command goes on where it stopped\n"
+    assert capsys.readouterr().err == "fggp: interrupted; the same command continues\n"
     assert Interrupted.closed
     assert signal.getsignal(signal.SIGTERM) == before
     # The run had just been finished, but the command had not heard of it.
@@ -333,13 +332,30 @@ def test_interrupted(tmp_path, monkeypatch, capsys, number):
 def test_a_live_table_in_a_terminal(tmp_path):
     from rich.console import Console
 
+    run = TrainSettings(epochs=10, device="cpu", out=tmp_path / "run").resolve()
+
+    class Started(InlineJobs):
+        """Reports an epoch of the first run, then fails both."""
+
+        def start(self, task: Task) -> None:
+            self.started.append(task.run)
+
+        def free_slots(self) -> int:
+            return 2 - len(self.started)
+
+        def events(self, seconds: float) -> list[Event]:
+            session.bars.refresh()
+            if self.done:
+                return [Event(run, "failed", {}, "no more of this") for run in self.started]
+            self.done = [Event("gmp", "epoch", {"epoch": 1, "val_accuracy": 91.234, "test_accuracy": 90.0})]
+            return self.done
+
     with (tmp_path / "log").open("w") as log:
         console = Console(file=log, force_terminal=True, width=80)
-        with GridProgress(console, total=3, finished=1, epochs={"gmp": (10, 4), "fggp": (10, 0)}) as progress:
-            progress.started("gmp")
-            progress.epoch("gmp", {"epoch": 5, "val_accuracy": 91.234, "test_accuracy": 90.0})
-            progress.started("fggp")
-            progress.bars.refresh()
+        jobs, result = Started(2), GridResult(total=3, finished=1)
+        session = Session(GridFolder(tmp_path / "grid"), {"gmp": run, "fggp": run}, result, jobs, console)
+        session.run()
     text = (tmp_path / "log").read_text()
-    for shown in ("1/3 runs", "gmp", "epoch 5/10  val 91.2 %", "fggp", "epoch 1/10", "left"):
+    for shown in ("1/3 runs", "gmp", "epoch 1/10  val 91.2 %", "fggp", "epoch 1/10", "left", "no more of this"):
         assert shown in text
+    assert result.failed == {"gmp": "no more of this", "fggp": "no more of this"}

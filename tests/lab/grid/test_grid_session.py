@@ -1,13 +1,12 @@
 """The loop, with workers and a clock that only pretend."""
 
 import pytest
-from grids import logged
 
 from fggp.lab.grid.folder import GridFolder
 from fggp.lab.grid.plan import plan_runs, read_tables
-from fggp.lab.grid.schedule import Pace, Schedule
-from fggp.lab.grid.session import GridResult, run_missing
-from fggp.lab.grid.work import Event
+from fggp.lab.grid.session import GridResult, Schedule, Session
+from fggp.lab.grid.worker import Event
+from grids import logged
 
 
 class Pretend:
@@ -21,7 +20,7 @@ class Pretend:
     def clock(self):
         return self.now
 
-    def room(self):
+    def free_slots(self):
         return self.jobs - len(self.running)
 
     def start(self, task):
@@ -63,7 +62,7 @@ def session(tmp_path, jobs, deadline=None, **flags):
         named = folder.name_runs(plan(**flags))
         folder.adopt(named)
         result = GridResult(len(named))
-        run_missing(folder, named, result, jobs, console, jobs.clock, deadline)
+        Session(folder, named, result, jobs, console, jobs.clock, deadline).run()
     return result, [*folder.records], log.read_text()
 
 
@@ -129,7 +128,7 @@ def test_no_time_at_all(tmp_path):
 
 def test_shorter_runs_fill_the_time_that_longer_ones_cannot():
     long, short = plan(epochs=[100])[0], plan(epochs=[2])[0]
-    schedule = Schedule({"long": long, "short": short}, set(), Pace([record(short, seconds=20)]), limit=5000)
+    schedule = Schedule({"long": long, "short": short}, set(), [record(short, seconds=20)], limit=5000)
     assert schedule.next(500) == "short"
     assert schedule.next(500) is None
     assert schedule.next(1000) == "long"
@@ -137,22 +136,22 @@ def test_shorter_runs_fill_the_time_that_longer_ones_cannot():
 
 def test_runs_under_way_come_first_and_need_not_end_in_time():
     run = plan()[0]
-    schedule = Schedule({"new": run, "begun": run}, {"begun"}, Pace([record(run, seconds=100)]), limit=1000)
+    schedule = Schedule({"new": run, "begun": run}, {"begun"}, [record(run, seconds=100)], limit=1000)
     assert schedule.next(5) == "begun"
     assert schedule.next(5) is None
 
 
 def test_a_run_longer_than_the_whole_limit_is_begun_all_the_same():
     run = plan()[0]
-    schedule = Schedule({"run": run}, set(), Pace([record(run, seconds=5000)]), limit=1000)
+    schedule = Schedule({"run": run}, set(), [record(run, seconds=5000)], limit=1000)
     assert schedule.next(900) == "run"
 
 
-def test_pace_is_that_of_the_method_or_else_of_similar_runs():
+def test_a_run_takes_as_long_as_those_of_its_method_or_else_similar_ones():
     gmp, fggp = plan(method=["gmp", "fggp"])
-    pace = Pace([record(gmp, seconds=10)])
-    assert pace.estimate(gmp) == pace.estimate(fggp) == 10
-    pace.add(record(fggp, seconds=30))
-    assert (pace.estimate(gmp), pace.estimate(fggp)) == (10, 30)
-    assert pace.estimate(plan(epochs=[10])[0]) == pytest.approx(150)
-    assert pace.estimate(plan(model=["resnet20"])[0]) is None
+    schedule = Schedule({}, set(), [record(gmp, seconds=10)], limit=None)
+    assert schedule.estimate(gmp) == schedule.estimate(fggp) == 10
+    schedule.add_record(record(fggp, seconds=30))
+    assert (schedule.estimate(gmp), schedule.estimate(fggp)) == (10, 30)
+    assert schedule.estimate(plan(epochs=[10])[0]) == pytest.approx(150)
+    assert schedule.estimate(plan(model=["resnet20"])[0]) is None

@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import ranks
 import safetensors.torch
 import torch
 from torch import nn
 
+import ranks
 from fggp.lab.base.errors import UsageError
 from fggp.lab.training import models, trainer
-from fggp.lab.training.distributed import ALONE, Ranks, World, launched
-from fggp.lab.training.parallel import entered, units
+from fggp.lab.training.distributed import ALONE, World, launched
+from fggp.lab.training.parallel import called_modules, units
 from fggp.lab.training.run_folder import RunFolder
 from fggp.lab.training.settings import TrainSettings
 from fggp.lab.training.step import EagerStep
@@ -141,7 +141,7 @@ def test_started_again_by_torchrun_equals_unbroken(runs):
     assert torch.load(runs / "codes", weights_only=True)["restarted"] == [0, 0]
     files = [runs / run / "model.safetensors" for run in ("fsdp", "restarted")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert "going on after epoch 1 of 2" in (runs / "restarted.log").read_text()
+    assert "continuing after epoch 1 of 2" in (runs / "restarted.log").read_text()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,7 +150,7 @@ def test_a_rank_that_loses_another_says_so_in_a_line(runs, kind):
     assert "Traceback" not in text
     said = [line for line in text.splitlines() if line.startswith(("epoch", "fggp:"))]  # libraries may warn in between
     assert [line.partition(" ")[0] for line in said] == ["epoch", "fggp:"]
-    assert said[1].endswith("; the same command with --resume goes on")
+    assert said[1].endswith("; the same command with --resume continues")
 
 
 @pytest.mark.parametrize(("kind", "other"), [("ddp", "fsdp"), ("fsdp", "ddp")])
@@ -212,13 +212,13 @@ def test_fsdp_needs_torchrun(monkeypatch):
 def test_every_rank_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    first = Ranks(0, 4, 1, torch.distributed.HashStore())
+    first = World(0, 4, 1, torch.distributed.HashStore())
     assert first.device("cuda") == torch.device("cuda:1")
     assert first.device("cpu") == torch.device("cpu")
     with pytest.raises(UsageError, match=r"device is 'cuda:1'; under torchrun it must be cpu, or cuda"):
         first.device("cuda:1")
     with pytest.raises(UsageError, match=r"no GPU for rank 0: start at most 2 on its machine"):
-        Ranks(0, 4, 2, torch.distributed.HashStore()).device("cuda")
+        World(0, 4, 2, torch.distributed.HashStore()).device("cuda")
     assert World().device("cuda:1") == torch.device("cuda:1")
 
 
@@ -240,7 +240,7 @@ class Attentive(nn.Module):
 def test_what_is_gathered_together_is_called_and_of_middling_size():
     model = Attentive()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    called = entered(model, lambda model: model(torch.randn(3, 1, 16)))
+    called = called_modules(model, lambda model: model(torch.randn(3, 1, 16)))
     assert called == {model, model.attention, *model.layers}
     assert units(model, called) == [model.attention, *model.layers]
     assert not any(module._forward_pre_hooks for module in model.modules())

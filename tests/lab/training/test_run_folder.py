@@ -78,8 +78,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(folder, capsys):
     assert [line["epoch"] for line in folder.metrics("epoch")] == [1, 2]
     assert [line["step"] for line in folder.metrics("update")] == [1, 2]
     assert capsys.readouterr().err == (
-        f"fggp: {folder.checkpoint_file} is damaged: it is empty (it is now checkpoint.damaged.pt); going on from the "
-        "one before it, checkpoint.previous.pt\n"
+        f"fggp: {folder.checkpoint_file} is damaged: it is empty (it is now checkpoint.damaged.pt); continuing from "
+        "the checkpoint before it, checkpoint.previous.pt\n"
     )
     # A kill right now changes nothing.
     assert RunFolder(folder.path).load_checkpoint() == {"epochs": 2}
@@ -92,7 +92,7 @@ def test_damaged_metrics_are_restored(folder, damage, capsys):
     damage(folder.metrics_file)
     assert folder.load_checkpoint() == {"epochs": 3}
     assert folder.metrics_file.read_bytes() == before
-    assert f"{folder.metrics_file} is damaged or gone" in capsys.readouterr().err
+    assert f"{folder.metrics_file} is damaged or missing" in capsys.readouterr().err
 
 
 def test_a_flipped_digit_in_the_metrics_is_put_right(folder, capsys):
@@ -126,7 +126,7 @@ def test_damaged_settings_are_restored(folder, damage, finished, capsys):
         folder.check_settings({**SETTINGS, "lr": 0.2})
     folder.check_settings(SETTINGS)
     assert folder.settings_file.read_bytes() == before
-    assert f"{folder.settings_file} is damaged or gone" in capsys.readouterr().err
+    assert f"{folder.settings_file} is damaged or missing" in capsys.readouterr().err
 
 
 def test_a_flipped_digit_in_the_settings_is_put_right(folder):
@@ -159,7 +159,7 @@ def test_checkpoints_that_are_gone_are_made_again(folder, capsys):
     assert folder.load_checkpoint() is None
     assert folder.metrics_file.read_bytes() == b""
     told = capsys.readouterr().err
-    assert f"{folder.checkpoint_file} is gone, and so is the one before it: 2 epochs are made again" in told
+    assert f"{folder.checkpoint_file} is missing, and so is the one before it: 2 epochs are repeated" in told
 
 
 def test_beginning_drops_what_is_left_of_another_run(folder):
@@ -227,7 +227,7 @@ def test_every_write_may_meet_a_full_disk(folder, monkeypatch, error):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"file/run cannot be written: Not a directory; mend that"):
+    with pytest.raises(UsageError, match=r"file/run cannot be written: Not a directory; fix that"):
         RunFolder(tmp_path / "file" / "run").begin(SETTINGS)
 
 

@@ -256,7 +256,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path):
 def test_a_live_bar_in_a_terminal(tmp_path, monkeypatch):
     from rich.console import Console
 
-    monkeypatch.setattr("fggp.lab.base.progress.READ_SECONDS", 0.0)
+    monkeypatch.setattr("fggp.lab.training.train.READ_SECONDS", 0.0)
     with (tmp_path / "log").open("w") as log:
         train(digits(tmp_path / "run", epochs=1), Console(file=log, force_terminal=True, width=150))
     text = (tmp_path / "log").read_text()

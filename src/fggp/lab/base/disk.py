@@ -1,4 +1,4 @@
-"""Folders that one process at a time works in, and what a disk refuses, told to the user."""
+"""Folders that one process at a time works in, and errors of the disk as the user reads them."""
 
 import errno
 import sys
@@ -11,26 +11,26 @@ from filelock import FileLock, Timeout
 
 from fggp.lab.base.errors import UsageError
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a full disk, a full quota and a limit on files say."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, a full quota and a limit on the size of files."""
 LOCK = ".lock"
-"""The file that is locked. It stays: were it removed, two that wait for it could lock a file each."""
+"""The file that is locked. It stays: if it were removed, two waiting processes could lock a file each."""
 
 
 @contextmanager
 def locked(folder: Path, busy: str, seconds: float = 0) -> Iterator[None]:
-    """Keep all others out of a folder; a process that dies lets go of it.
+    """Keep other processes out of a folder. A process that dies releases it.
 
     Args:
-        folder: made if it is not there, with those above it; what was made is gone again if nothing was put into it.
-        busy: what to say where somebody else is in it.
-        seconds: to wait for that one.
+        folder: created with its parents if it does not exist; what was created is removed again if it stays empty.
+        busy: the error message if another process holds the folder.
+        seconds: how long to wait for that process.
 
     Raises:
-        UsageError: with that text, or naming what the disk refused.
+        UsageError: with the text ``busy``, or naming what the disk refused.
     """
     lock = FileLock(folder / LOCK)
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -40,34 +40,34 @@ def locked(folder: Path, busy: str, seconds: float = 0) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # somebody else has put something there, or taken the folder away
+        with suppress(OSError):  # another process has put a file there, or removed the folder
             if {file.name for file in folder.iterdir()} <= {LOCK}:
                 (folder / LOCK).unlink(missing_ok=True)
-                for path in made:
+                for path in created:
                     path.rmdir()
         lock.release()
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into an error for the user.
+    """Turn an error of the disk into one for the user.
 
     Raises:
-        UsageError: naming the file, and the room there is if that is the trouble.
+        UsageError: naming the file, and the free space if the disk is full.
     """
     try:
         yield
     except OSError as error:
-        reason, remedy = error.strerror or str(error), "mend that"
-        if error.errno in NO_ROOM:
+        reason, remedy = error.strerror or str(error), "fix that"
+        if error.errno in DISK_FULL:
             folder = next(parent for parent in path.absolute().parents if parent.exists())
             reason += f" ({disk_usage(folder).free / 1e6:,.1f} MB are free)"
             remedy = "make room"
         raise UsageError(
-            f"{path} cannot be written: {reason}; {remedy} and resume the run, which goes on from its last checkpoint"
+            f"{path} cannot be written: {reason}; {remedy} and resume the run: it continues from its last checkpoint"
         ) from error
 
 
 def tell(text: str) -> None:
-    """Tell the user of something that was put right: on stderr, because workers of a grid have no console."""
+    """Tell the user of a repair, on stderr: workers of a grid have no console."""
     print(f"fggp: {text}", file=sys.stderr, flush=True)

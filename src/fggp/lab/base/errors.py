@@ -2,4 +2,4 @@
 
 
 class UsageError(ValueError):
-    """Something the user can put right; the command line prints it as one line and exits with 2."""
+    """A mistake that the user can correct; the command line prints it as one line and exits with 2."""

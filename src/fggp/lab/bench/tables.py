@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from fggp.lab.training.run_folder import Json
+from fggp.lab.base import Json
 
 # More than another order of additions makes, less than any mistake would.
 TOLERANCE = 1e-3

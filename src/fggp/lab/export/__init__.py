@@ -1,1 +1,1 @@
-"""A trained network as a file: the small file or ONNX."""
+"""`fggp export`: a trained network as a small file or as ONNX."""

@@ -1,4 +1,4 @@
-"""`fggp export`: from a finished run, or anyone's state dict, to the files that are shipped."""
+"""`fggp export`: the small file or ONNX file of a finished run, or of any state dict."""
 
 import json
 import tempfile
@@ -13,51 +13,54 @@ from rich.console import Console
 from torch import nn
 
 import fggp
+from fggp.lab.base import Json
 from fggp.lab.base.errors import UsageError
+from fggp.lab.base.options import default_shown_as
 from fggp.lab.export.onnx_file import TOLERANCE, check_packages, onnx_difference, write_onnx
 from fggp.lab.export.trained import Network, load_network, weights_left
-from fggp.lab.training.run_folder import Json, RunFolder
-from fggp.lab.training.settings import _by_rule
+from fggp.lab.training.run_folder import RunFolder
 from fggp.ship.runtime import kernels
 from fggp.ship.runtime.kernels import KernelsMissingError
 
 Format = Literal["small", "onnx"]
 SUFFIXES: dict[Format, str] = {"small": ".safetensors", "onnx": ".onnx"}
-# Batches that the ONNX file is tried on: 1, 2 and this.
-TRIED = 7
+LARGEST_BATCH = 7
+"""The ONNX file is checked on batches of 1, 2 and this."""
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """Make the files to ship of a pruned network.
+    """Write a pruned network as a small file or as ONNX.
 
-    $ fggp export fggp-runs/RUN                       the small file: what is left of the weights, and where it was
-    $ fggp export fggp-runs/RUN --out net.onnx        ONNX, for other runtimes, with the zeros in place
+    $ fggp export fggp-runs/RUN                       the small file: the non-zero weights and their positions
+    $ fggp export fggp-runs/RUN --out net.onnx        ONNX, for other runtimes, zeros included
     $ fggp export fggp-runs/RUN --format small onnx   both
     $ fggp export net.pt --model resnet50             from any state dict, of torch.save or safetensors
 
-    In Python, fggp.load(FILE, model) reads a small file back, and fggp.compile(model, example) runs it fast. Both files
-    hold the network alone: it takes images that are normalised as in training, and of a run it is said, and kept in
-    the files' metadata, how that is. Each is read back and checked.
+    In Python, fggp.load(FILE, model) reads a small file, and fggp.compile(model, example) runs the model fast. The
+    files hold the network alone, which takes images normalised as in training. For a run, the command prints this
+    normalisation and keeps it in the files' metadata. Each file is read back and checked.
     """
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_FOLDER|FILE")]
-    """The folder of a finished run of fggp train, or a file with a state dict."""
-    out: Annotated[Path | None, _by_rule("where the source is", "PATH")] = None
-    """Where to: a file, .safetensors (the small file) or .onnx, or else a folder."""
-    format: Annotated[tuple[Format, ...] | None, _by_rule("as --out ends, else small", "{small,onnx} …")] = None
-    """Which files to write."""
+    """Folder of a finished run of fggp train, or a file with a state dict."""
+    out: Annotated[Path | None, default_shown_as("the source's folder", "PATH")] = None
+    """A file, ending in .safetensors (the small file) or .onnx, or else a folder."""
+    format: Annotated[
+        tuple[Format, ...] | None, default_shown_as("by the ending of --out, else small", "{small,onnx} …")
+    ] = None
+    """Files to write."""
     values: Literal["fp32", "bf16"] = "fp32"
-    """Of the small file: every weight to the bit, or those of sparse layers rounded to bfloat16."""
-    model: Annotated[str | None, _by_rule("the run's", "NAME")] = None
-    """For a state dict: which network it is of, by the names that fggp train takes."""
-    image_size: Annotated[tuple[int, ...] | None, _by_rule("as the run's data", "PIXELS")] = None
-    """For ONNX: height and width of the images, one number for both."""
+    """Values in the small file: fp32 keeps every bit, bf16 rounds those of sparse layers to bfloat16."""
+    model: Annotated[str | None, default_shown_as("the run's", "NAME")] = None
+    """For a state dict: the name of its network, as in fggp train."""
+    image_size: Annotated[tuple[int, ...] | None, default_shown_as("that of the run's data", "PIXELS")] = None
+    """For ONNX: height and width of the images, or one number for both."""
     force: bool = False
-    """Replace files that are there already."""
+    """Replace existing files."""
 
     def files(self) -> dict[Format, Path]:
-        """Return the files to write by their format.
+        """Return the files to write, by format.
 
         Raises:
             UsageError: the options contradict each other.
@@ -81,35 +84,35 @@ def export(settings: ExportSettings, console: Console) -> Json:
     """Write the files, check them, and show their sizes.
 
     Returns:
-        ``bytes`` of the dense file and of each that was written; ``weights`` and ``weights_left``, of the prunable
-        ones; ``onnx_difference``, relative, where ONNX was written.
+        ``bytes`` of the dense file and of each written file; ``weights``, the number of prunable weights, and
+        ``weights_left``, that of non-zero ones; ``onnx_difference``, relative, if ONNX was written.
 
     Raises:
-        UsageError: source, options or packages are not as they should be, or what was written is not the network.
+        UsageError: source, options or packages are wrong, or a written file does not give the network's outputs.
     """
     files = settings.files()
     if settings.values != "fp32" and "small" not in files:
         raise UsageError(f"values is {settings.values!r}; it must be left out without a small file: ONNX keeps fp32")
     for file in files.values():
         if file.resolve() in (settings.source.resolve(), RunFolder(settings.source).model_file.resolve()):
-            raise UsageError(f"out is {str(file)!r}, which is what the weights are read from; choose another one")
-    there = [str(file) for file in files.values() if file.exists()]
-    if there and not settings.force:
-        raise UsageError(f"{', '.join(there)} exists already; add --force to replace it, or choose another --out")
+            raise UsageError(f"out is {str(file)!r}, which holds the weights to export; choose another file")
+    existing = [str(file) for file in files.values() if file.exists()]
+    if existing and not settings.force:
+        raise UsageError(f"{', '.join(existing)} exists already; add --force to replace it, or choose another --out")
     if "onnx" in files:
         check_packages()
     network = load_network(settings.source, settings.model, settings.image_size)
     if "onnx" in files and network.image_size is None:
         raise UsageError(f"{settings.source} does not tell the size of its images; add --image-size PIXELS")
-    left, of = weights_left(network.model)
-    made: Json = {"weights": of, "weights_left": left, "bytes": {"dense": dense_bytes(network.model)}}
-    sparsity = 1 - left / max(of, 1)
+    kept, prunable = weights_left(network.model)
+    result: Json = {"weights": prunable, "weights_left": kept, "bytes": {"dense": dense_bytes(network.model)}}
+    sparsity = 1 - kept / max(prunable, 1)
     console.print(
-        f"[bold]{network.title}[/]: {left:,} of {of:,} prunable weights left, {100 * sparsity:.2f} % sparse",
+        f"[bold]{network.title}[/]: {kept:,} of {prunable:,} prunable weights kept, {100 * sparsity:.2f} % sparse",
         highlight=False,
         soft_wrap=True,
     )
-    console.print(f"  {'dense':12}{made['bytes']['dense']:13,} bytes", highlight=False)
+    console.print(f"  {'dense':12}{result['bytes']['dense']:13,} bytes", highlight=False)
     for kind, file in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         with console.status(f"writing {file}"):
@@ -118,19 +121,22 @@ def export(settings: ExportSettings, console: Console) -> Json:
                 name = f"small, {settings.values}"
                 checked = "loads back to the bit" if settings.values == "fp32" else ""
             else:
-                made["onnx_difference"] = _write_onnx(network, file)
+                result["onnx_difference"] = _write_onnx(network, file)
                 name = "ONNX"
-                checked = f"ONNX Runtime is off by {made['onnx_difference']:.0e} in batches of 1, 2 and {TRIED}"
-        size = made["bytes"][kind] = file.stat().st_size
-        factor = made["bytes"]["dense"] / size
+                checked = (
+                    f"ONNX Runtime is off by {result['onnx_difference']:.0e} in batches of 1, 2 and {LARGEST_BATCH}"
+                )
+        size = result["bytes"][kind] = file.stat().st_size
+        factor = result["bytes"]["dense"] / size
         console.print(
             f"  {name:12}{size:13,} bytes {factor:6.1f}× smaller  {file}  {checked}".rstrip(),
             highlight=False,
             soft_wrap=True,
         )
-    _say_what_it_takes(network, console)
-    _say_what_next(files, console)
-    return made
+    _print_input(network, console)
+    if "small" in files:
+        _print_usage(files["small"], console)
+    return result
 
 
 def dense_bytes(model: nn.Module) -> int:
@@ -161,11 +167,11 @@ def _write_small(network: Network, file: Path, values: str) -> None:
         changed = [name for name, tensor in before.items() if not _same_bits(tensor, after[name])]
         if changed:
             raise RuntimeError(f"{file} does not give back {', '.join(changed)}: a defect of fggp")
-    network.model.load_state_dict(before)  # ONNX is of the network itself, whatever the small file rounds
+    network.model.load_state_dict(before)  # ONNX gets the exact values, even if the small file rounds them
 
 
 def _metadata(network: Network) -> dict[str, str]:
-    """What the files say beside the weights: how images are prepared, and what the outputs stand for."""
+    """Return the files' metadata: how images are normalised, and the names of the classes."""
     return {"input": json.dumps(network.input)} if network.input else {}
 
 
@@ -174,36 +180,35 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _write_onnx(network: Network, file: Path) -> float:
-    inputs = {"images": network.images(TRIED)}
+    inputs = {"images": network.images(LARGEST_BATCH)}
     write_onnx(network.model, inputs, file, _metadata(network))
     difference = onnx_difference(file, network.model, inputs)
     if difference > TOLERANCE:
         file.unlink()
         raise UsageError(
-            f"what ONNX Runtime makes of this network is off by {difference:.1e} of PyTorch's output, more than "
-            f"{TOLERANCE:.0e}; {file} is not kept"
+            f"ONNX Runtime's output differs from PyTorch's by {difference:.1e} of its size, more than {TOLERANCE:.0e}; "
+            f"{file} is not kept"
         )
     return difference
 
 
-def _say_what_it_takes(network: Network, console: Console) -> None:
-    taken = network.input
-    if taken:
-        means, stds = (", ".join(f"{value:.4g}" for value in taken[key]) for key in ("mean", "std"))
+def _print_input(network: Network, console: Console) -> None:
+    image = network.input
+    if image:
+        means, stds = (", ".join(f"{value:.4g}" for value in image[key]) for key in ("mean", "std"))
         console.print(
-            f"it takes:     [N, {', '.join(map(str, taken['shape']))}], (pixel 0…255 − {means}) / {stds} by channel, "
-            f"for {len(taken['classes'])} classes; exact, and by name, in the file's metadata, 'input'",
+            f"input:        [N, {', '.join(map(str, image['shape']))}], (pixel 0…255 − {means}) / {stds} by channel, "
+            f"for {len(image['classes'])} classes; exact, and by name, in the file's metadata, 'input'",
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
 
 
-def _say_what_next(files: dict[Format, Path], console: Console) -> None:
-    if "small" in files:
-        console.print(f"read it back: fggp.load({str(files['small'])!r}, model)", highlight=False, soft_wrap=True)
-        console.print("run it fast:  fggp.compile(model, example_input)", highlight=False)
-        try:
-            kernels.load()
-        except KernelsMissingError as error:
-            console.print(f"on this machine that would run on PyTorch: {error}", highlight=False, soft_wrap=True)
+def _print_usage(file: Path, console: Console) -> None:
+    console.print(f"read it back: fggp.load({str(file)!r}, model)", highlight=False, soft_wrap=True)
+    console.print("run it fast:  fggp.compile(model, example_input)", highlight=False)
+    try:
+        kernels.load()
+    except KernelsMissingError as error:
+        console.print(f"on this machine that would run on PyTorch: {error}", highlight=False, soft_wrap=True)

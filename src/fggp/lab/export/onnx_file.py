@@ -1,4 +1,4 @@
-"""A network as an ONNX file, for any batch size, its zeros in place; and whether ONNX Runtime makes the same of it."""
+"""A network as an ONNX file for any batch size, zeros included, and its outputs in ONNX Runtime."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -13,44 +13,39 @@ from fggp.lab.base.errors import UsageError
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 BATCH = "batch"
-"""What the file calls the size of dimension 0 of every input."""
+"""The file's name for the size of dimension 0 of every input."""
 
-# More than another order of additions makes, less than any mistake would.
 TOLERANCE = 1e-4
-
-
-def missing_packages() -> list[str]:
-    """Name what is not installed of what it takes to write and check ONNX files."""
-    return [name for name in PACKAGES if find_spec(name) is None]
+"""Relative: more than a different order of additions causes, less than any mistake does."""
 
 
 def check_packages() -> None:
-    """Refuse to go on without the packages that ONNX takes.
+    """Check that the packages for writing and running ONNX files are installed.
 
     Raises:
-        UsageError: naming those that are not installed.
+        UsageError: naming those that are not.
     """
-    if missing := missing_packages():
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise UsageError(f"ONNX needs {', '.join(missing)}: pip install 'fggp[onnx]'")
 
 
 def write_onnx(
     model: nn.Module, inputs: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a network as ONNX; a failure leaves what was there.
+    """Write a network as ONNX; if that fails, an existing file stays as it is.
 
     Args:
         model: on the CPU, in evaluation mode.
-        inputs: an example of its arguments, in their order, and what the file calls them. Dimension 0 is the batch, of
-            any size.
+        inputs: an example of its arguments, in order, by their names in the file. Dimension 0 is the batch; the file
+            takes any size.
         path: the file.
-        metadata: texts by name to keep in it.
+        metadata: texts by name, kept in the file.
 
     Raises:
         UsageError: PyTorch cannot write this network for batches of any size.
     """
     check_packages()
-    # The exporter would take a batch of one for a constant.
+    # Not a batch of one, which the exporter treats as a constant.
     two = tuple(torch.cat([x[:1]] * 2) for x in inputs.values())
     batch = torch.export.Dim(BATCH)
     try:
@@ -67,14 +62,14 @@ def write_onnx(
                 verbose=False,
             )
             if metadata:
-                _add(metadata, partial)
-    except Exception as error:  # whatever the exporter and the tracer below it raise
+                _add_metadata(partial, metadata)
+    except Exception as error:  # the exporter and the tracer below it can raise anything
         cause = error.__cause__ or error
         reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
         raise UsageError(f"PyTorch cannot write this network as ONNX: {reason}") from error
 
 
-def _add(metadata: Mapping[str, str], path: Path) -> None:
+def _add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
     import onnx
 
     written = onnx.load(path)
@@ -85,15 +80,15 @@ def _add(metadata: Mapping[str, str], path: Path) -> None:
 
 @torch.no_grad()
 def onnx_difference(path: Path, model: nn.Module, inputs: Mapping[str, Tensor]) -> float:
-    """Run a file in ONNX Runtime, in batches of several sizes, and compare with PyTorch.
+    """Compare a file's outputs in ONNX Runtime with PyTorch's, on batches of one, two and all examples.
 
     Args:
         path: the file.
-        model: what it was written from.
-        inputs: named as in the file, of one batch size; batches of one, two and all of it are compared.
+        model: the network that it was written from.
+        inputs: examples, named as in the file.
 
     Returns:
-        The largest distance of an output from PyTorch's, relative to that one's size.
+        The largest `relative_difference`.
     """
     import onnxruntime
 
@@ -101,15 +96,15 @@ def onnx_difference(path: Path, model: nn.Module, inputs: Mapping[str, Tensor]) 
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    most = 0.0
+    largest = 0.0
     for size in (1, 2, None):
         part = {name: x[:size] for name, x in inputs.items()}
         theirs = torch.from_numpy(session.run(None, {name: x.numpy() for name, x in part.items()})[0])
-        most = max(most, relative_difference(theirs, model(*part.values())))
-    return most
+        largest = max(largest, relative_difference(theirs, model(*part.values())))
+    return largest
 
 
 def relative_difference(ours: Tensor, expected: Tensor) -> float:
-    """Return ‖ours − expected‖ / ‖expected‖; infinite where something is not a number."""
+    """Return ‖ours − expected‖ / ‖expected‖; infinite if either holds a NaN."""
     distance = (ours.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30)
     return float(distance.nan_to_num(nan=float("inf")))

@@ -1,5 +1,5 @@
-"""`fggp grid`: many runs, several at once, on one machine or on many.
+"""`fggp grid`: many runs, several at once.
 
-plan (what to run) → folder (what is known of it) → session (which run next) → local_jobs or ray_jobs (where) →
-work (a run, in a process of its own) → folder; progress shows it.
+settings and plan (what to run) → folder (what is finished) → session (which run is next) → worker (trains a run in a
+process of its own) → folder.
 """

@@ -1,4 +1,4 @@
-"""A grid on disk: which runs it is made of, their folders, and the record of each that is finished."""
+"""A grid on disk: the settings of its runs, their folders, and the record of each finished run."""
 
 import itertools
 import json
@@ -12,16 +12,16 @@ from pathlib import Path
 from rich.console import Console
 
 from fggp.atomic import atomic_write
-from fggp.lab.base import disk
+from fggp.lab.base import Json, disk
 from fggp.lab.base.errors import UsageError
 from fggp.lab.grid.plan import run_names
-from fggp.lab.training.run_folder import Json, RunFolder
+from fggp.lab.training.run_folder import RunFolder
 from fggp.lab.training.settings import ResolvedSettings
 
 AXES = ("data", "model", "method", "sparsity", "init_sparsity", "rate", "exclude", "seed")
-"""What may be added to a grid; everything else must stay as it was."""
-OF_METHODS = ("scope", "prune_begin", "prune_end", "every")
-"""What differs between methods of one grid."""
+"""Settings whose values may be added to a grid; everything else must stay equal."""
+VARY_WITH_METHOD = ("scope", "prune_begin", "prune_end", "every")
+"""Settings that may differ between methods of one grid."""
 
 
 class GridFolder:
@@ -31,7 +31,7 @@ class GridFolder:
     - ``runs/NAME/``: a run folder each, as `RunFolder` describes it.
     - ``records.jsonl``: the records of the finished runs, a line each, in the order in which they finished.
 
-    A run folder's ``record.json`` is the truth: whatever lines are missing here are copied from there.
+    A run's record is first in its own folder; lines that are missing in ``records.jsonl`` are copied from there.
 
     Args:
         path: the folder; it need not exist.
@@ -47,33 +47,29 @@ class GridFolder:
         """Return the folder of a run."""
         return RunFolder(self.path / "runs" / name)
 
-    def read_id(self) -> str | None:
-        """Return what tells this grid from all others, None where there is none."""
-        return str(json.loads(self.grid_file.read_text())["id"]) if self.grid_file.exists() else None
-
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep every other grid command out of the folder; a command that dies lets go of it.
+        """Keep other grid commands out of the folder. A command that dies releases it.
 
         Raises:
-            UsageError: another command is at work in it.
+            UsageError: another command works in it.
         """
         with disk.locked(self.path, f"another fggp grid is at work in {self.path}; wait for it, or stop it"):
             yield
 
     def name_runs(self, runs: Sequence[ResolvedSettings]) -> dict[str, ResolvedSettings]:
-        """Return the runs by name, old ones by the name that they have; `out` is where each belongs.
+        """Return the runs by name. Runs that the grid has keep their names; `out` is the folder of each.
 
         Raises:
             UsageError: the folder holds something else, or a grid with other settings; nothing is changed.
         """
-        named = self._named()
-        by_settings = {_identity(settings): name for name, settings in named.items()}
-        new = [settings for settings in runs if _identity(settings.as_json()) not in by_settings]
-        self._check_grown(named.values(), [settings.as_json() for settings in runs])
+        named = self._read_grid().get("runs", {})
+        by_settings = {_as_text(settings): name for name, settings in named.items()}
+        new = [settings for settings in runs if _as_text(settings.as_json()) not in by_settings]
+        self._refuse_other_grid(named.values(), [settings.as_json() for settings in runs])
         for settings, name in zip(new, run_names([run.as_json() for run in new], named), strict=True):
-            by_settings[_identity(settings.as_json())] = name
-        by_name = {by_settings[_identity(settings.as_json())]: settings for settings in runs}
+            by_settings[_as_text(settings.as_json())] = name
+        by_name = {by_settings[_as_text(settings.as_json())]: settings for settings in runs}
         return {name: replace(settings, out=self.run_folder(name).path) for name, settings in by_name.items()}
 
     def adopt(self, runs: dict[str, ResolvedSettings]) -> None:
@@ -85,27 +81,28 @@ class GridFolder:
         for name, settings in runs.items():
             if self.run_folder(name).holds_run():
                 self.run_folder(name).check_settings(settings.as_json())
-        every = self._named() | {name: settings.as_json() for name, settings in runs.items()}
-        grid = {"id": self.read_id() or uuid.uuid4().hex, "runs": every}
+        grid = self._read_grid()
+        every = grid.get("runs", {}) | {name: settings.as_json() for name, settings in runs.items()}
         with atomic_write(self.grid_file) as file:
-            file.write(json.dumps(grid, indent=1).encode() + b"\n")
+            file.write(json.dumps({"id": grid.get("id", uuid.uuid4().hex), "runs": every}, indent=1).encode() + b"\n")
 
-    def _named(self) -> dict[str, Json]:
-        """Read the settings of the runs that are there."""
-        if not self.grid_file.exists():
-            # What a kill left of a grid that was never begun is no other folder's content.
-            ours = {self.path / disk.LOCK, *self.path.glob(f"{self.grid_file.name}.*.partial")}
-            others = sorted(file.name for file in {*self.path.glob("*")} - ours)
-            if others:
-                raise UsageError(f"out is {self.path}, which holds {others[0]!r} but no grid; choose another --out")
-            return {}
-        return dict(json.loads(self.grid_file.read_text())["runs"])
+    def _read_grid(self) -> Json:
+        """Read grid.json; empty for a new grid."""
+        if self.grid_file.exists():
+            return dict(json.loads(self.grid_file.read_text()))
+        # A command that is killed while it creates the grid leaves only these.
+        ours = {self.path / disk.LOCK, *self.path.glob(f"{self.grid_file.name}.*.partial")}
+        others = sorted(file.name for file in {*self.path.glob("*")} - ours)
+        if others:
+            raise UsageError(f"out is {self.path}, which holds {others[0]!r} but no grid; choose another --out")
+        return {}
 
-    def _check_grown(self, old: Collection[Json], new: Collection[Json]) -> None:
-        """Refuse settings that replace those of the grid that is there, instead of adding to them."""
-        # Runs that agree in `key` may differ in all else, and more of them may come, but not only other ones.
-        for key, but in ((AXES, ()), (("data", "model", "method"), ()), (("data", "model"), OF_METHODS)):
-            before, after = _grouped(old, key, but), _grouped(new, key, but)
+    def _refuse_other_grid(self, old: Collection[Json], new: Collection[Json]) -> None:
+        """Refuse settings that replace those of the grid on disk, instead of adding to them."""
+        # Runs that agree in `key` may differ in other settings, and more such runs may be added. But if none of the
+        # new runs of a key agrees with an old one in all other settings, the grid is another one.
+        for key, ignored in ((AXES, ()), (("data", "model", "method"), ()), (("data", "model"), VARY_WITH_METHOD)):
+            before, after = _other_settings(old, key, ignored), _other_settings(new, key, ignored)
             for group in sorted(before.keys() & after.keys()):
                 if before[group].isdisjoint(after[group]):
                     pairs = itertools.product(sorted(before[group]), sorted(after[group]))
@@ -114,13 +111,18 @@ class GridFolder:
                         f"out is {self.path}, which holds another grid: {'; '.join(differ)}; choose another --out"
                     )
 
-    def read_records(self, console: Console, mend: bool = True) -> None:
-        """Read the records and tell of lines that cannot be read; unless told not to, mend what a kill left undone."""
+    def read_records(self, console: Console, repair: bool = True) -> None:
+        """Read the records, and report lines that cannot be read.
+
+        Args:
+            console: shows the report.
+            repair: whether to remove a line that a kill cut short.
+        """
         text = self.records_file.read_bytes() if self.records_file.exists() else b""
-        whole = text.rfind(b"\n") + 1
-        if mend and whole < len(text):
-            os.truncate(self.records_file, whole)  # the run folder still has what was being written
-        for number, line in enumerate(text[:whole].splitlines(), 1):
+        complete = text.rfind(b"\n") + 1
+        if repair and complete < len(text):
+            os.truncate(self.records_file, complete)  # the run folder still has the record
+        for number, line in enumerate(text[:complete].splitlines(), 1):
             try:
                 record = json.loads(line)
                 self.records[record["run"]] = record
@@ -128,7 +130,7 @@ class GridFolder:
                 console.print(f"{self.records_file}, line {number} is damaged and left out", highlight=False)
 
     def finished(self, name: str) -> bool:
-        """Whether a run has its record; one that has it in its run folder only is given its line now."""
+        """Whether a run has a record; one that is only in the run folder is appended to the records now."""
         if name not in self.records:
             record = self.run_folder(name).record()
             if record is not None:
@@ -140,14 +142,14 @@ class GridFolder:
         if record["run"] in self.records:
             return
         line = json.dumps(record).encode() + b"\n"
-        # One write to the end: what a kill leaves of it has no line's end, by which it is known.
+        # One write: if a kill cuts the line short, it has no line end, and is recognised by that.
         with self.records_file.open("ab", buffering=0) as file:
             file.write(line)
             os.fsync(file.fileno())
         self.records[record["run"]] = record
 
 
-def _identity(settings: Json) -> str:
+def _as_text(settings: Json) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
@@ -159,11 +161,10 @@ def _differences(own: Json, now: Json) -> list[str]:
     ]
 
 
-def _grouped(runs: Collection[Json], key: Sequence[str], but: Sequence[str]) -> dict[str, set[str]]:
-    """Gather, by the settings in ``key``, what else the runs' settings are, but for axes and those in ``but``."""
+def _other_settings(runs: Collection[Json], key: Sequence[str], ignored: Sequence[str]) -> dict[str, set[str]]:
+    """Group runs by the settings in ``key``; collect their settings that are neither axes nor ``ignored``."""
     groups: dict[str, set[str]] = {}
     for run in runs:
-        own = json.dumps([run.get(name) for name in key])
-        rest = {name: value for name, value in run.items() if name not in (*AXES, *but)}
-        groups.setdefault(own, set()).add(_identity(rest))
+        rest = {name: value for name, value in run.items() if name not in (*AXES, *ignored)}
+        groups.setdefault(json.dumps([run.get(name) for name in key]), set()).add(_as_text(rest))
     return groups

@@ -1,10 +1,10 @@
-"""`fggp grid`: every run of a grid, once, whatever happens in between."""
+"""`fggp grid`: every run of a grid, once, however often the command is interrupted."""
 
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
@@ -14,12 +14,12 @@ from rich.console import Console
 
 from fggp.lab.base.errors import UsageError
 from fggp.lab.grid.folder import GridFolder
-from fggp.lab.grid.local_jobs import LocalJobs
 from fggp.lab.grid.plan import FIELDS, plan_runs, read_tables
-from fggp.lab.grid.ray_jobs import RayJobs
-from fggp.lab.grid.session import GridResult, run_missing
+from fggp.lab.grid.session import GridResult, Session
+from fggp.lab.grid.settings import GridSettings
+from fggp.lab.grid.worker import LocalJobs
 from fggp.lab.training.data import load_data
-from fggp.lab.training.settings import GridSettings, ResolvedSettings
+from fggp.lab.training.settings import ResolvedSettings
 from fggp.lab.training.trainer import Trainer
 
 STOP_SECONDS = 2.0
@@ -27,48 +27,68 @@ STOP_SECONDS = 2.0
 
 
 def grid(settings: GridSettings, console: Console, clock: Callable[[], float] = time.time) -> GridResult:
-    """Do what is missing of a grid.
+    """Train the runs of a grid that are missing.
 
     Args:
-        settings: what the grid is, where it goes, and how it is run.
+        settings: the grid, its folder, and how to run it.
         console: shows its progress.
-        clock: tells the time for the time limit.
+        clock: returns the time for the time limit.
 
     Raises:
-        UsageError: an entry or the folder is not as it should be; nothing was run.
+        UsageError: a setting or the folder is wrong; nothing was run.
     """
-    start, limit = clock(), settings.seconds
-    tables = read_tables(settings.file, _flags(settings))
+    deadline = None if settings.seconds is None else clock() + settings.seconds - STOP_SECONDS
+    runs = plan_runs(read_tables(settings.file, _options(settings)))
     folder = GridFolder(settings.out or Path("fggp-grids") / (settings.file.stem if settings.file else "grid"))
-    with ExitStack() as stack:
-        cluster = stack.enter_context(closing(_cluster(settings))) if settings.ray else None
-        runs = plan_runs(tables) if cluster is None else cluster.plan(tables)
-        if settings.dry_run:
-            return _list(folder, runs, console)
-        stack.enter_context(_termination_is_interruption())
-        stack.enter_context(folder.locked())
+    if settings.dry_run:
+        return _list(folder, runs, console)
+    result = run_grid(folder, runs, settings.jobs or 1, console, clock, deadline)
+    for name, reason in result.failed.items():
+        console.print(f"{name} failed: {reason.strip().splitlines()[-1]}", style="red", highlight=False, markup=False)
+    again = "" if result.complete else "; the same command continues"
+    console.print(f"{result}{again}", highlight=False, soft_wrap=True)
+    console.print(f"records   {folder.records_file}", highlight=False, soft_wrap=True)
+    return result
+
+
+def run_grid(
+    folder: GridFolder,
+    runs: Sequence[ResolvedSettings],
+    jobs: int,
+    console: Console,
+    clock: Callable[[], float] = time.time,
+    deadline: float | None = None,
+) -> GridResult:
+    """Train those of the runs that a folder has no record of.
+
+    Args:
+        folder: of the grid; its ``records`` are those of all finished runs afterwards.
+        runs: the runs, in order.
+        jobs: number of runs at once.
+        console: shows the progress.
+        clock: returns the time.
+        deadline: when to have stopped, by that clock; None for never.
+
+    Raises:
+        UsageError: a run or the folder is wrong; nothing was run.
+    """
+    with _termination_as_interrupt(), folder.locked():
         named = folder.name_runs(runs)
         folder.read_records(console)
         missing = {name: run for name, run in named.items() if not folder.finished(name)}
-        _try(missing.values(), console)
+        _check_data_and_models(missing.values(), console)
         folder.adopt(named)
         result = GridResult(len(named), len(named) - len(missing))
         console.print(f"{result} in {folder.path}", highlight=False, soft_wrap=True)
         if missing:
-            deadline = None if limit is None else start + limit - STOP_SECONDS
-            jobs = cluster or stack.enter_context(closing(LocalJobs(min(settings.jobs or 1, len(missing)))))
-            run_missing(folder, missing, result, jobs, console, clock, deadline)
-    _summarise(folder, result, console)
+            with closing(LocalJobs(min(jobs, len(missing)))) as workers:
+                Session(folder, missing, result, workers, console, clock, deadline).run()
     return result
-
-
-def _cluster(settings: GridSettings) -> RayJobs:
-    return RayJobs(settings.ray or "auto", settings.ray_cpus, settings.ray_gpus, settings.jobs)
 
 
 def _list(folder: GridFolder, runs: Sequence[ResolvedSettings], console: Console) -> GridResult:
     named = folder.name_runs(runs)
-    folder.read_records(console, mend=False)
+    folder.read_records(console, repair=False)
     result = GridResult(len(named))
     for name in named:
         finished = name in folder.records or folder.run_folder(name).record() is not None
@@ -78,35 +98,35 @@ def _list(folder: GridFolder, runs: Sequence[ResolvedSettings], console: Console
     return result
 
 
-def _try(runs: Iterable[ResolvedSettings], console: Console) -> None:
-    """Find out what would fail hours later: load each data set, which also downloads it, and try each model on it."""
-    pairs: dict[tuple[object, ...], dict[str, ResolvedSettings]] = {}
+def _check_data_and_models(runs: Iterable[ResolvedSettings], console: Console) -> None:
+    """Find what would fail hours later: load (or download) each data set, and try each model on it."""
+    by_data: dict[tuple[object, ...], dict[str, ResolvedSettings]] = {}
     for run in runs:
-        pairs.setdefault((run.data, run.data_name, run.image_size, run.holdout), {})[run.model] = run
-    for by_model in pairs.values():
-        data = None
+        by_data.setdefault((run.data, run.data_name, run.image_size, run.holdout), {})[run.model] = run
+    for by_model in by_data.values():
+        data = load_data(next(iter(by_model.values())), console)
         for run in by_model.values():
-            data = load_data(run, console) if data is None else data
             Trainer(replace(run, device="cpu", precision="fp32"), data)
 
 
-def _flags(settings: GridSettings) -> dict[str, list[Any]]:
+def _options(settings: GridSettings) -> dict[str, list[Any]]:
+    """Return the settings of runs that the command line gives, as lists of values."""
     values = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name in FIELDS}
-    flags = {
+    given = {
         name: list(value) if isinstance(value, tuple) else [value]
         for name, value in values.items()
         if value is not None
     }
-    if settings.file is None and not flags:
+    if settings.file is None and not given:
         raise UsageError("name a grid file, or say what to run, such as --method dense gmp fggp --seed 0 1 2")
-    return flags
+    return given
 
 
 @contextmanager
-def _termination_is_interruption() -> Iterator[None]:
+def _termination_as_interrupt() -> Iterator[None]:
     """Treat SIGTERM, which batch systems send, as Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's business
+        yield  # only the main thread can set handlers
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -117,11 +137,3 @@ def _termination_is_interruption() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _summarise(folder: GridFolder, result: GridResult, console: Console) -> None:
-    for name, reason in result.failed.items():
-        console.print(f"{name} failed: {reason.strip().splitlines()[-1]}", style="red", highlight=False, markup=False)
-    again = "" if result.complete else "; the same command goes on"
-    console.print(f"{result}{again}", highlight=False, soft_wrap=True)
-    console.print(f"records   {folder.records_file}", highlight=False, soft_wrap=True)

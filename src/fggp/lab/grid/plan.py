@@ -1,4 +1,4 @@
-"""What a grid is: its file and flags read, multiplied out and checked, and a name for each of its runs."""
+"""The runs of a grid: its file and options are read, multiplied out and checked, and each run gets a name."""
 
 import difflib
 import itertools
@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from fggp.lab.base import Json
 from fggp.lab.base.errors import UsageError
-from fggp.lab.training.run_folder import Json
 from fggp.lab.training.settings import ResolvedSettings, TrainSettings, unused_fields
 
 if sys.version_info >= (3, 11):
@@ -22,13 +22,13 @@ else:
 FIELDS: dict[str, Any] = {
     name: type_ for name, type_ in get_type_hints(TrainSettings).items() if name not in ("out", "resume")
 }
-"""What a grid may say, and of which type."""
+"""The settings that a grid may have, and their types."""
 
-ALWAYS = ("method", "sparsity", "seed")
-"""What is in the name of every run."""
+ALWAYS_NAMED = ("method", "sparsity", "seed")
+"""Settings in the name of every run."""
 
 Table = tuple[str, dict[str, list[Any]]]
-"""One product: the words that lead a user to it, and settings by name, each with all the values it takes."""
+"""One product: its place as error messages name it, and the values of each setting by name."""
 
 
 def plan_runs(tables: Sequence[Table]) -> list[ResolvedSettings]:
@@ -38,10 +38,10 @@ def plan_runs(tables: Sequence[Table]) -> list[ResolvedSettings]:
         tables: the products it is the union of, as `read_tables` returns them.
 
     Returns:
-        All runs, each once, with the first seed's first. Their `out` is not theirs yet.
+        All runs, each once, those of the first seed first. Their `out` is not yet a folder of the grid.
 
     Raises:
-        UsageError: naming the first entry that is not as it should be.
+        UsageError: naming the first entry that is wrong.
     """
     runs: dict[str, ResolvedSettings] = {}
     given: dict[str, list[Any]] = {}
@@ -57,38 +57,34 @@ def plan_runs(tables: Sequence[Table]) -> list[ResolvedSettings]:
                 raise UsageError(f"{where}{error}") from error
             used |= chosen.keys() - unused
             known = runs.setdefault(json.dumps(resolved.as_json()), resolved)
-            if known.data != resolved.data:
-                raise UsageError(
-                    f"{where}data is {known.data!r} and {resolved.data!r}, which records could not tell apart; "
-                    f"give them a data_name each, in [[grid]] tables"
-                )
-            if known.method != resolved.method:
-                raise UsageError(
-                    f"{where}method is {known.method!r} and {resolved.method!r}, which records could not tell apart; "
-                    f"give the files names of their own"
-                )
+            remedies = {"data": "give each a data_name, in [[grid]] tables", "method": "rename one of the files"}
+            for name, remedy in remedies.items():
+                pair = getattr(known, name), getattr(resolved, name)
+                if pair[0] != pair[1]:
+                    raise UsageError(
+                        f"{where}{name} is {pair[0]!r} and {pair[1]!r}, which are equal in records; {remedy}"
+                    )
     for name in given.keys() - used:
         methods = ", ".join(dict.fromkeys(run.method for run in runs.values()))
-        raise UsageError(
-            f"{name} is {_shown(given[name])}, but no run of this grid has a use for it (method {methods})"
-        )
+        listed = ", ".join(map(repr, given[name]))
+        raise UsageError(f"{name} is {listed}, but no run of this grid uses it (method {methods})")
     seeds = list(dict.fromkeys(run.seed for run in runs.values()))
-    # Seeds outermost: a grid that is stopped half-way has whole tables of its first seeds.
+    # Seeds outermost: a grid that is stopped half-way has complete tables of its first seeds.
     return sorted(runs.values(), key=lambda run: seeds.index(run.seed))
 
 
-def read_tables(file: Path | None, flags: Mapping[str, list[Any]]) -> list[Table]:
+def read_tables(file: Path | None, options: Mapping[str, list[Any]]) -> list[Table]:
     """Read a grid file.
 
     Args:
-        file: None where flags say it all.
-        flags: settings that take the place of the file's.
+        file: None if there are options only.
+        options: settings that replace those of the file.
 
     Raises:
         UsageError: naming the first entry that cannot be read.
     """
     if file is None:
-        return [("", dict(flags))]
+        return [("", dict(options))]
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -100,7 +96,9 @@ def read_tables(file: Path | None, flags: Mapping[str, list[Any]]) -> list[Table
         raise UsageError(f"{file}: grid must be tables, each under a line [[grid]]")
     common = _values(f"{file}: ", content)
     places = [f"{file}: "] if tables == [{}] else [f"{file}, [[grid]] {n}: " for n in range(1, len(tables) + 1)]
-    return [(place, {**common, **_values(place, table), **flags}) for place, table in zip(places, tables, strict=True)]
+    return [
+        (place, {**common, **_values(place, table), **options}) for place, table in zip(places, tables, strict=True)
+    ]
 
 
 def _values(where: str, table: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -118,7 +116,7 @@ def _values(where: str, table: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def _typed(where: str, name: str, value: Any) -> Any:
-    """Return a value of the file as its setting has it."""
+    """Return a value of the file in the type of its setting."""
     kinds = get_args(FIELDS[name]) if get_origin(FIELDS[name]) in (Union, types.UnionType) else (FIELDS[name],)
     if get_origin(kinds[0]) is Literal:
         choices = get_args(kinds[0])
@@ -133,45 +131,41 @@ def _typed(where: str, name: str, value: Any) -> Any:
     if type(value) is kind:
         return value
     words = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}[kind]
-    raise UsageError(f"{where}{name} is {value!r}; it must be {words}, or a list of such")
-
-
-def _shown(values: Sequence[Any]) -> str:
-    return ", ".join(map(repr, values))
+    raise UsageError(f"{where}{name} is {value!r}; it must be {words}, or a list of them")
 
 
 def run_names(runs: Sequence[Json], named: Mapping[str, Json]) -> list[str]:
-    """Name runs by what tells them apart: method, sparsity and seed always, anything else where it is needed.
+    """Name runs by method, sparsity and seed, and by other settings where they differ.
 
     Args:
-        runs: settings as `ResolvedSettings.as_json` gives them, no two the same.
-        named: those of runs that have their names already.
+        runs: settings as `ResolvedSettings.as_json` returns them, no two equal.
+        named: settings of runs that have names already, by name.
 
     Returns:
-        A name for each of ``runs``, fit for a folder, all of them new.
+        A new name for each of ``runs``, valid as the name of a folder.
     """
     every = [*named.values(), *runs]
-    parts = [_always(run) for run in every]
+    parts = [_common_parts(run) for run in every]
     groups = [list(range(len(every)))]
-    others = [name for name in FIELDS if name not in ALWAYS]
-    for field in (*ALWAYS, *others):
+    others = [name for name in FIELDS if name not in ALWAYS_NAMED]
+    for field in (*ALWAYS_NAMED, *others):
         groups = [smaller for group in groups for smaller in _split(every, parts, group, field)]
     order = ("data", "model", "method", "sparsity", *(name for name in others if name not in ("data", "model")), "seed")
     names = ["-".join(part[field] for field in order if field in part) for part in parts]
     return _unique([re.sub(r"[^\w.+=-]", "-", name) for name in names[len(named) :]], named)
 
 
-def _always(run: Json) -> dict[str, str]:
+def _common_parts(run: Json) -> dict[str, str]:
     sparsity = {} if run["method"] == "dense" else {"sparsity": _number(run["sparsity"])}
     return {"method": run["method"].rpartition(":")[2], **sparsity, "seed": f"seed{run['seed']}"}
 
 
 def _split(runs: Sequence[Json], parts: list[dict[str, str]], group: list[int], field: str) -> list[list[int]]:
-    """Divide a group of runs by a setting, and note it in their names where it takes more than one value."""
+    """Divide a group of runs by a setting; if it has more than one value, add it to their names."""
     by_value: dict[Any, list[int]] = {}
     for index in group:
         by_value.setdefault(runs[index].get(field), []).append(index)
-    if len(by_value) > 1 and field not in ALWAYS:
+    if len(by_value) > 1 and field not in ALWAYS_NAMED:
         for value, members in by_value.items():
             for index in members:
                 parts[index][field] = _label(field, value)

@@ -1,1 +1,1 @@
-"""One training run: data, networks, settings, steps, checkpoints and the folder it leaves."""
+"""One training run: data, networks, settings, steps, checkpoints and the run folder."""

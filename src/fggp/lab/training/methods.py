@@ -1,4 +1,4 @@
-"""What can be trained with: built-in methods by name, and one's own from a file."""
+"""Methods by name: the built-in ones, and classes in a file of the user."""
 
 import importlib.util
 import inspect
@@ -14,51 +14,60 @@ from fggp.lab.base.errors import UsageError
 from fggp.methods import REGISTRY
 
 METHODS = ("dense", *REGISTRY)
+LABELS = {
+    **{name: name.upper() for name in ("erk", "fggp", "gmp", "set", "snip")},
+    **{name.lower(): name for name in ("GraNet", "GraSP", "RigL", "SynFlow")},
+}
 
 Kind = type[Method] | type[OneShot]
 
 
 def kind_of(method: str) -> Kind | None:
-    """The class of a method: a built-in one's name, or FILE.py:CLASS; None for "dense".
+    """Return the class of a method; None for "dense".
+
+    Args:
+        method: the name of a built-in method, or FILE.py:CLASS.
 
     Raises:
-        UsageError: there is none such, its file cannot be run, or its class has no name of its own.
+        UsageError: there is no such method, its file cannot be run, or its class has no name of its own.
     """
     if method == "dense":
         return None
     file, colon, name = method.rpartition(":")
     if colon and file.endswith(".py"):
-        return _own(Path(file).resolve(), name)
+        return _from_file(Path(file).resolve(), name)
     if method not in REGISTRY:
         raise UsageError(
-            f"method is {method!r}; it must be one of {', '.join(METHODS)}, or FILE.py:CLASS for one of your own"
+            f"method is {method!r}; it must be one of {', '.join(METHODS)}, or FILE.py:CLASS for a class of your own"
         )
     return REGISTRY[method]
 
 
-def _own(file: Path, name: str) -> Kind:
+def _from_file(file: Path, name: str) -> Kind:
     kind = vars(_module(file)).get(name)
     if not isinstance(kind, type) or not issubclass(kind, Method | OneShot):
-        there = [n for n, v in vars(_module(file)).items() if isinstance(v, type) and v.__module__ == _alias(file)]
+        classes = [
+            n for n, v in vars(_module(file)).items() if isinstance(v, type) and v.__module__ == _module_name(file)
+        ]
         raise UsageError(
             f"method is {file.name}:{name}, but {name} is no subclass of fggp.Method or fggp.OneShot in {file}; "
-            f"its classes are {', '.join(there) or 'none'}"
+            f"its classes are {', '.join(classes) or 'none'}"
         )
-    known = getattr(kind, "name", None)
-    if not isinstance(known, str) or known in METHODS:
+    own_name = getattr(kind, "name", None)
+    if not isinstance(own_name, str) or own_name in METHODS:
         raise UsageError(
-            f"method {name} of {file} has the name {known!r}: set `name = ...` in the class to one that no built-in "
-            f"method has, which its records will be known by"
+            f"method {name} of {file} has the name {own_name!r}: set `name = ...` in the class to a name for its "
+            f"records that no built-in method has"
         )
     return kind
 
 
 @cache
 def _module(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(_alias(file), file)
+    spec = importlib.util.spec_from_file_location(_module_name(file), file)
     if spec is None or spec.loader is None or not file.exists():
         raise UsageError(f"method's file {file} does not exist")
-    module = sys.modules[_alias(file)] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    module = sys.modules[_module_name(file)] = importlib.util.module_from_spec(spec)  # dataclasses look up their module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -66,18 +75,23 @@ def _module(file: Path) -> ModuleType:
     return module
 
 
-def _alias(file: Path) -> str:
+def _module_name(file: Path) -> str:
     return f"fggp_method_{file.stem}"
 
 
 def name_of(method: str) -> str:
-    """What records call a method."""
+    """Return a method's name in records."""
     kind = kind_of(method)
     return method if kind is None else kind.name
 
 
+def label(name: str) -> str:
+    """Return a method's name as papers write it."""
+    return LABELS.get(name, name)
+
+
 def without_folder(method: str) -> str:
-    """A method as settings name it, without the folder of its file: that is one machine's business."""
+    """Return a method as settings name it, without the folder of its file, which differs between machines."""
     file, colon, name = method.rpartition(":")
     return f"{Path(file).name}:{name}" if colon else method
 
@@ -94,17 +108,21 @@ def starts_sparse(method: str) -> bool:
 
 
 def own_rate(method: str) -> float | None:
-    """The rate that a method has where none is given; None where it takes none."""
+    """Return a method's default rate; None if it has no rate."""
     kind = kind_of(method)
     rate = None if kind is None else inspect.signature(kind).parameters.get("rate")
     return None if rate is None else float(rate.default)
 
 
 def make(method: str, offered: Mapping[str, Any]) -> Method | OneShot:
-    """A method, given those of the offered things that its constructor asks for by name.
+    """Create a method.
+
+    Args:
+        method: its name, as in `kind_of`.
+        offered: arguments by name; those that the constructor names are passed to it.
 
     Raises:
-        UsageError: it asks for something else.
+        UsageError: the constructor needs another argument.
     """
     kind = kind_of(method)
     assert kind is not None
@@ -112,6 +130,6 @@ def make(method: str, offered: Mapping[str, Any]) -> Method | OneShot:
     unknown = [name for name, p in parameters.items() if name not in offered and p.default is p.empty]
     if unknown:
         raise UsageError(
-            f"method {method} needs {', '.join(unknown)}; give it a default, for a run offers {', '.join(offered)} only"
+            f"method {method} needs {', '.join(unknown)}; give it a default: a run only has {', '.join(offered)}"
         )
     return kind(**{name: offered[name] for name in parameters if name in offered})

@@ -1,4 +1,4 @@
-"""How a network lies over ranks: on one, copied to all (DDP), or sharded over them (FSDP2); and its state as one."""
+"""A network on several ranks: copied to each (DDP) or sharded over them (FSDP2), and its state as plain tensors."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,94 +13,64 @@ from fggp.lab.base.errors import UsageError
 from fggp.lab.training.step import unchanged
 
 Forward = Callable[[nn.Module], Tensor]
-"""Runs a network on a few images and returns what it returns."""
+"""Runs a network on a few images and returns its output."""
 
-# Of all parameters; a unit of FSDP2 is gathered as a whole, and each takes a collective of its own.
 LARGEST_UNIT = 1 / 8
+"""Of all parameters; FSDP2 gathers a whole unit at once."""
 SMALLEST_UNIT = 1 / 64
+"""Likewise; each unit takes a collective."""
 
 
-class Layout:
-    """A way to lay a network over ranks; this one is for a single rank.
+def copy_to_ranks(model: nn.Module, forward: Forward) -> nn.Module:
+    """Wrap a network for training with a copy on every rank and averaged gradients: DistributedDataParallel.
 
-    Attributes:
-        name: as records have it.
-        memory_format: of its weights.
-        captured: whether its steps can be captured in a CUDA graph.
+    Its steps cannot be captured in a CUDA graph as they are: the graph would have to hold the reductions too, for which
+    DDP needs eleven passes on a stream of its own.
+
+    Args:
+        model: on its device, equal on all ranks; all ranks call this.
+        forward: tries a network, the model or the wrapper, on a few images.
     """
-
-    name = "single"
-    memory_format = torch.channels_last
-    captured = True
-
-    def wrap(self, model: nn.Module, forward: Forward) -> nn.Module:
-        """Return what to call in training in place of the model; all ranks call it with the same weights.
-
-        Args:
-            model: on its device; under FSDP2 its parameters are replaced by their shards.
-            forward: tries a network, the model or what is returned, on a few images.
-
-        Raises:
-            UsageError: the network cannot be laid out like this.
-        """
-        return model
+    with unchanged(model, next(model.parameters()).device):
+        model.zero_grad()
+        forward(model).sum().backward()  # type: ignore[no-untyped-call]
+        unused = any(parameter.grad is None for parameter in model.parameters() if parameter.requires_grad)
+    ddp = nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
+    # Running statistics are evened out once an epoch, not before every step. (New versions deprecate the argument, and
+    # old ones do not know its successor.)
+    ddp.broadcast_buffers = False
+    with unchanged(model, next(model.parameters()).device):
+        # In the first pass DDP decides in which order to join gradients, and the order decides how sums over three or
+        # more ranks are rounded: a resumed run must not begin with another pass than an unbroken one.
+        model.zero_grad()
+        forward(ddp).sum().backward()  # type: ignore[no-untyped-call]
+    return ddp
 
 
-class Copied(Layout):
-    """A copy on every rank, gradients averaged: DistributedDataParallel.
+def shard_over_ranks(model: nn.Module, forward: Forward, ranks: int) -> nn.Module:
+    """Replace a network's parameters by their shards, one on each rank: FSDP2.
 
-    Steps are not captured: a graph would have to hold the reductions too, for which DDP wants eleven passes on a stream
-    of its own.
+    Its steps cannot be captured: shards are gathered into memory that is freed again. It needs row-major weights.
+
+    Args:
+        model: on its device, equal on all ranks; all ranks call this.
+        forward: tries the network on a few images.
+        ranks: their number.
+
+    Raises:
+        UsageError: FSDP2 cannot shard the network.
     """
-
-    name = "ddp"
-    memory_format = torch.channels_last
-    captured = False
-
-    def wrap(self, model: nn.Module, forward: Forward) -> nn.Module:  # noqa: D102 (inherited)
-        with unchanged(model, next(model.parameters()).device):
-            model.zero_grad()
-            forward(model).sum().backward()  # type: ignore[no-untyped-call]
-            unused = any(parameter.grad is None for parameter in model.parameters() if parameter.requires_grad)
-        ddp = nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
-        # Running statistics are evened out once an epoch, not before every step. (The argument is deprecated in new
-        # versions, and what takes its place is unknown to old ones.)
-        ddp.broadcast_buffers = False
-        with unchanged(model, next(model.parameters()).device):
-            # The first pass tells DDP in which order to join gradients for all passes after it, and the order decides
-            # how sums over three or more ranks are rounded: a resumed run must not begin with another one.
-            model.zero_grad()
-            forward(ddp).sum().backward()  # type: ignore[no-untyped-call]
-        return ddp
+    mesh = init_device_mesh(next(model.parameters()).device.type, (ranks,))
+    try:
+        for module in [*units(model, called_modules(model, forward)), model]:
+            fully_shard(module, mesh=mesh)
+    except (ValueError, NotImplementedError) as error:
+        raise UsageError(f"fsdp cannot shard the model: {error}") from error
+    return model
 
 
-class Sharded(Layout):
-    """A shard of every weight, gradient and optimizer state on each rank: FSDP2.
-
-    Steps are not captured: shards are gathered into memory that comes and goes. Weights lie row-major: FSDP2 takes no
-    others.
-    """
-
-    name = "fsdp"
-    memory_format = torch.contiguous_format
-    captured = False
-
-    def __init__(self, ranks: int) -> None:
-        self.ranks = ranks
-
-    def wrap(self, model: nn.Module, forward: Forward) -> nn.Module:  # noqa: D102 (inherited)
-        device = next(model.parameters()).device
-        mesh = init_device_mesh(device.type, (self.ranks,))
-        try:
-            for module in [*units(model, entered(model, forward)), model]:
-                fully_shard(module, mesh=mesh)
-        except (ValueError, NotImplementedError) as error:
-            raise UsageError(f"fsdp cannot shard the model: {error}") from error
-        return model
-
-
-def entered(model: nn.Module, forward: Forward) -> set[nn.Module]:
-    """Return the modules that a forward pass calls, the model left as it was."""
+def called_modules(model: nn.Module, forward: Forward) -> set[nn.Module]:
+    """Return the modules that a forward pass calls; the model does not change."""
     called: set[nn.Module] = set()
     hooks = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in model.modules()]
     try:
@@ -113,12 +83,12 @@ def entered(model: nn.Module, forward: Forward) -> set[nn.Module]:
 
 
 def units(model: nn.Module, called: set[nn.Module]) -> list[nn.Module]:
-    """Choose what FSDP2 gathers together: modules of a 64th to an 8th of the parameters; the rest goes with the root.
+    """Choose what FSDP2 gathers together: modules of a 64th to an 8th of the parameters, and the root for all others.
 
     Args:
         model: the network.
-        called: modules whose forward is called (`entered`); others' weights are read from outside, as attention reads
-            its output projection's, and are never gathered for themselves.
+        called: modules whose forward is called (`called_modules`). The weights of others are read from outside, as
+            attention reads those of its output projection, and are never gathered by themselves.
     """
 
     def size(module: nn.Module) -> int:
@@ -139,12 +109,12 @@ def units(model: nn.Module, called: set[nn.Module]) -> list[nn.Module]:
     return list(dict.fromkeys(below(model)))  # a module that is in two places, once
 
 
-def whole(state: Any, keep: bool) -> Any:
+def gathered(state: Any, keep: bool) -> Any:
     """Gather a state's shards; all ranks call it.
 
     Args:
         state: nested dicts and lists.
-        keep: whether this rank wants the result; it has None in place of what was sharded otherwise.
+        keep: whether this rank wants the result; if not, it gets None in place of sharded tensors.
 
     Returns:
         The state with plain tensors on the CPU in place of DTensors.
@@ -153,12 +123,12 @@ def whole(state: Any, keep: bool) -> Any:
         full = state.full_tensor()
         return full.cpu() if keep else None
     if isinstance(state, dict):
-        return {name: whole(value, keep) for name, value in state.items()}
-    return [whole(value, keep) for value in state] if isinstance(state, list) else state
+        return {name: gathered(value, keep) for name, value in state.items()}
+    return [gathered(value, keep) for value in state] if isinstance(state, list) else state
 
 
-def laid_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """Lay a plain tensor out as a parameter of its shape is, in memory and over the ranks; all ranks call it."""
+def placed_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return a plain tensor with a parameter's memory format, sharded as the parameter is; all ranks call it."""
     if isinstance(parameter, DTensor):
         placed = value.to(parameter.device, memory_format=torch.contiguous_format)
         return distribute_tensor(placed, parameter.device_mesh, parameter.placements)

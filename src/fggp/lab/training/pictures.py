@@ -1,4 +1,4 @@
-"""Pictures of runs. Accuracies are percent; the colours are Okabe & Ito's, which the colour-blind can tell apart."""
+"""Pictures of runs. Accuracies are percent; colours are those of Okabe & Ito, safe for colour-blind readers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +13,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from fggp.lab.training.record import grouped, label
-
-Json = dict[str, Any]
+from fggp.lab.base import Json
+from fggp.lab.training.methods import label
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
@@ -41,29 +40,35 @@ def draw_run(
     """Draw a run from its metrics: accuracy.png, and if masks changed sparsity.png and density.png.
 
     Args:
-        folder: where the pictures go.
-        title: what they are of.
+        folder: of the pictures.
+        title: names the run.
         epochs: metrics lines of kind "epoch".
         updates: metrics lines of kind "update".
-        init_sparsity: what the run started from.
+        init_sparsity: sparsity at the start.
 
     Returns:
         The files written.
     """
     files = [folder / "accuracy.png"]
-    with _figure(files[0], 7.2, 2.9) as figure:
+    with new_figure(files[0], 7.2, 2.9) as figure:
         _accuracy(figure, title, epochs, updates)
     if updates:
         files += [folder / "sparsity.png", folder / "density.png"]
-        with _figure(files[1], 5.2, 2.9) as figure:
+        with new_figure(files[1], 5.2, 2.9) as figure:
             _sparsity(figure.subplots(), title, epochs, updates, init_sparsity)
-        with _figure(files[2], 7.2, max(1.8, 0.75 + 0.16 * len(updates[0]["densities"]))) as figure:
+        with new_figure(files[2], 7.2, max(1.8, 0.75 + 0.16 * len(updates[0]["densities"]))) as figure:
             _density(figure, title, updates)
     return files
 
 
 @contextmanager
-def _figure(file: Path, width: float, height: float) -> Iterator[Figure]:
+def new_figure(file: Path, width: float, height: float) -> Iterator[Figure]:
+    """Return a context that gives an empty figure in the lab's style and saves it to a file.
+
+    Args:
+        file: the picture.
+        width, height: in inches.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
@@ -141,53 +146,44 @@ def _density(figure: Figure, title: str, updates: Sequence[Json]) -> None:
     bar.outline.set_visible(False)
 
 
+def grouped(records: Sequence[Json]) -> dict[tuple[str, float], list[Json]]:
+    """Gather records that differ in seed only, by (method, target sparsity), in order of first appearance."""
+    groups: dict[tuple[str, float], list[Json]] = {}
+    for record in records:
+        groups.setdefault((record["method"], record["settings"]["sparsity"]), []).append(record)
+    return groups
+
+
 def draw_comparison(file: Path, title: str, records: Sequence[Json]) -> Path:
     """Draw test accuracy by method and sparsity: each run a dot, beside it the mean ± standard deviation.
 
     Args:
         file: the picture to write.
-        title: what it is of.
-        records: of finished runs; those of method "dense" become a band across.
+        title: names the runs.
+        records: of finished runs; dense runs are drawn as a band across.
 
     Returns:
         ``file``.
     """
     groups = grouped(records)
-    pruned = {key: own for key, own in groups.items() if key[0] != "dense"}
-    sparsities = sorted({sparsity for _, sparsity in pruned})
-    methods = list(dict.fromkeys(method for method, _ in pruned))
-    with _figure(file, 4.6, 3.2) as figure:
+    sparsities = sorted({sparsity for method, sparsity in groups if method != "dense"})
+    methods = list(dict.fromkeys(method for method, _ in groups if method != "dense"))
+    with new_figure(file, 4.6, 3.2) as figure:
         axes = figure.subplots()
-        for own in (own for (method, _), own in groups.items() if method == "dense"):
-            mean, spread = _mean_std([record["test_accuracy"] for record in own])
-            axes.axhspan(mean - spread, mean + spread, color=GREY, alpha=0.25, linewidth=0)
-            axes.axhline(mean, color=GREY, label=f"dense {mean:.2f} %")
-        for number, method in enumerate(methods):
-            colour = COLOURS[number % len(COLOURS)]
-            for column, sparsity in enumerate(sparsities):
-                if (method, sparsity) not in pruned:
-                    continue
-                values = [record["test_accuracy"] for record in pruned[method, sparsity]]
-                x = column + (number - (len(methods) - 1) / 2) * 0.3
-                mean, spread = _mean_std(values)
-                axes.plot([x - 0.06] * len(values), values, "o", color=colour, alpha=0.35, markersize=4, mew=0)
-                axes.errorbar(
-                    x + 0.04,
-                    mean,
-                    spread,
-                    fmt="o",
-                    color=colour,
-                    capsize=3,
-                    label=label(method) if column == 0 else None,
-                )
-                axes.annotate(
-                    f"{mean:.2f}",
-                    (x + 0.04, mean + spread),
-                    (0, 4),
-                    textcoords="offset points",
-                    ha="center",
-                    color=colour,
-                )
+        for (method, sparsity), group in groups.items():
+            values = [record["test_accuracy"] for record in group]
+            mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+            if method == "dense":
+                axes.axhspan(mean - spread, mean + spread, color=GREY, alpha=0.25, linewidth=0)
+                axes.axhline(mean, color=GREY, label=f"dense {mean:.2f} %")
+                continue
+            column, number = sparsities.index(sparsity), methods.index(method)
+            x, colour = column + (number - (len(methods) - 1) / 2) * 0.3, COLOURS[number % len(COLOURS)]
+            own_label = label(method) if column == 0 else None
+            axes.plot([x - 0.06] * len(values), values, "o", color=colour, alpha=0.35, markersize=4, mew=0)
+            axes.errorbar(x + 0.04, mean, spread, fmt="o", color=colour, capsize=3, label=own_label)
+            above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "color": colour}
+            axes.annotate(f"{mean:.2f}", (x + 0.04, mean + spread), (0, 4), **above)
         axes.set_xticks(range(len(sparsities)), [f"{100 * sparsity:g} % sparse" for sparsity in sparsities])
         axes.set(title=title, ylabel="test accuracy, %", xlim=(-0.5, len(sparsities) - 0.5))
         axes.grid(False, axis="x")
@@ -202,16 +198,16 @@ def draw_curves(file: Path, title: str, records: Sequence[Json]) -> Path:
     """
     groups = grouped(records)
     sparsities = sorted({sparsity for method, sparsity in groups if method != "dense"})
-    with _figure(file, 3.4 * len(sparsities) + 0.4, 3.0) as figure:
+    with new_figure(file, 3.4 * len(sparsities) + 0.4, 3.0) as figure:
         panels = figure.subplots(1, len(sparsities), sharey=True, squeeze=False)[0]
         for axes, sparsity in zip(panels, sparsities, strict=True):
             colours = iter(COLOURS)
-            for (method, own_sparsity), own in groups.items():
+            for (method, own_sparsity), group in groups.items():
                 if method != "dense" and own_sparsity != sparsity:
                     continue
                 colour = GREY if method == "dense" else next(colours)
-                curves = np.array([record["curve"]["val_accuracy"] for record in own])
-                epochs = own[0]["curve"]["epoch"]
+                curves = np.array([record["curve"]["val_accuracy"] for record in group])
+                epochs = group[0]["curve"]["epoch"]
                 mean, spread = curves.mean(0), curves.std(0)
                 axes.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
                 axes.plot(epochs, mean, color=colour, label=label(method))
@@ -221,7 +217,3 @@ def draw_curves(file: Path, title: str, records: Sequence[Json]) -> Path:
         panels[-1].legend(loc="lower right")
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return file
-
-
-def _mean_std(values: Sequence[float]) -> tuple[float, float]:
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

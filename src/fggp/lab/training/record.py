@@ -1,33 +1,25 @@
-"""What is written down of a run: a line per epoch and mask update, and one record of what was reached, with what."""
+"""What is written about a run: a metrics line for each epoch and mask update, and one record of the result."""
 
 import math
 import platform
-import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import Any
 
 import torch
 
 import fggp
+from fggp.lab.base import Json
 from fggp.lab.base.errors import UsageError
+from fggp.lab.base.machine import device_name, source_commit
 from fggp.lab.training.methods import name_of
 from fggp.lab.training.trainer import Tally, Trainer
-
-Json = dict[str, Any]
-
-LABELS = {
-    **{name: name.upper() for name in ("erk", "fggp", "gmp", "set", "snip")},
-    **{name.lower(): name for name in ("GraNet", "GraSP", "RigL", "SynFlow")},
-}
 
 
 def epoch_line(trainer: Trainer, epoch: int, tally: Tally) -> Json:
     """Evaluate after an epoch (counted from 0) and return its metrics line; accuracies are percent.
 
-    Test accuracy is None but after the last epoch, where images were held out to follow the training by: nobody is
-    tempted to choose by it, and it would take its time, a third of the training where test images are many.
+    If images are held out for validation, test accuracy is None before the last epoch: nobody is tempted to choose by
+    it, and evaluating many test images would take a third of the training time.
 
     Raises:
         UsageError: training diverged.
@@ -53,7 +45,7 @@ def epoch_line(trainer: Trainer, epoch: int, tally: Tally) -> Json:
 
 
 def update_line(trainer: Trainer) -> Json:
-    """Return the metrics line of a mask update that was just made."""
+    """Return the metrics line of the mask update in the latest step."""
     return {
         "kind": "update",
         "step": trainer.step,
@@ -64,21 +56,21 @@ def update_line(trainer: Trainer) -> Json:
 
 
 def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds: float) -> Json:
-    """Describe a finished run.
+    """Return the record of a finished run; all ranks call it.
 
     Args:
         run: its name.
-        trainer: as it stands after the last epoch.
-        epochs: the metrics line of every epoch, as `epoch_line` makes them; the last one is what is reported.
-        wall_seconds: from loading the data to the end, interruptions left out.
+        trainer: after the last epoch.
+        epochs: the metrics line of every epoch (`epoch_line`); the accuracies of the last one are reported.
+        wall_seconds: from loading the data to the end, without interruptions.
 
     Returns:
-        Accuracies are percent, sparsities shares. ``sparsity`` is measured: pruned weights over prunable ones;
-        ``network_sparsity`` is the same over all parameters. ``densities`` are the shares of the weights kept in the
-        end, by layer; empty for a dense run. ``input`` is what the network takes: the shape of an image, and the mean
-        and standard deviation of each channel, in 0…255, by which images were normalised. ``execution`` is how steps
-        were made, "captured" or "eager"; ``parallel`` is how the network lay over ``ranks`` processes in the end,
-        "single", "ddp" or "fsdp"; the curve has the ranks of every epoch. All ranks make it together.
+        Accuracies are percent, sparsities are shares. ``sparsity`` is measured: pruned weights over prunable weights;
+        ``network_sparsity`` is pruned weights over all parameters. ``densities`` are the final shares of kept weights
+        by layer; empty for a dense run. ``input`` describes an image: its shape, and the mean and standard deviation of
+        each channel, in 0…255, that normalise it. ``execution`` says how steps were made, "captured" or "eager";
+        ``parallel`` says how the network was spread over ``ranks`` processes in the end, "single", "ddp" or "fsdp". The
+        curve has the ranks of every epoch.
     """
     settings = trainer.settings
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -122,51 +114,9 @@ def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds
         "threads": torch.get_num_threads(),
         "execution": trainer.compute.name,
         "ranks": trainer.world.size,
-        "parallel": trainer.layout.name,
+        "parallel": trainer.parallel,
         "versions": {"fggp": fggp.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "commit": source_commit(),
         "settings": settings.as_json(),
         "curve": {name: [epoch.get(name) for epoch in epochs] for name in epochs[-1] if name != "kind"},
     }
-
-
-def grouped(records: Sequence[Json]) -> dict[tuple[str, float], list[Json]]:
-    """Gather records that differ in seed only, by (method, target sparsity), in order of first appearance."""
-    groups: dict[tuple[str, float], list[Json]] = {}
-    for record in records:
-        groups.setdefault((record["method"], record["settings"]["sparsity"]), []).append(record)
-    return groups
-
-
-def label(method: str) -> str:
-    """Return a method's name as papers write it."""
-    return LABELS.get(method, method)
-
-
-def device_name(device: torch.device) -> str:
-    """Return the maker's name of the processor that a device is."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")  # Python itself names the processor on other systems only
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def source_commit() -> str | None:
-    """Return the commit that this code was checked out at, "-dirty" where it was changed; None outside of git."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        # A package installed below someone else's repository must not be given that one's commit.
-        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], check=True, capture_output=True)
-        described = subprocess.run(
-            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()

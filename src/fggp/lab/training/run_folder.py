@@ -5,32 +5,28 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 
 from fggp.atomic import atomic_write
-from fggp.lab.base import disk
+from fggp.lab.base import Json, disk
 from fggp.lab.base.disk import tell, writing
 from fggp.lab.base.errors import UsageError
 from fggp.lab.training.checkpoint import Checkpoint, Checkpoints, read
-
-Json = dict[str, Any]
 
 
 class RunFolder:
     """The files of one run.
 
-    - ``settings.json``: the settings, every default made concrete.
+    - ``settings.json``: the settings, with every default filled in.
     - ``metrics.jsonl``: a line of kind "epoch" for each epoch and one of kind "update" for each change of the masks.
     - ``checkpoint.pt``: the state after the last finished epoch, and ``checkpoint.previous.pt``, the one before it.
     - ``model.safetensors``: the trained network's state dict, pruned weights stored as zeros.
-    - ``record.json``: the finished run in one line; a run that has none is not finished.
+    - ``record.json``: the finished run in one line; a run without a record is not finished.
 
-    Settings and metrics are in the checkpoints too: whichever of the files is damaged or gone, a run is resumed from
-    the others, and says so on stderr. What the disk refuses to take is a `UsageError` and leaves a run that can be
-    resumed.
+    Checkpoints hold settings and metrics too: if one of the files is damaged or missing, the run resumes from the
+    others, and says so on stderr. If the disk refuses a file, that is a `UsageError`, and the run can be resumed.
 
     Args:
         path: the folder; it need not exist.
@@ -48,10 +44,10 @@ class RunFolder:
 
     @contextmanager
     def locked(self, seconds: float = 0) -> Iterator[None]:
-        """Keep other processes out of the folder: two would spoil each other's files.
+        """Keep other processes out of the folder.
 
         Raises:
-            UsageError: one is in it, and is still after so many seconds.
+            UsageError: another process still works in it after this many seconds.
         """
         with disk.locked(self.path, f"{self.path} is in use by another process; wait for it, or stop it", seconds):
             yield
@@ -61,34 +57,34 @@ class RunFolder:
         return self.settings_file.exists() or self.record_file.exists() or self.checkpoints.exist()
 
     def record(self) -> Json | None:
-        """Return the finished run's record, None where the run is not finished or its record is damaged."""
+        """Return the finished run's record, None if the run is not finished or the record is damaged."""
         record = _read_json(self.record_file)
         if record is None and self.record_file.exists():
-            tell(f"{self.record_file} is damaged: the run is taken for unfinished; resumed, it writes it anew")
+            tell(f"{self.record_file} is damaged: the run counts as unfinished, and resuming it writes the record anew")
         return record
 
     def check_settings(self, settings: Json) -> None:
-        """Refuse settings that are not the run's own; mend the file of those if it is damaged or gone.
+        """Compare settings with the run's, and write settings.json again if it is damaged or missing.
 
         Raises:
             UsageError: naming every setting that differs.
         """
         own = _read_json(self.settings_file)
         if own is None or _differing(own, settings):
-            # A flipped bit may leave other settings instead of none, so the copies decide.
-            own = self._kept_settings() or own or settings
+            # A flipped bit may give other valid settings, so the copies decide.
+            own = self._copied_settings() or own or settings
             differ = _differing(own, settings)
             if differ:
                 listed = "; ".join(
                     f"{name} is {settings.get(name)!r}, the run's is {own.get(name)!r}" for name in differ
                 )
                 raise UsageError(f"{self.path} cannot be resumed with other settings: {listed}")
-            tell(f"{self.settings_file} is damaged or gone: it is written anew")
+            tell(f"{self.settings_file} is damaged or missing: it is written anew")
             self._write_settings(settings)
         self._settings = settings
 
-    def _kept_settings(self) -> Json | None:
-        """The settings as the record or a checkpoint has them."""
+    def _copied_settings(self) -> Json | None:
+        """Return the settings that the record or a checkpoint holds."""
         match _read_json(self.record_file):
             case {"settings": dict(settings)}:
                 return settings
@@ -98,10 +94,10 @@ class RunFolder:
         return None
 
     def begin(self, settings: Json) -> None:
-        """Make the folder and write the settings."""
+        """Create the folder and write the settings."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        self._drop_partial()
+        self._remove_partial_files()
         self._restore_metrics(b"")
         self._write_settings(settings)
         self._settings = settings
@@ -121,17 +117,17 @@ class RunFolder:
         return [line for line in lines if line["kind"] == kind]
 
     def last_epoch(self) -> Json | None:
-        """Return the latest metrics line of an epoch, None before the first; the run may be going on meanwhile."""
+        """Return the latest metrics line of an epoch, None before the first; another process may be writing."""
         if self.metrics_file.exists():
             for text in reversed(self.metrics_file.read_text(errors="replace").splitlines(keepends=True)):
-                # A line that is just being written, or was cut short by a kill, has no end yet.
-                with suppress(ValueError, KeyError, TypeError):  # a damaged one; resuming mends it
+                # A line that is being written, or was cut short by a kill, has no end.
+                with suppress(ValueError, KeyError, TypeError):  # a damaged line; resuming repairs it
                     if text.endswith("\n") and (line := json.loads(text))["kind"] == "epoch":
                         return dict(line)
         return None
 
     def save_checkpoint(self, state: Json) -> None:
-        """Write a checkpoint; the one before it stays, those before that go.
+        """Write a checkpoint; this and the one before it are kept.
 
         Args:
             state: what `load_checkpoint` returns; ``torch.load(weights_only=True)`` must read it.
@@ -142,38 +138,38 @@ class RunFolder:
         self.checkpoints.save(Checkpoint(state, self._settings, metrics.decode()))
 
     def load_checkpoint(self) -> Json | None:
-        """Return the newest good checkpoint's state, None where no epoch was finished; drop what came after it.
+        """Return the newest good checkpoint's state, None before the first; remove everything later than it.
 
-        That is metrics, and files that a kill left half written. If the newest one is damaged, it is moved aside and
-        named, and the one before it is returned.
+        That is metrics, and files that a kill left incomplete. A damaged newest checkpoint is reported and moved aside,
+        and the previous one is returned.
 
         Raises:
-            UsageError: no checkpoint that there is can be read.
+            UsageError: there are checkpoints, but none that can be read.
         """
-        self._drop_partial()
+        self._remove_partial_files()
         checkpoint = self.checkpoints.load()
         if checkpoint is not None:
             self._restore_metrics(checkpoint.metrics.encode())
             return checkpoint.state
         if self.metrics_file.exists():
             lost = self.metrics_file.read_bytes().count(b'"kind": "epoch"')
-            if lost > 1:  # one is what a kill just before the first checkpoint leaves
-                tell(f"{self.checkpoint_file} is gone, and so is the one before it: {lost} epochs are made again")
+            if lost > 1:  # a kill just before the first checkpoint leaves one
+                tell(f"{self.checkpoint_file} is missing, and so is the one before it: {lost} epochs are repeated")
         self._restore_metrics(b"")
         return None
 
-    def _restore_metrics(self, until: bytes) -> None:
-        """Make the metrics what they were at a checkpoint."""
-        there = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
-        if there.startswith(until):
-            if there != until:
-                os.truncate(self.metrics_file, len(until))
+    def _restore_metrics(self, content: bytes) -> None:
+        """Give the metrics the content that they had at a checkpoint."""
+        current = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
+        if current.startswith(content):
+            if current != content:
+                os.truncate(self.metrics_file, len(content))
             return
-        tell(f"{self.metrics_file} is damaged or gone: it is written anew from the checkpoint")
+        tell(f"{self.metrics_file} is damaged or missing: it is written anew from the checkpoint")
         with writing(self.metrics_file), atomic_write(self.metrics_file) as file:
-            file.write(until)
+            file.write(content)
 
-    def _drop_partial(self) -> None:
+    def _remove_partial_files(self) -> None:
         for partial in self.path.glob("*.partial"):
             partial.unlink(missing_ok=True)
 
@@ -185,14 +181,14 @@ class RunFolder:
             file.write(safetensors.torch.save(plain))
 
     def finish(self, record: Json) -> None:
-        """Write the record: the run is finished. One checkpoint is kept."""
-        self.checkpoints.keep_newest()  # first, or a kill in between would leave them for good
+        """Write the record, which makes the run finished. One checkpoint is kept."""
+        self.checkpoints.keep_newest()  # before the record: a finished run is not resumed, so nothing would remove them
         with writing(self.record_file), atomic_write(self.record_file) as file:
             file.write(json.dumps(record).encode() + b"\n")
 
 
 def _read_json(file: Path) -> Json | None:
-    """The object in a file, None where there is no file, or something else in it."""
+    """Return the JSON object in a file, None if there is no file or no object in it."""
     try:
         content = json.loads(file.read_bytes())
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""One run in memory: a network, its optimizer and pruner on some data, an epoch at a time."""
+"""One run in memory: a network, its optimizer and its pruner, trained an epoch at a time."""
 
 import copy
 import time
@@ -16,10 +16,10 @@ from fggp.lab.training import methods, models
 from fggp.lab.training.batches import batch_sizes, epoch_seeds, training_batches
 from fggp.lab.training.data import ImageData, Split
 from fggp.lab.training.distributed import ALONE, World
-from fggp.lab.training.parallel import Copied, Layout, Sharded, laid_as, whole
-from fggp.lab.training.settings import PHASE, ResolvedSettings
+from fggp.lab.training.parallel import copy_to_ranks, gathered, placed_as, shard_over_ranks
+from fggp.lab.training.settings import PRUNE_END_SHARE, ResolvedSettings
 from fggp.lab.training.step import CapturedStep, EagerStep, Step
-from fggp.masks.masks import pack
+from fggp.masks.packing import pack
 
 # The protocol updates masks 31 times: every 1,000 steps in 80 epochs of CIFAR-10. Shorter runs keep that number.
 UPDATES = 31
@@ -30,7 +30,7 @@ TEST_BATCH = 500
 class Tally:
     """Sums over the images seen so far, by this rank until the epoch is over, then by all.
 
-    They stay on the device: reading ``loss`` or ``accuracy`` waits for it.
+    They are on the device: reading ``loss`` or ``accuracy`` waits for it.
     """
 
     loss_sum: Tensor
@@ -40,7 +40,7 @@ class Tally:
 
     @classmethod
     def empty(cls, device: torch.device) -> "Tally":
-        """Start at zero."""
+        """Return sums of zero."""
         zero = torch.zeros((), dtype=torch.float64, device=device)
         return cls(loss_sum=zero, hits=zero.clone(), images=0, seconds=0.0)
 
@@ -56,19 +56,19 @@ class Tally:
 
 
 class Trainer:
-    """A network in training, all of it a function of settings, data and the number of ranks.
+    """A network in training. Settings, data and the number of ranks determine everything it does.
 
-    All ranks of a run make one and call its methods together.
+    All ranks of a run create one and call its methods together.
 
     Args:
         settings: what to train and how.
-        data: on any device; it is moved to the run's.
+        data: on any device; copied to the run's.
         world: the ranks that train.
 
     Attributes:
-        layout: how the network lies over them.
+        parallel: how the network is spread over the ranks: "single", "ddp" or "fsdp".
         model: the network itself; under FSDP2 with sharded parameters.
-        network: what is called in training: the model, or DDP's wrapper of it.
+        network: the module that training calls: the model, or DDP's wrapper of it.
         pruner: None for method "dense".
         compute: how gradients are computed: captured on a GPU, eagerly on a CPU.
         steps_per_epoch: optimizer steps.
@@ -77,8 +77,8 @@ class Trainer:
         every: steps between mask updates.
 
     Raises:
-        UsageError: the model cannot take the images, the pruner refuses its settings, or there is not an image in
-            every batch for every rank.
+        UsageError: the model cannot take the images, the pruner refuses its settings, or a batch has fewer images than
+            there are ranks.
     """
 
     def __init__(self, settings: ResolvedSettings, data: ImageData, world: World = ALONE) -> None:
@@ -97,26 +97,35 @@ class Trainer:
 
         torch.manual_seed(settings.seed)
         model = models.create(settings.model, len(data.classes), data.train.images.shape[1])
-        self.layout = _layout(settings, world)
-        self.model = model.to(self.device, memory_format=self.layout.memory_format)  # type: ignore[call-overload]
+        self.parallel = "fsdp" if settings.fsdp else "ddp" if world.size > 1 else "single"
+        memory_format = torch.contiguous_format if settings.fsdp else torch.channels_last
+        self.model = model.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
         self._try_model()
-        self.network = self.layout.wrap(self.model, self._trial)
+        self.network = self._spread_over_ranks()
         self.optimizer = _optimizer(self.model, settings)
         self.scheduler = torch.optim.lr_scheduler.MultiStepLR(
             self.optimizer, [max(1, steps // 2), max(1, steps * 3 // 4)], gamma=0.1
         )
         self.begin = round(settings.prune_begin * self.steps_per_epoch)
         self.end = round(settings.prune_end * self.steps_per_epoch)
-        # Methods that move weights about for longer do so as often as the others.
-        phase = steps // 2 if settings.method in PHASE else self.end
+        # Methods that move weights for longer do so as often as the others.
+        phase = steps // 2 if settings.method in PRUNE_END_SHARE else self.end
         self.every = settings.every or max(1, (phase - self.begin) // UPDATES)
         self.pruner = self._pruner()
-        kind = CapturedStep if self.device.type == "cuda" and self.layout.captured else EagerStep
-        self.compute: Step = kind(self.model, self._loss)
+        kind = CapturedStep if self.device.type == "cuda" and self.parallel == "single" else EagerStep
+        self.compute: Step = kind(self.model, self.loss_and_hits)
         self.lr = settings.lr
 
+    def _spread_over_ranks(self) -> nn.Module:
+        model: nn.Module = self.model
+        if self.parallel == "single":
+            return model
+        if self.parallel == "ddp":
+            return copy_to_ranks(model, self._trial)
+        return shard_over_ranks(model, self._trial, self.world.size)
+
     def _try_model(self) -> None:
-        """Find out with two images what would otherwise be a traceback in the first step."""
+        """Run two images through the model, so that a model that cannot take them is an error for the user."""
         try:
             with torch.no_grad():
                 logits = self._trial(copy.deepcopy(self.model))
@@ -129,7 +138,7 @@ class Trainer:
             raise UsageError(f"model {self.settings.model!r} must return one tensor [N, classes] in training")
 
     def _trial(self, network: nn.Module) -> Tensor:
-        """Run a network as in training, on two images."""
+        """Run a network on two images, in training mode."""
         logits: Tensor = network.train()(self._normalised(self.data.train.images[:2]))
         return logits
 
@@ -140,7 +149,7 @@ class Trainer:
         once = methods.acts_once(settings.method)
         try:
             return fggp.Pruner(
-                self.network,  # where the pruner finds the other ranks
+                self.network,  # not the model: the pruner finds the other ranks by the wrapper
                 self.optimizer,
                 settings.sparsity,
                 begin=None if once else self.begin,
@@ -156,7 +165,7 @@ class Trainer:
             raise UsageError(str(error)) from error
 
     def _method(self) -> "fggp.Method | fggp.OneShot":
-        """The method, given what its constructor asks for by name."""
+        """Create the method with the arguments that its constructor names."""
         settings, train = self.settings, self.data.train
         generator = torch.Generator().manual_seed(settings.seed)
         batch = train[torch.randperm(len(train), generator=generator)[: settings.batch_size].to(self.device)]
@@ -177,11 +186,11 @@ class Trainer:
             self.device.type,
             torch.bfloat16,
             enabled=self.settings.precision == "bf16",
-            cache_enabled=self.device.type == "cpu",  # a captured step must cast anew, so all steps on a GPU do
+            cache_enabled=self.device.type == "cpu",  # a captured step must cast again, so all steps on a GPU do
         )
 
-    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of a uint8 batch, and hits."""
+    def loss_and_hits(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean cross-entropy of a uint8 batch, and hits."""
         with self._autocast():
             logits = self.network(self._normalised(images))
             loss = F.cross_entropy(logits, labels)
@@ -194,7 +203,7 @@ class Trainer:
 
     @property
     def target(self) -> float:
-        """The sparsity that the schedule wants now."""
+        """The schedule's sparsity now."""
         return 0.0 if self.pruner is None else self.pruner.schedule.sparsity_at(self.step)
 
     @property
@@ -215,14 +224,14 @@ class Trainer:
         """Train on every image once.
 
         Args:
-            epoch: counted from 0; with the seed it decides all that is random here.
+            epoch: counted from 0; with the seed it determines all random draws.
             on_step: called after every optimizer step with this rank's tally of the epoch so far.
 
         Returns:
             The tally of all ranks.
         """
         order_seed, layers_seed = epoch_seeds(self.settings.seed, epoch, self.world.rank)
-        torch.manual_seed(layers_seed)  # dropout and its like draw from the global generators
+        torch.manual_seed(layers_seed)  # dropout draws from the global generators
         batches = training_batches(
             self.data.train,
             self.settings.batch_size,
@@ -249,53 +258,53 @@ class Trainer:
         tally.loss_sum, tally.hits, images = self.world.total(
             torch.stack([tally.loss_sum, tally.hits, images])
         ).unbind()
-        tally.images = int(images)  # waits: a GPU is behind, what was launched is not done
+        tally.images = int(images)  # waits for a GPU, so that the time below includes all of its work
         tally.seconds = time.perf_counter() - start
         return tally
 
-    # Not inference_mode: what FSDP2 gathers in it could not be trained with afterwards.
+    # Not inference_mode: weights that FSDP2 gathers in it cannot be trained afterwards.
     @torch.no_grad()
     def accuracy(self, split: Split) -> float:
-        """Percent of a split's images that the network gets right."""
+        """Return the percentage of a split's images that the network classifies correctly."""
         self.model.eval()
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
-        # Under FSDP2 a pass is a collective: all ranks make as many, be it on an image that does not count.
+        # Under FSDP2 a pass is a collective: all ranks make equally many, if need be on an image that is not counted.
         for rows in torch.split(torch.arange(len(split)), TEST_BATCH * self.world.size):
-            mine = rows.tensor_split(self.world.size)[self.world.rank]
-            batch = split[(mine if len(mine) else rows[:1]).to(self.device)]
+            own = rows.tensor_split(self.world.size)[self.world.rank]
+            batch = split[(own if len(own) else rows[:1]).to(self.device)]
             with self._autocast():
-                right = self.model(self._normalised(batch.images)).argmax(1) == batch.labels
-            hits += right[: len(mine)].sum()
+                correct = self.model(self._normalised(batch.images)).argmax(1) == batch.labels
+            hits += correct[: len(own)].sum()
         return 100 * int(self.world.total(hits)) / len(split)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that changes between epochs; loads with ``torch.load(weights_only=True)``.
+        """Return everything that changes between epochs; it loads with ``torch.load(weights_only=True)``.
 
-        It is the same for any number of ranks and any layout. Only on the first rank is it complete.
+        Its form does not depend on the number of ranks or on DDP and FSDP. It is complete on rank 0 only.
         """
         keep = self.world.rank == 0
-        state: dict[str, Any] = {name: whole(part.state_dict(), keep) for name, part in self._parts()}
+        state: dict[str, Any] = {name: gathered(part.state_dict(), keep) for name, part in self._parts()}
         if self.pruner is not None and keep:
-            masks = state["pruner"]["masks"]  # of sharded weights, which are not packed
+            masks = state["pruner"]["masks"]  # those of sharded weights are not packed yet
             state["pruner"]["masks"] = {n: pack(m) if m.dtype == torch.bool else m for n, m in masks.items()}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where ``state`` was taken, by whatever ranks."""
+        """Return to the moment when ``state`` was taken, by any number of ranks."""
         own = self.model.state_dict()
-        network = {name: laid_as(own[name], t) if name in own else t for name, t in state["model"].items()}
+        network = {name: placed_as(own[name], t) if name in own else t for name, t in state["model"].items()}
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         slots = {
-            i: {name: laid_as(parameters[i], t) if _is_shaped(t, parameters[i]) else t for name, t in slot.items()}
+            i: {name: placed_as(parameters[i], t) if _is_shaped(t, parameters[i]) else t for name, t in slot.items()}
             for i, slot in state["optimizer"]["state"].items()
         }
-        laid = {**state, "model": network, "optimizer": {**state["optimizer"], "state": slots}}
+        placed = {**state, "model": network, "optimizer": {**state["optimizer"], "state": slots}}
         for name, part in self._parts():
-            part.load_state_dict(laid[name])
+            part.load_state_dict(placed[name])
 
     def network_state(self) -> dict[str, Tensor]:
-        """Return the network's state dict, whole tensors; only on the first rank is it complete."""
-        state: dict[str, Tensor] = whole(self.model.state_dict(), keep=self.world.rank == 0)
+        """Return the network's state dict with plain tensors; it is complete on rank 0 only."""
+        state: dict[str, Tensor] = gathered(self.model.state_dict(), keep=self.world.rank == 0)
         return state
 
     def _parts(self) -> list[tuple[str, Any]]:
@@ -303,19 +312,12 @@ class Trainer:
         return parts if self.pruner is None else [*parts, ("pruner", self.pruner)]
 
 
-def _layout(settings: ResolvedSettings, world: World) -> Layout:
-    if settings.fsdp:
-        return Sharded(world.size)
-    return Layout() if world.size == 1 else Copied()
-
-
 def _is_shaped(value: Any, parameter: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
 def _optimizer(model: nn.Module, settings: ResolvedSettings) -> torch.optim.Optimizer:
-    # On a GPU in one kernel for many weights, which SGD has none of for sharded ones; the step hooks, and with them the
-    # pruner, see no difference.
+    # One GPU kernel for many weights; SGD has none for sharded weights. The step hooks work with both.
     fused = True if settings.device.startswith("cuda") and not settings.fsdp else None
     if settings.momentum is None:
         return torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
