@@ -9,54 +9,55 @@
 namespace fggp {
 namespace {
 
-/* Partial sums between chunks stay within the second-level cache. */
-constexpr int64_t SCRATCH_FLOATS = 48 * 1024;
-/* Tasks a thread: enough that an unlucky one does not hold up the rest. */
-constexpr int TASKS_A_THREAD = 4;
-/* Fewer channels a task are not worth passing their inputs again. */
-constexpr int64_t LEAST_CHANNELS = 8;
+/* Limit of the partial sums that are kept between chunks, so that they stay in the second-level cache. */
+constexpr int64_t SCRATCH_FLOATS_MAX = 48 * 1024;
+/* Enough tasks that threads which finish early take over the work of a slow one. */
+constexpr int TASKS_PER_THREAD = 4;
+/* With fewer output channels, a task is not worth reading the inputs again. */
+constexpr int64_t MIN_CHANNELS_PER_TASK = 8;
 
-/* Output pixels that a tile's row covers: `columns` vectors from (y, x) of a group on. */
-struct Run {
+/* One row of a tile: `columns` vectors of output pixels, starting at (y, x) of a group. */
+struct TileRow {
     int32_t columns, group, y, x;
 };
 
-/* How the tiles of a whole chain are laid over its output. */
-class Cover {
+/* The division of a chain's output into tiles, which all its convolutions share. */
+class TileGrid {
   public:
-    Cover(const fggp_conv *chain, int length) : lanes(chain[0].out.lanes) {
+    TileGrid(const fggp_conv *chain, int length) : lanes(chain[0].out.lanes) {
         const fggp_tensor &out = chain[0].out;
         columns = chain[0].tile_columns;
         flat = true;
         for (int i = 0; i < length; i++) flat = flat && (lanes == 1 || is_flat(chain[i]));
         height = flat ? 1 : out.height;
         width = flat ? (out.height - 1) * (int)out.row + out.width : out.width;
-        if (lanes == 1) width = (width + LANES - 1) / LANES; /* over the margins between rows, which come out as zeros */
+        if (lanes == 1) width = (width + LANES - 1) / LANES; /* including the padding between rows, which is masked */
         groups = out.groups;
     }
 
-    std::vector<std::vector<Run>> tiles(int most_rows) const {
-        std::vector<Run> runs;
+    std::vector<std::vector<TileRow>> tiles(int max_rows) const {
+        std::vector<TileRow> rows;
         for (int x = 0; x < width; x += columns)
             for (int group = 0; group < groups; group++)
-                for (int y = 0; y < height; y++) runs.push_back({std::min(columns, width - x), group, y, x});
-        if (flat) /* neighbours make a tile */
-            std::sort(runs.begin(), runs.end(), [](const Run &a, const Run &b) {
+                for (int y = 0; y < height; y++) rows.push_back({std::min(columns, width - x), group, y, x});
+        if (flat) /* so that neighbours form a tile */
+            std::sort(rows.begin(), rows.end(), [](const TileRow &a, const TileRow &b) {
                 return std::make_tuple(-a.columns, a.group, a.x) < std::make_tuple(-b.columns, b.group, b.x);
             });
-        std::vector<std::vector<Run>> all;
-        for (const Run &run : runs) {
-            if (all.empty() || (int)all.back().size() == most_rows || all.back()[0].columns != run.columns)
+        std::vector<std::vector<TileRow>> all;
+        for (const TileRow &row : rows) {
+            if (all.empty() || (int)all.back().size() == max_rows || all.back()[0].columns != row.columns)
                 all.emplace_back();
-            all.back().push_back(run);
+            all.back().push_back(row);
         }
         return all;
     }
 
-    /* Where a run begins in a tensor, in floats; stride: of the convolution that reads it. */
-    int64_t at(const Run &run, const fggp_tensor &tensor, int stride) const {
+    /* The offset of a row's first pixel in a tensor, in floats. stride: of the convolution if it reads the tensor, else
+     * 1. */
+    int64_t offset(const TileRow &row, const fggp_tensor &tensor, int stride) const {
         int64_t step = lanes == 1 ? LANES : (int64_t)lanes * stride;
-        return (run.group * tensor.group + (int64_t)run.y * stride * tensor.row) * lanes + run.x * step;
+        return (row.group * tensor.group + (int64_t)row.y * stride * tensor.row) * lanes + row.x * step;
     }
 
   private:
@@ -65,30 +66,31 @@ class Cover {
                conv.out.row == conv.out.width && (!conv.residual.data || conv.residual.row == conv.out.width);
     }
 
-    bool flat; /* planes are one long row */
+    bool flat; /* each plane is read as one long row, because its rows have no padding between them */
     int lanes, groups, height, width, columns;
 };
 
 /* One convolution of a chain. */
 class Stage {
   public:
-    Stage(const fggp_conv &spec, const Cover &cover, const std::vector<std::vector<Run>> &runs) : spec(spec) {
-        if (spec.in.lanes == 1) mark_pixels();
+    Stage(const fggp_conv &spec, const TileGrid &grid, const std::vector<std::vector<TileRow>> &all) : spec(spec) {
+        if (spec.in.lanes == 1) make_pixel_mask();
         int64_t vectors = 1;
-        for (const auto &rows : runs) {
+        for (const auto &rows : all) {
             Tile tile{};
             tile.rows = (int32_t)rows.size();
             tile.columns = rows[0].columns;
             for (int r = 0; r < tile.rows; r++) {
-                tile.in[r] = cover.at(rows[r], spec.in, spec.stride);
-                tile.out[r] = cover.at(rows[r], spec.out, 1);
-                tile.residual[r] = cover.at(rows[r], spec.residual, 1);
+                tile.in[r] = grid.offset(rows[r], spec.in, spec.stride);
+                tile.out[r] = grid.offset(rows[r], spec.out, 1);
+                tile.residual[r] = grid.offset(rows[r], spec.residual, 1);
                 tile.mask[r] = (int64_t)rows[r].x * LANES;
             }
             tiles.push_back(tile);
             vectors = std::max<int64_t>(vectors, tile.rows * tile.columns);
         }
-        block = std::min<int64_t>(spec.out.channels, std::max(LEAST_CHANNELS, SCRATCH_FLOATS / (vectors * LANES)));
+        int64_t fitting = SCRATCH_FLOATS_MAX / (vectors * LANES);
+        block = std::min<int64_t>(spec.out.channels, std::max(MIN_CHANNELS_PER_TASK, fitting));
         scratch = spec.chunks > 1 ? block * vectors * LANES : 0;
     }
 
@@ -100,13 +102,13 @@ class Stage {
         job.out = spec.out.data;
         job.residual = spec.residual.data;
         job.scratch = memory;
-        job.mask = pixels.empty() ? nullptr : pixels.data();
+        job.mask = pixel_mask.empty() ? nullptr : pixel_mask.data();
         job.out_plane = spec.out.plane * spec.out.lanes;
         job.residual_plane = spec.residual.plane * spec.residual.lanes;
         job.entries = spec.entries;
         job.bias = spec.bias;
         job.relu = spec.relu;
-        job.ahead = spec.in.lanes > 1; /* of single images, all is near */
+        job.prefetch = spec.in.lanes > 1; /* single images are in the caches */
         for (int64_t begin = channels.begin; begin < channels.end; begin += block) {
             job.begin = (int32_t)begin;
             job.end = (int32_t)std::min(begin + block, channels.end);
@@ -123,25 +125,26 @@ class Stage {
     int64_t scratch; /* floats */
 
   private:
-    void mark_pixels() {
-        pixels.assign(spec.out.height * spec.out.row + LANES, 0);
+    void make_pixel_mask() {
+        pixel_mask.assign(spec.out.height * spec.out.row + LANES, 0);
         for (int y = 0; y < spec.out.height; y++)
-            for (int x = 0; x < spec.out.width; x++) pixels[y * spec.out.row + x] = -1;
+            for (int x = 0; x < spec.out.width; x++) pixel_mask[y * spec.out.row + x] = -1;
     }
 
     fggp_conv spec;
     std::vector<Tile> tiles;
-    std::vector<int32_t> pixels;
-    int64_t block;
+    std::vector<int32_t> pixel_mask;
+    int64_t block; /* output channels whose partial sums fit the scratch memory */
 };
 
+/* A chain of convolutions: each task runs some tiles, or some output channels of a tile, through all of them. */
 class Convolution final : public Operation {
   public:
     Convolution(const fggp_conv *chain, int length) {
-        Cover cover(chain, length);
-        auto runs = cover.tiles(chain[0].tile_rows);
-        count = (int64_t)runs.size();
-        for (int i = 0; i < length; i++) stages.emplace_back(chain[i], cover, runs);
+        TileGrid grid(chain, length);
+        auto tiles = grid.tiles(chain[0].tile_rows);
+        count = (int64_t)tiles.size();
+        for (int i = 0; i < length; i++) stages.emplace_back(chain[i], grid, tiles);
     }
 
     int64_t scratch() const override {
@@ -161,24 +164,26 @@ class Convolution final : public Operation {
     }
 
   private:
-    int64_t tile_parts(int threads) const { return std::min<int64_t>(count, (int64_t)threads * TASKS_A_THREAD); }
+    int64_t tile_parts(int threads) const { return std::min<int64_t>(count, (int64_t)threads * TASKS_PER_THREAD); }
 
     int64_t channel_parts(int threads) const {
         if (threads == 1 || stages.size() > 1) return 1; /* the next stage needs all channels */
-        int64_t parts = (int64_t)threads * TASKS_A_THREAD / tile_parts(threads);
-        return std::max<int64_t>(1, std::min<int64_t>(parts, stages[0].channels() / LEAST_CHANNELS));
+        int64_t parts = (int64_t)threads * TASKS_PER_THREAD / tile_parts(threads);
+        return std::max<int64_t>(1, std::min<int64_t>(parts, stages[0].channels() / MIN_CHANNELS_PER_TASK));
     }
 
     std::vector<Stage> stages;
-    int64_t count;
+    int64_t count; /* of tiles */
 };
 
+/* A product of a sparse matrix with the features of single images. */
 class Product final : public Operation {
   public:
     explicit Product(const fggp_conv &spec) : spec(spec) {}
 
     int tasks(int threads) const override {
-        return (int)std::max<int64_t>(1, std::min<int64_t>(threads * TASKS_A_THREAD, spec.out.channels / LEAST_CHANNELS));
+        int64_t most = spec.out.channels / MIN_CHANNELS_PER_TASK;
+        return (int)std::max<int64_t>(1, std::min<int64_t>(threads * TASKS_PER_THREAD, most));
     }
 
     void run(int task, int tasks, const Call &, float *) const override {
@@ -188,7 +193,8 @@ class Product final : public Operation {
                 const char *in = (const char *)(spec.in.data + image * spec.in.group);
                 const fggp_entry *entry = spec.entries + spec.starts[channel];
                 const fggp_entry *end = spec.entries + spec.starts[channel + 1];
-                float sums[4] = {spec.bias[channel], 0, 0, 0}; /* four, so that none waits for the one before */
+                /* four sums, so that an addition need not wait for the previous one */
+                float sums[4] = {spec.bias[channel], 0, 0, 0};
                 for (; end - entry >= 4; entry += 4)
                     for (int k = 0; k < 4; k++) sums[k] += entry[k].value * *(const float *)(in + entry[k].offset);
                 for (; entry < end; entry++) sums[0] += entry->value * *(const float *)(in + entry->offset);

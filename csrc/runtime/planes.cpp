@@ -10,20 +10,20 @@
 namespace fggp {
 namespace {
 
-/* Pixels a task, about: less is not worth handing out. */
-constexpr int64_t LEAST_FLOATS = 4096;
+/* With fewer floats, a task costs more to hand out than to run. */
+constexpr int64_t MIN_FLOATS_PER_TASK = 4096;
 
-/* A pixel is one float (single images) or a vector of as many images'. */
-template <class Pixel> Pixel get(const float *p);
-template <> float get<float>(const float *p) { return *p; }
-template <> vec get<vec>(const float *p) { return load(p); }
-void put(float *p, float v) { *p = v; }
-void put(float *p, vec v) { store(p, v); }
-float rectify(float v) { return v < 0 ? 0 : v; }
-vec rectify(vec v) { return positive(v); }
-float larger(float a, float b) { return (b > a) | (b != b) ? b : a; } /* NaN stays; | so that it is no branch */
-vec larger(vec a, vec b) { return (b > a) | (b != b) ? b : a; }
-template <class Pixel> Pixel pixel_of(float x) { return x - Pixel{}; }
+/* A pixel is one float (single images), or a vector with the same pixel of several images. */
+template <class Pixel> Pixel load_pixel(const float *p);
+template <> float load_pixel<float>(const float *p) { return *p; }
+template <> vec load_pixel<vec>(const float *p) { return load(p); }
+void store_pixel(float *p, float v) { *p = v; }
+void store_pixel(float *p, vec v) { store(p, v); }
+float relu_of(float v) { return v < 0 ? 0 : v; }
+vec relu_of(vec v) { return positive(v); }
+float larger_of(float a, float b) { return (b > a) | (b != b) ? b : a; } /* NaN stays NaN; | avoids a branch */
+vec larger_of(vec a, vec b) { return (b > a) | (b != b) ? b : a; }
+template <class Pixel> Pixel broadcast(float x) { return x - Pixel{}; }
 
 template <class Pixel> constexpr int lanes_of() { return sizeof(Pixel) / sizeof(float); }
 
@@ -35,12 +35,12 @@ struct Plane {
         : data(t.data + (group * t.group + channel * t.plane) * t.lanes), row(t.row * t.lanes) {}
 };
 
-/* What most such work needs of scratch memory. */
+/* Base of operations without scratch memory. */
 struct NoScratch {
     int64_t scratch() const { return 0; }
 };
 
-/* Calls work.plane<Pixel>(group, channel, call, scratch) for each plane. */
+/* An operation that calls work.plane<Pixel>(group, channel, call, scratch) for each plane. */
 template <class Work> class PlaneWise final : public Operation {
   public:
     PlaneWise(const fggp_tensor &shape, const Work &work) : shape(shape), work(work) {}
@@ -48,7 +48,7 @@ template <class Work> class PlaneWise final : public Operation {
     int tasks(int threads) const override {
         int64_t planes = (int64_t)shape.groups * shape.channels;
         int64_t floats = planes * shape.height * shape.width * shape.lanes;
-        return (int)std::max<int64_t>(1, std::min({planes, floats / LEAST_FLOATS, (int64_t)threads * 4}));
+        return (int)std::max<int64_t>(1, std::min({planes, floats / MIN_FLOATS_PER_TASK, (int64_t)threads * 4}));
     }
 
     int64_t scratch() const override { return work.scratch(); }
@@ -73,7 +73,8 @@ template <class Work> Operation *plane_wise(const fggp_tensor &shape, const Work
     return new PlaneWise<Work>(shape, work);
 }
 
-/* The part of a window's positions that lies within `size` pixels: first ≤ k < last. */
+/* A window along one axis of `size` pixels: its first pixel, and the kernel positions k within the image: first ≤ k <
+ * last. */
 struct Window {
     int start, first, last;
     Window(int out, int kernel, int stride, int padding, int dilation, int size) : start(out * stride - padding) {
@@ -92,7 +93,8 @@ std::vector<Window> windows(const fggp_pool &pool, int axis) {
     return all;
 }
 
-/* The outputs along one axis for which kernel position k lies within the image, and where it lies for the first one. */
+/* The `count` outputs along one axis, from `out` on, whose input at kernel position k is within the image; `in` is the
+ * input of the first. */
 struct Span {
     int out, in, count;
     Span(const fggp_pool &pool, int axis, int k) {
@@ -100,12 +102,12 @@ struct Span {
         int in_size = axis ? pool.in.width : pool.in.height, out_size = axis ? pool.out.width : pool.out.height;
         out = shift >= 0 ? 0 : (-shift + stride - 1) / stride;
         in = out * stride + shift;
-        int room = in_size <= in ? 0 : (in_size - in + stride - 1) / stride;
-        count = std::max(0, std::min(out_size - out, room));
+        int fitting = in_size <= in ? 0 : (in_size - in + stride - 1) / stride;
+        count = std::max(0, std::min(out_size - out, fitting));
     }
 };
 
-/* Calls work with the stride, as a constant where it is a usual one: then the compiler can use vectors. */
+/* Calls work with the stride, as a constant if it is 1 or 2, for which the compiler then generates vector code. */
 template <class Work> void strided(int stride, const Work &work) {
     if (stride == 1)
         work(std::integral_constant<int, 1>());
@@ -115,7 +117,7 @@ template <class Work> void strided(int stride, const Work &work) {
         work(stride);
 }
 
-/* Pools down the columns of a row of windows first, which vectors can do, then along it. */
+/* Pooling: first down the columns for a row of windows, which is vector code, then along the row. */
 template <class Combine> struct Pool {
     Pool(const fggp_pool &pool, const Combine &combine)
         : pool(pool), combine(combine), rows(windows(pool, 0)), columns(windows(pool, 1)) {}
@@ -127,25 +129,25 @@ template <class Combine> struct Pool {
         Plane in(pool.in, group, channel), out(pool.out, group, channel);
         for (int y = 0; y < pool.out.height; y++) {
             const Window &down = rows[y];
-            std::fill_n(line, scratch(), Combine::NOTHING);
+            std::fill_n(line, scratch(), Combine::IDENTITY);
             for (int i = down.first; i < down.last; i++) {
                 const float *from = in.data + (down.start + i * pool.dilation[0]) * in.row;
                 for (int64_t k = 0; k < scratch(); k++) line[k] = combine(line[k], from[k]);
             }
             float *to = out.data + y * out.row;
-            std::fill_n(to, pool.out.width * L, Combine::NOTHING);
+            std::fill_n(to, pool.out.width * L, Combine::IDENTITY);
             for (int j = 0; j < pool.kernel[1]; j++) {
                 Span span(pool, 1, j);
                 strided(pool.stride[1], [&](auto stride) {
                     for (int x = 0; x < span.count; x++) {
-                        Pixel more = get<Pixel>(line + (span.in + x * stride) * L);
+                        Pixel more = load_pixel<Pixel>(line + (span.in + x * stride) * L);
                         float *here = to + (span.out + x) * L;
-                        put(here, combine(get<Pixel>(here), more));
+                        store_pixel(here, combine(load_pixel<Pixel>(here), more));
                     }
                 });
             }
             for (int x = 0; x < pool.out.width; x++)
-                put(to + x * L, combine.finish(get<Pixel>(to + x * L), down, columns[x]));
+                store_pixel(to + x * L, combine.finish(load_pixel<Pixel>(to + x * L), down, columns[x]));
         }
     }
 
@@ -154,14 +156,14 @@ template <class Combine> struct Pool {
     std::vector<Window> rows, columns;
 };
 
-struct Largest {
-    static constexpr float NOTHING = -INFINITY;
-    template <class Pixel> Pixel operator()(Pixel a, Pixel b) const { return larger(a, b); }
+struct Maximum {
+    static constexpr float IDENTITY = -INFINITY;
+    template <class Pixel> Pixel operator()(Pixel a, Pixel b) const { return larger_of(a, b); }
     template <class Pixel> Pixel finish(Pixel most, const Window &, const Window &) const { return most; }
 };
 
 struct Mean {
-    static constexpr float NOTHING = 0;
+    static constexpr float IDENTITY = 0;
     fggp_pool pool;
     template <class Pixel> Pixel operator()(Pixel a, Pixel b) const { return a + b; }
     template <class Pixel> Pixel finish(Pixel sum, const Window &down, const Window &across) const {
@@ -169,9 +171,9 @@ struct Mean {
         if (pool.count_padding)
             count = (float)(padded(down, 0, pool.in.height) * padded(across, 1, pool.in.width));
         if (pool.divisor != 0) count = pool.divisor;
-        return sum / pixel_of<Pixel>(count);
+        return sum / broadcast<Pixel>(count);
     }
-    /* A window's size where the padding counts: it may still reach beyond the padding. */
+    /* A window's size if padding counts. The part of a window beyond the padding does not count. */
     int padded(const Window &window, int axis, int size) const {
         return std::min(window.start + pool.kernel[axis], size + pool.padding[axis]) - window.start;
     }
@@ -188,8 +190,9 @@ struct AdaptiveAverage : NoScratch {
                 int left = begin(x, in_shape.width, out_shape.width), right = end(x, in_shape.width, out_shape.width);
                 Pixel sum{};
                 for (int i = top; i < bottom; i++)
-                    for (int j = left; j < right; j++) sum += get<Pixel>(in.data + i * in.row + j * L);
-                put(out.data + y * out.row + x * L, sum / pixel_of<Pixel>((float)((bottom - top) * (right - left))));
+                    for (int j = left; j < right; j++) sum += load_pixel<Pixel>(in.data + i * in.row + j * L);
+                Pixel count = broadcast<Pixel>((float)((bottom - top) * (right - left)));
+                store_pixel(out.data + y * out.row + x * L, sum / count);
             }
         }
     }
@@ -205,8 +208,9 @@ struct Sum : NoScratch {
         Plane a(a_shape, group, channel), b(b_shape, group, channel), out(out_shape, group, channel);
         for (int y = 0; y < out_shape.height; y++)
             for (int x = 0; x < out_shape.width; x++) {
-                Pixel sum = get<Pixel>(a.data + y * a.row + x * L) + get<Pixel>(b.data + y * b.row + x * L);
-                put(out.data + y * out.row + x * L, relu ? rectify(sum) : sum);
+                Pixel sum =
+                    load_pixel<Pixel>(a.data + y * a.row + x * L) + load_pixel<Pixel>(b.data + y * b.row + x * L);
+                store_pixel(out.data + y * out.row + x * L, relu ? relu_of(sum) : sum);
             }
     }
 };
@@ -218,12 +222,12 @@ struct Affine : NoScratch {
     template <class Pixel> void plane(int64_t group, int64_t channel, const Call &, float *) const {
         constexpr int L = lanes_of<Pixel>();
         Plane in(in_shape, group, channel), out(out_shape, group, channel);
-        Pixel times = pixel_of<Pixel>(scale ? scale[channel] : 1), plus = pixel_of<Pixel>(shift ? shift[channel] : 0);
+        Pixel times = broadcast<Pixel>(scale ? scale[channel] : 1), plus = broadcast<Pixel>(shift ? shift[channel] : 0);
         for (int y = 0; y < out_shape.height; y++)
             for (int x = 0; x < out_shape.width; x++) {
-                Pixel v = get<Pixel>(in.data + y * in.row + x * L);
+                Pixel v = load_pixel<Pixel>(in.data + y * in.row + x * L);
                 if (scale || shift) v = v * times + plus;
-                put(out.data + y * out.row + x * L, relu ? rectify(v) : v);
+                store_pixel(out.data + y * out.row + x * L, relu ? relu_of(v) : v);
             }
     }
 };
@@ -247,7 +251,7 @@ struct Flatten : NoScratch {
         for (int y = 0; y < in_shape.height; y++)
             for (int x = 0; x < in_shape.width; x++) {
                 Plane out(out_shape, group, channel * pixels + y * in_shape.width + x);
-                put(out.data, get<Pixel>(in.data + y * in.row + x * L));
+                store_pixel(out.data, load_pixel<Pixel>(in.data + y * in.row + x * L));
             }
     }
 };
@@ -268,7 +272,7 @@ struct Unfold : NoScratch {
             const float *from = in.data + (rows.in + (y - rows.out) * pool.stride[0]) * in.row + columns.in * L;
             strided(pool.stride[1], [&](auto stride) {
                 for (int x = 0; x < columns.count; x++)
-                    put(to + (columns.out + x) * L, get<Pixel>(from + x * stride * L));
+                    store_pixel(to + (columns.out + x) * L, load_pixel<Pixel>(from + x * stride * L));
             });
         }
     }
@@ -276,7 +280,7 @@ struct Unfold : NoScratch {
 
 } // namespace
 
-Operation *new_max_pool(const fggp_pool &pool) { return plane_wise(pool.out, Pool<Largest>(pool, {})); }
+Operation *new_max_pool(const fggp_pool &pool) { return plane_wise(pool.out, Pool<Maximum>(pool, {})); }
 Operation *new_average_pool(const fggp_pool &pool) { return plane_wise(pool.out, Pool<Mean>(pool, {pool})); }
 Operation *new_adaptive_average(const fggp_tensor &in, const fggp_tensor &out) {
     return plane_wise(in, AdaptiveAverage{{}, in, out});

@@ -1,4 +1,4 @@
-/* Everything that is done plane by plane: pooling, sums and copies. */
+/* Operations that run plane by plane: pooling, sums, affine maps and copies. */
 #ifndef FGGP_PLANES_H
 #define FGGP_PLANES_H
 

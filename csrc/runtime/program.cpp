@@ -21,25 +21,27 @@ struct fggp_program {
 
 namespace {
 
-constexpr int64_t LINE = 16; /* floats in a cache line */
+constexpr int64_t CACHE_LINE_FLOATS = 16;
 
-/* One run of a program, as its threads see it. */
-struct Pass {
+/* One run of a program: the state that its threads share. */
+struct ProgramRun {
     const fggp_program &program;
     Call call;
     double *seconds;
-    int64_t scratch;
-    float *memory;
-    std::vector<std::atomic<int>> next; /* of each operation: the next task to do */
+    int64_t scratch; /* floats for each thread */
+    float *memory;   /* the first thread's scratch memory */
+    std::vector<std::atomic<int>> next; /* for each operation, the next task that no thread has taken */
     Barrier barrier;
 
-    Pass(fggp_program &program, const Call &call, int threads, double *seconds)
+    ProgramRun(fggp_program &program, const Call &call, int threads, double *seconds)
         : program(program), call(call), seconds(seconds), next(program.operations.size()) {
         scratch = 0;
         for (auto &operation : program.operations) scratch = std::max(scratch, operation->scratch());
-        scratch = (scratch + 2 * LINE - 1) / LINE * LINE; /* whole cache lines, and one between threads */
-        if ((int64_t)program.scratch.size() < scratch * threads + LINE) program.scratch.resize(scratch * threads + LINE);
-        constexpr uintptr_t bytes = LINE * sizeof(float);
+        /* whole cache lines, and an unused one between threads */
+        scratch = (scratch + 2 * CACHE_LINE_FLOATS - 1) / CACHE_LINE_FLOATS * CACHE_LINE_FLOATS;
+        int64_t needed = scratch * threads + CACHE_LINE_FLOATS;
+        if ((int64_t)program.scratch.size() < needed) program.scratch.resize(needed);
+        constexpr uintptr_t bytes = CACHE_LINE_FLOATS * sizeof(float);
         memory = (float *)(((uintptr_t)program.scratch.data() + bytes - 1) / bytes * bytes);
         for (auto &counter : next) counter.store(0, std::memory_order_relaxed);
     }
@@ -117,9 +119,9 @@ int32_t fggp_add_store(fggp_program *p, const fggp_tensor *in, int32_t slot, con
 
 int32_t fggp_run(fggp_program *program, void *const *slots, int32_t images, int32_t threads, double *seconds) {
     return without_throwing([&] {
-        Pass pass(*program, {slots, images}, threads, seconds);
-        Work work = [](void *context, int thread, int threads) { ((Pass *)context)->work(thread, threads); };
-        run_on_threads(work, &pass, threads);
+        ProgramRun run(*program, {slots, images}, threads, seconds);
+        Work work = [](void *context, int thread, int threads) { ((ProgramRun *)context)->work(thread, threads); };
+        run_on_threads(work, &run, threads);
     });
 }
 }

@@ -1,4 +1,5 @@
-/* The kernel: sums of one tile of output pixels, kept in registers while a channel's remaining weights pass by. */
+/* The convolution kernel: it keeps the sums of one tile of output pixels in registers while it reads the non-zero
+ * weights of an output channel. */
 #ifndef FGGP_TILES_H
 #define FGGP_TILES_H
 
@@ -9,31 +10,31 @@ namespace fggp {
 
 constexpr int MAX_ROWS = 4, MAX_COLUMNS = 8;
 
-/* Which pixels: up to MAX_ROWS runs of vectors, as positions in floats. */
+/* The pixels of a tile: up to MAX_ROWS rows of `columns` vectors. The arrays hold each row's offset in floats. */
 struct Tile {
     int32_t rows, columns;
     int64_t in[MAX_ROWS], out[MAX_ROWS], residual[MAX_ROWS];
     int64_t mask[MAX_ROWS];
 };
 
-/* What to do with a tile: channels begin to end of one chunk of input channels. */
+/* The work on a tile: one chunk of input channels for the output channels from `begin` to before `end`. */
 struct Job {
     const float *in, *residual; /* residual NULL: none */
     float *out, *scratch;
-    const int32_t *mask; /* NULL, or -1 where a float of a plane is a pixel and 0 where it is padding */
+    const int32_t *mask; /* for each float of a plane: -1 if it is a pixel, 0 if it is padding; NULL: no padding */
     int64_t out_plane, residual_plane;
     const fggp_entry *entries;
     const uint32_t *starts;
     const float *bias;
     int32_t begin, end;
-    bool ahead; /* fetch the lines of the next channel's output: stores would wait for them one after the other */
-    bool first, last; /* chunk: begin with the bias; write the output */
+    bool prefetch;    /* fetch the next channel's output lines early, because each store would wait for its line */
+    bool first, last; /* first chunk: start from the bias; last chunk: write the output */
     bool relu;
 };
 
-/* STEP: vectors from one output column's input to the next one's, the convolution's stride. */
+/* STEP: the convolution's stride, which is the distance in vectors between the inputs of adjacent output columns. */
 template <int R, int C, int STEP> void run_tile(const Job &job, const Tile &tile) {
-    /* Few sums would wait for each other: several weights at once then, each with its own sums. */
+    /* With few sums, each addition would wait for the previous one; so several weights at once have their own sums. */
     constexpr int CHAINS = R * C >= 8 ? 1 : R * C >= 4 ? 2 : R * C >= 2 ? 4 : 8;
     const char *in[R];
     for (int r = 0; r < R; r++) in[r] = (const char *)(job.in + tile.in[r]);
@@ -41,7 +42,7 @@ template <int R, int C, int STEP> void run_tile(const Job &job, const Tile &tile
     for (int channel = job.begin; channel < job.end; channel++) {
         const fggp_entry *entry = job.entries + job.starts[channel];
         const fggp_entry *end = job.entries + job.starts[channel + 1];
-        if (job.last && job.ahead) {
+        if (job.last && job.prefetch) {
             const float *next = job.out + (channel + 1) * job.out_plane;
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++)
@@ -124,7 +125,7 @@ template <int R, int C, int STEP> void run_tile(const Job &job, const Tile &tile
 
 typedef void (*TileKernel)(const Job &, const Tile &);
 
-/* The kernel of a tile's shape; NULL where its sums do not fit the registers. */
+/* The kernel for a tile shape; NULL if its sums do not fit the registers. */
 template <int R, int C, int STEP> constexpr TileKernel kernel_of() {
     if constexpr (R * C <= REGISTERS)
         return &run_tile<R, C, STEP>;

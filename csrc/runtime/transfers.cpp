@@ -8,87 +8,93 @@
 namespace fggp {
 namespace {
 
-/* Channels that are moved together where the caller's lie side by side: a cache line of them. */
-constexpr int SIDE_BY_SIDE = 16;
-/* Floats a task, about: less is not worth handing out. */
-constexpr int64_t LEAST_FLOATS = 8192;
+/* Channels that are copied together if the caller's channels are adjacent: one cache line of floats. */
+constexpr int CHANNELS_PER_BLOCK = 16;
+/* With fewer floats, a task costs more to hand out than to run. */
+constexpr int64_t MIN_FLOATS_PER_TASK = 8192;
 
-/* Which way the numbers go. */
-struct In {
-    static void move(float &ours, float &theirs) { ours = theirs; }
+/* The direction of a copy. */
+struct Load {
+    static void move(float &activation, float &caller) { activation = caller; }
 };
-struct Out {
-    static void move(float &ours, float &theirs) { theirs = ours; }
+struct Store {
+    static void move(float &activation, float &caller) { caller = activation; }
 };
 
-template <class Way> class Transfer final : public Operation {
+template <class Direction> class Transfer final : public Operation {
   public:
-    Transfer(const fggp_tensor &ours, int32_t slot, const fggp_strides &theirs)
-        : ours(ours), slot(slot), theirs(theirs) {
-        together = theirs.channel == 1 && theirs.pixel > 1 ? SIDE_BY_SIDE : 1;
-        blocks = (ours.channels + together - 1) / together;
+    Transfer(const fggp_tensor &activation, int32_t slot, const fggp_strides &strides)
+        : activation(activation), slot(slot), strides(strides) {
+        block_channels = strides.channel == 1 && strides.pixel > 1 ? CHANNELS_PER_BLOCK : 1;
+        blocks = (activation.channels + block_channels - 1) / block_channels;
     }
 
     int tasks(int threads) const override {
-        int64_t floats = (int64_t)ours.groups * ours.channels * ours.height * ours.width * ours.lanes;
-        int64_t all = ours.groups * blocks;
-        return (int)std::max<int64_t>(1, std::min({all, floats / LEAST_FLOATS, (int64_t)threads * 4}));
+        int64_t pixels = (int64_t)activation.groups * activation.channels * activation.height * activation.width;
+        int64_t floats = pixels * activation.lanes;
+        int64_t all = activation.groups * blocks;
+        return (int)std::max<int64_t>(1, std::min({all, floats / MIN_FLOATS_PER_TASK, (int64_t)threads * 4}));
     }
 
     void run(int task, int tasks, const Call &call, float *) const override {
-        Range range(ours.groups * blocks, task, tasks);
+        Range range(activation.groups * blocks, task, tasks);
         for (int64_t i = range.begin; i < range.end; i++) {
-            int64_t group = i / blocks, first = i % blocks * together;
-            float *a = ours.data + (group * ours.group + first * ours.plane) * ours.lanes;
-            float *b = (float *)call.slots[slot] + group * ours.lanes * theirs.image + first * theirs.channel;
-            if (together > 1)
-                side_by_side(a, b, (int)std::min<int64_t>(together, ours.channels - first));
-            else if (ours.lanes == 1)
-                one_image(a, b);
+            int64_t group = i / blocks, first = i % blocks * block_channels;
+            float *a = activation.data + (group * activation.group + first * activation.plane) * activation.lanes;
+            float *b = (float *)call.slots[slot] + group * activation.lanes * strides.image + first * strides.channel;
+            if (block_channels > 1)
+                copy_channels(a, b, (int)std::min<int64_t>(block_channels, activation.channels - first));
+            else if (activation.lanes == 1)
+                copy_plane(a, b);
             else
-                images(a, b, (int)std::max<int64_t>(0, std::min<int64_t>(LANES, call.images - group * LANES)));
+                copy_group_plane(a, b,
+                                 (int)std::max<int64_t>(0, std::min<int64_t>(LANES, call.images - group * LANES)));
         }
     }
 
   private:
     /* A few channels of a single image. */
-    void side_by_side(float *a, float *b, int channels) const {
-        for (int y = 0; y < ours.height; y++)
-            for (int x = 0; x < ours.width; x++)
+    void copy_channels(float *a, float *b, int channels) const {
+        for (int y = 0; y < activation.height; y++)
+            for (int x = 0; x < activation.width; x++)
                 for (int c = 0; c < channels; c++)
-                    Way::move(a[c * ours.plane + y * ours.row + x], b[y * theirs.row + x * theirs.pixel + c]);
+                    Direction::move(a[c * activation.plane + y * activation.row + x],
+                                    b[y * strides.row + x * strides.pixel + c]);
     }
 
     /* One plane of a single image. */
-    void one_image(float *a, float *b) const {
-        for (int y = 0; y < ours.height; y++)
-            for (int x = 0; x < ours.width; x++) Way::move(a[y * ours.row + x], b[y * theirs.row + x]);
+    void copy_plane(float *a, float *b) const {
+        for (int y = 0; y < activation.height; y++)
+            for (int x = 0; x < activation.width; x++)
+                Direction::move(a[y * activation.row + x], b[y * strides.row + x]);
     }
 
-    /* One plane of as many images as there are lanes; beyond those present, zeros come in and nothing goes out. */
-    void images(float *a, float *b, int present) const {
-        for (int y = 0; y < ours.height; y++)
-            for (int x = 0; x < ours.width; x++) {
-                float *pixel = a + (y * ours.row + x) * LANES, *theirs_at = b + y * theirs.row + x * theirs.pixel;
-                for (int lane = 0; lane < present; lane++) Way::move(pixel[lane], theirs_at[lane * theirs.image]);
-                if (std::is_same<Way, In>::value) std::fill(pixel + present, pixel + LANES, 0.0f);
+    /* One plane of a group of images. A load fills the lanes of missing images with zeros; a store skips them. */
+    void copy_group_plane(float *a, float *b, int present) const {
+        for (int y = 0; y < activation.height; y++)
+            for (int x = 0; x < activation.width; x++) {
+                float *pixel = a + (y * activation.row + x) * LANES;
+                float *caller_pixel = b + y * strides.row + x * strides.pixel;
+                for (int lane = 0; lane < present; lane++)
+                    Direction::move(pixel[lane], caller_pixel[lane * strides.image]);
+                if (std::is_same<Direction, Load>::value) std::fill(pixel + present, pixel + LANES, 0.0f);
             }
     }
 
-    fggp_tensor ours;
+    fggp_tensor activation;
     int32_t slot;
-    fggp_strides theirs;
-    int together;
-    int64_t blocks;
+    fggp_strides strides;
+    int block_channels; /* copied together */
+    int64_t blocks;     /* of channels, in a group */
 };
 
 } // namespace
 
 Operation *new_load(int32_t slot, const fggp_strides &strides, const fggp_tensor &out) {
-    return new Transfer<In>(out, slot, strides);
+    return new Transfer<Load>(out, slot, strides);
 }
 Operation *new_store(const fggp_tensor &in, int32_t slot, const fggp_strides &strides) {
-    return new Transfer<Out>(in, slot, strides);
+    return new Transfer<Store>(in, slot, strides);
 }
 
 } // namespace fggp

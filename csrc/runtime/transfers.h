@@ -1,4 +1,4 @@
-/* The way in and the way out: activations from and to the caller's tensors. */
+/* Copies between the caller's tensors and activations. */
 #ifndef FGGP_TRANSFERS_H
 #define FGGP_TRANSFERS_H
 

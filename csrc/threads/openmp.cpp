@@ -19,7 +19,7 @@ struct OpenMP {
         find(threads, "omp_get_num_threads");
     }
 
-    /* Not in a forked child: OpenMP would wait there for threads that only its parent has. */
+    /* Not in a forked child, where OpenMP would wait for threads that only the parent has. */
     bool usable() const { return parallel && thread && threads && process == getpid(); }
 
   private:
@@ -30,7 +30,7 @@ struct OpenMP {
 
 const OpenMP openmp;
 
-struct Share {
+struct WorkAndContext {
     Work work;
     void *context;
 };
@@ -39,13 +39,13 @@ struct Share {
 
 bool run_on_openmp(Work work, void *context, int threads) {
     if (!openmp.usable()) return false;
-    Share share{work, context};
+    WorkAndContext call{work, context};
     openmp.parallel(
         [](void *given) {
-            const Share &mine = *(Share *)given;
-            mine.work(mine.context, openmp.thread(), openmp.threads());
+            const WorkAndContext &call = *(WorkAndContext *)given;
+            call.work(call.context, openmp.thread(), openmp.threads());
         },
-        &share, (unsigned)threads, 0);
+        &call, (unsigned)threads, 0);
     return true;
 }
 

@@ -7,7 +7,7 @@ namespace fggp {
 void run_on_threads(Work work, void *context, int threads) {
     if (threads > 1 && run_on_openmp(work, context, threads)) return;
     Team &team = Team::instance();
-    team.run(work, context, team.ready(threads));
+    team.run(work, context, team.start_threads(threads));
 }
 
 } // namespace fggp

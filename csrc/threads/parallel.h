@@ -1,4 +1,4 @@
-/* What every function of the C interface that works needs: threads to do it on, and that nothing is thrown at C. */
+/* For the functions of the C interface: running work on threads, and turning exceptions into a status. */
 #ifndef FGGP_PARALLEL_H
 #define FGGP_PARALLEL_H
 
@@ -8,11 +8,11 @@
 
 namespace fggp {
 
-/* Call work(context, thread, of) on up to `threads` threads at once, the caller's being one of them: on PyTorch's own
- * where they are to be had, otherwise on the team's. */
+/* Call work(context, thread, threads) on up to `threads` threads at the same time, the caller's included: on PyTorch's
+ * own threads if they can be used, otherwise on the team's. */
 void run_on_threads(Work work, void *context, int threads);
 
-/* Returns 0, or 1 where memory ran out. */
+/* Run the action. Returns 0, or 1 if memory ran out. */
 template <class Do> int without_throwing(const Do &action) {
     try {
         action();

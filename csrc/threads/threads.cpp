@@ -12,9 +12,9 @@
 namespace fggp {
 namespace {
 
-/* Looks before a waiting thread offers its core to others, and how long it waits awake for the next run. */
-constexpr int LOOKS = 2000;
-constexpr std::chrono::microseconds AWAKE(500);
+/* A waiting thread spins, then yields its core between looks, then sleeps until the next run. */
+constexpr int SPINS_BEFORE_YIELD = 2000;
+constexpr std::chrono::microseconds TIME_BEFORE_SLEEP(500);
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -25,12 +25,12 @@ inline void pause() {
 }
 
 Team *team = nullptr;
-std::mutex making;
+std::mutex team_lock;
 
 #if defined(__unix__) || defined(__APPLE__)
-/* In a forked child there are no threads of the team's, and whatever held the lock is not there to let go of it. */
+/* A forked child has none of the team's threads, and the thread that held the lock does not exist to release it. */
 void begin_child() {
-    new (&making) std::mutex;
+    new (&team_lock) std::mutex;
     team = nullptr;
 }
 const int at_fork = pthread_atfork(nullptr, nullptr, begin_child);
@@ -40,39 +40,39 @@ const int at_fork = pthread_atfork(nullptr, nullptr, begin_child);
 
 void Barrier::wait(int threads) {
     int now = round.load(std::memory_order_relaxed);
-    if (here.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
-        here.store(0, std::memory_order_relaxed);
+    if (arrived.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
+        arrived.store(0, std::memory_order_relaxed);
         round.store(now + 1, std::memory_order_release);
         return;
     }
-    for (int look = 0; round.load(std::memory_order_acquire) == now; look++)
-        look < LOOKS ? pause() : std::this_thread::yield();
+    for (int spins = 0; round.load(std::memory_order_acquire) == now; spins++)
+        spins < SPINS_BEFORE_YIELD ? pause() : std::this_thread::yield();
 }
 
 Team &Team::instance() {
-    std::lock_guard<std::mutex> lock(making);
+    std::lock_guard<std::mutex> lock(team_lock);
     if (!team) team = new Team; /* never deleted: its threads may outlive static objects at exit */
     return *team;
 }
 
-int Team::ready(int threads) {
+int Team::start_threads(int threads) {
     if (threads <= 1) return 1;
-    std::lock_guard<std::mutex> lock(one_run);
+    std::lock_guard<std::mutex> lock(run_lock);
     try {
         while ((int)members.size() < threads - 1) {
             int thread = (int)members.size() + 1;
-            members.emplace_back(&Team::attend, this, thread, call.load());
+            members.emplace_back(&Team::serve, this, thread, run_number.load());
         }
-    } catch (const std::system_error &) {
+    } catch (const std::system_error &) { /* the system gives no more threads */
     }
     return std::min(threads, (int)members.size() + 1);
 }
 
-void Team::attend(int thread, int seen) {
+void Team::serve(int thread, int seen) {
     for (;;) {
-        auto until = std::chrono::steady_clock::now() + AWAKE;
-        for (int look = 0; call.load(std::memory_order_acquire) == seen; look++) {
-            if (look < LOOKS) {
+        auto until = std::chrono::steady_clock::now() + TIME_BEFORE_SLEEP;
+        for (int spins = 0; run_number.load(std::memory_order_acquire) == seen; spins++) {
+            if (spins < SPINS_BEFORE_YIELD) {
                 pause();
                 continue;
             }
@@ -80,14 +80,14 @@ void Team::attend(int thread, int seen) {
                 std::this_thread::yield();
                 continue;
             }
-            std::unique_lock<std::mutex> lock(sleep);
+            std::unique_lock<std::mutex> lock(sleep_lock);
             sleeping.fetch_add(1);
-            wake.wait(lock, [&] { return call.load() != seen; });
+            wake.wait(lock, [&] { return run_number.load() != seen; });
             sleeping.fetch_sub(1);
         }
-        seen = call.load(std::memory_order_acquire);
+        seen = run_number.load(std::memory_order_acquire);
         if (stop) return;
-        if (thread < wanted) work(context, thread, wanted);
+        if (thread < run_threads) work(context, thread, run_threads);
         working.fetch_sub(1, std::memory_order_acq_rel);
     }
 }
@@ -97,26 +97,26 @@ void Team::run(Work new_work, void *new_context, int threads) {
         new_work(new_context, 0, 1);
         return;
     }
-    std::lock_guard<std::mutex> lock(one_run);
+    std::lock_guard<std::mutex> lock(run_lock);
     work = new_work;
     context = new_context;
-    wanted = threads;
+    run_threads = threads;
     working.store((int)members.size(), std::memory_order_relaxed);
     {
-        std::lock_guard<std::mutex> guard(sleep);
-        call.fetch_add(1);
+        std::lock_guard<std::mutex> guard(sleep_lock);
+        run_number.fetch_add(1);
     }
     if (sleeping.load() > 0) wake.notify_all();
     new_work(new_context, 0, threads);
-    for (int look = 0; working.load(std::memory_order_acquire) > 0; look++)
-        look < LOOKS ? pause() : std::this_thread::yield();
+    for (int spins = 0; working.load(std::memory_order_acquire) > 0; spins++)
+        spins < SPINS_BEFORE_YIELD ? pause() : std::this_thread::yield();
 }
 
 Team::~Team() {
     {
-        std::lock_guard<std::mutex> guard(sleep);
+        std::lock_guard<std::mutex> guard(sleep_lock);
         stop = true;
-        call.fetch_add(1);
+        run_number.fetch_add(1);
     }
     wake.notify_all();
     for (std::thread &member : members) member.join();

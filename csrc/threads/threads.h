@@ -1,4 +1,5 @@
-/* A few threads that wait for work nearby: a run of small layers is over before a sleeping thread would be awake. */
+/* A team of threads that spin while they wait for work, because waking a sleeping thread takes longer than a run of
+ * small layers. */
 #ifndef FGGP_THREADS_H
 #define FGGP_THREADS_H
 
@@ -10,47 +11,46 @@
 
 namespace fggp {
 
-/* Where threads meet; nobody passes before all have come. */
+/* A barrier: a thread that waits returns when all threads have arrived. */
 class Barrier {
   public:
     void wait(int threads);
 
   private:
-    std::atomic<int> here{0};
+    std::atomic<int> arrived{0};
     std::atomic<int> round{0};
 };
 
-/* What thread number `thread` of `threads` is to do. */
+/* The work of thread number `thread` of `threads`. */
 typedef void (*Work)(void *context, int thread, int threads);
 
 class Team {
   public:
-
     ~Team();
-    /* Start threads until there are so many, the caller's among them. Returns how many there are of these, which is
-     * fewer where the system gives no more. */
-    int ready(int threads);
-    /* Call work(context, i, threads) for i from 0 to threads - 1, at once; the caller's thread does 0.
-     * There must be as many, by ready(). */
+    /* Start threads until there are `threads`, the caller's included. Returns the number of these that exist, which is
+     * smaller if the system gives no more. */
+    int start_threads(int threads);
+    /* Call work(context, i, threads) for i from 0 to threads - 1 at the same time, 0 on the caller's thread.
+     * start_threads() must have returned at least `threads`. */
     void run(Work work, void *context, int threads);
 
-    /* The process's one team. Made anew in a forked child, where no thread is left. */
+    /* The process's only team. A forked child, which has none of its parent's threads, makes a new one. */
     static Team &instance();
 
   private:
-    void attend(int thread, int seen);
+    void serve(int thread, int seen);
 
     std::vector<std::thread> members;
-    std::mutex one_run; /* one run at a time */
-    std::mutex sleep;
+    std::mutex run_lock; /* held by a run, so that there is one at a time */
+    std::mutex sleep_lock;
     std::condition_variable wake;
-    std::atomic<int> call{0}; /* counts runs; a change is the call to work */
-    std::atomic<int> working{0};
-    std::atomic<int> sleeping{0};
+    std::atomic<int> run_number{0}; /* a change tells the threads to work */
+    std::atomic<int> working{0};  /* threads that have not finished this run */
+    std::atomic<int> sleeping{0}; /* threads that must be woken */
     bool stop = false;
     Work work = nullptr;
     void *context = nullptr;
-    int wanted = 0;
+    int run_threads = 0;
 };
 
 } // namespace fggp
