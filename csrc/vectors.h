@@ -1,4 +1,4 @@
-/* The vectors of the processor that this build is for. */
+/* The vector types of the processor that this build is for. */
 #ifndef FGGP_VECTORS_H
 #define FGGP_VECTORS_H
 
@@ -21,18 +21,18 @@
 namespace fggp {
 
 constexpr int LANES = FGGP_LANES;
-constexpr int REGISTERS = FGGP_REGISTERS; /* of the processor's, as many as sums may take */
+constexpr int REGISTERS = FGGP_REGISTERS; /* vector registers that sums may occupy */
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
-/* The same at any address: rows of single images start anywhere. */
+/* The same types at unaligned addresses: rows of single images may start anywhere. */
 typedef float loose_vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t loose_ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
 inline vec load(const float *p) { return *(const loose_vec *)p; }
 inline void store(float *p, vec v) { *(loose_vec *)p = v; }
 inline vec splat(float x) { return x - vec{}; }
-inline vec positive(vec v) { return v < 0 ? vec{} : v; } /* NaN stays */
+inline vec positive(vec v) { return v < 0 ? vec{} : v; } /* keeps NaN */
 
 } // namespace fggp
 #endif
