@@ -103,14 +103,12 @@ class PrunerState:
         schedule = _restore_schedule(state["schedule"], schedule)
         step, last_update, overdue = int(state["step"]), int(state["last_update"]), bool(state["overdue"])
         scope, seed, initial_counts = state["scope"], int(state["seed"]), [int(n) for n in state["start"]]
-        # States of earlier versions of fggp have no averages.
-        averages = Averages.restored(Averages.of_method(method).kinds, state.get("averages", {}), weights)
+        kinds = method.averages() if isinstance(method, Method) else ()
+        averages = Averages.restored(kinds, state.get("averages", {}), weights)  # earlier versions saved none
         if scope not in ("global", "layer") or len(initial_counts) != len(weights):
             raise ValueError(f"state is damaged: scope={scope!r}, start={state['start']!r}")
         masks = {w.name: _restore_mask(state["masks"][w.name], w) for w in weights}
-        return PrunerState(
-            step, last_update, overdue, schedule, method, scope, seed, initial_counts, masks, averages
-        )
+        return PrunerState(step, last_update, overdue, schedule, method, scope, seed, initial_counts, masks, averages)
 
 
 def _schedule_to_dict(schedule: Schedule) -> dict[str, Any]:
