@@ -1,4 +1,4 @@
-"""What the benchmarks share: the clock, the memory of an update, and the records in results/benchmarks/."""
+"""Helpers of all benchmarks: time and memory of a call, and the records in results/benchmarks/."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def seconds(f: Callable[[], object]) -> float:
 
 
 def watched(f: Callable[[], T], trim: bool = True) -> tuple[T, float, int]:
-    """What f returns, its seconds, and the bytes by which it raised the process's peak resident size (Linux).
+    """Call f and return its result, its seconds, and the growth of the process's peak resident size in bytes (Linux).
 
     Args:
-        f: what to watch.
-        trim: first hand back what malloc keeps of freed memory: f would take it, and seem to need less. Times are then
-            those of a process that has never done the like.
+        f: the function to measure.
+        trim: first return the freed memory that malloc keeps to the system. Otherwise f reuses it and seems to need
+            less. With ``trim``, times include the allocation of new memory.
     """
     if trim:
         ctypes.CDLL(None).malloc_trim(0)
@@ -52,7 +52,7 @@ def _status(key: str) -> int:
 
 
 def conditions(device: str = "cpu") -> Json:
-    """On what, when, and with which versions something is measured."""
+    """The conditions of a measurement: threads, device, date and versions."""
     return {
         "threads": torch.get_num_threads(),
         "device": device_name(torch.device(device)),
@@ -71,5 +71,5 @@ def append(record: Json, file: Path) -> None:
 
 
 def read(file: Path) -> list[Json]:
-    """All records of a file in `RESULTS`, oldest first; none where there is no file yet."""
+    """All records of a file in `RESULTS`, oldest first; none if the file does not exist yet."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

@@ -1,4 +1,4 @@
-"""DeepSparse as an engine of `fggp.lab.bench.engines`, in a Python of its own: an old NumPy, and Python ≤ 3.11.
+"""DeepSparse as an engine of `fggp.lab.bench.engines`, in a virtual environment with Python ≤ 3.11 and an old NumPy.
 
     python3.11 -m venv deepsparse-venv
     deepsparse-venv/bin/pip install "numpy<2" "pydantic>=2" "protobuf<4" onnx==1.14.1 requests tqdm pyyaml click \
@@ -19,7 +19,7 @@ os.environ["NM_DISABLE_ANALYTICS"] = "True"
 
 def main() -> None:
     model, inputs_file, output_file, threads = sys.argv[1:]
-    # What the engine prints must not come between the answers.
+    # The engine prints to stdout, so answers use a copy of it and stdout itself becomes stderr.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     import deepsparse
@@ -39,7 +39,7 @@ def main() -> None:
 
     say({"version": deepsparse.__version__, "load_seconds": seconds, "base_bytes": base, "note": ""})
     for line in sys.stdin:
-        engine.run(inputs)  # the caches are someone else's
+        engine.run(inputs)  # warm up: other engines filled the caches
         times = []
         end = time.perf_counter() + float(line)
         while not times or time.perf_counter() < end:

@@ -1,11 +1,11 @@
-"""The small file beside the dense one: sizes, and the time to write and to load.
+"""The small file compared with the dense one: size, and time to write and to load.
 
     python benchmarks/file.py                     prints the table, appends the raw record to results/benchmarks/
 
-A random network is pruned at random (each layer to the same sparsity) and by global magnitude. The dense file is
-torch.save's; loading it is torch.load and load_state_dict. In every round all are written and loaded in turn; files
-are in the page cache, so times are those of the work, not of the disk. gzip -6 of the dense file is what costs nothing
-to write. Figures are medians over the rounds; only their ratios are meant to last.
+A random network is pruned at random (each layer to the same sparsity) and by global magnitude. torch.save writes the
+dense file; torch.load and load_state_dict load it. Every round writes and loads all files in turn. Files are in the
+page cache, so times do not include the disk. gzip -6 of the dense file is the baseline that needs no code. Figures are
+medians over the rounds; compare their ratios, not their absolute values.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The lab's training loop beside a bare PyTorch loop of the same network and precision.
+"""The lab's training loop compared with a bare PyTorch loop of the same network and precision.
 
     python benchmarks/loop.py                     prints the table, appends the raw record to results/benchmarks/
     python benchmarks/loop.py --device cuda --model vgg19 --steps 100
 
-The bare loop is fed normalised batches that were cut before the clock starts; the lab's cuts, augments and normalises
-its own, counts hits, follows the learning-rate schedule and, in the second row, prunes. Both train on random 32×32
-images, in turn, `--steps` steps a round; figures are medians over the rounds. On a GPU the lab's steps are captured in
-CUDA graphs and the bare loop's are not: what a graph is worth alone is seen in the row of the lab's eager steps.
+The bare loop gets normalised batches that were made before the clock starts. The lab's loop makes, augments and
+normalises its batches, counts correct predictions, follows the learning-rate schedule and, in the second row, prunes.
+Both train on random 32×32 images, in turn, `--steps` steps a round; figures are medians over the rounds. On a GPU the
+lab captures its steps in CUDA graphs and the bare loop does not; the row of the lab's eager steps shows the difference.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""fggp.compile beside every engine that can be had: the twelve cells (two networks, three sparsities, two batches).
+"""fggp.compile compared with other engines, in twelve cells (two networks, three sparsities, two batches).
 
     python benchmarks/runtime.py --deepsparse deepsparse-venv/bin/python      the twelve cells
     python benchmarks/runtime.py --more                                       larger networks, transformers
     python benchmarks/runtime.py --show                                       prints and draws the last records
 
-Engines run in processes of their own, in turns (`fggp.lab.bench.engines`); figures are medians of the turns' medians,
-and only their ratios are meant to last. Networks are the lab's CIFAR forms with random weights, each layer pruned by
-magnitude to the same sparsity, and random batch norms. How to install DeepSparse: `benchmarks/deepsparse_worker.py`.
+Engines run in processes of their own, in turns (`fggp.lab.bench.engines`). Figures are medians of the turns' medians;
+compare their ratios, not their absolute values. Networks are the lab's CIFAR forms with random weights and random batch
+norms, each layer pruned by magnitude to the same sparsity. `benchmarks/deepsparse_worker.py` says how to install
+DeepSparse.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import torchvision
 from torch import Tensor, nn
 
 from common import RESULTS, append, conditions, read
-from fggp.lab.bench.bench import magnitude_pruned, with_random_norms
 from fggp.lab.bench.engines import Engine, Job, Measurement, engines, measure
+from fggp.lab.bench.networks import magnitude_pruned, with_random_norms
 from fggp.lab.export.onnx_file import write_onnx
 from fggp.lab.training import models
 
@@ -64,7 +65,7 @@ def more() -> Iterator[tuple[str, nn.Module, float, list[Tensor]]]:
         for batch in (1, 8):
             yield "resnet50 (ImageNet form)", pruned, sparsity, [torch.randn(batch, 3, 224, 224)]
     vit = torchvision.models.vit_b_16()
-    nn.init.normal_(vit.heads.head.weight, std=0.02)  # it begins as zeros
+    nn.init.normal_(vit.heads.head.weight, std=0.02)  # torchvision initialises it to zero
     vit = magnitude_pruned(vit.eval(), 0.95)
     for batch in (1, 8):
         yield "vit_b_16", vit, 0.95, [torch.randn(batch, 3, 224, 224)]
@@ -74,10 +75,10 @@ def more() -> Iterator[tuple[str, nn.Module, float, list[Tensor]]]:
 
 
 def bert_size() -> nn.Module:
-    """Twelve encoder layers of BERT-base's size, without its embeddings, which are not prunable."""
+    """Twelve encoder layers of BERT-base's size, without embeddings, which are not pruned."""
     layer = nn.TransformerEncoderLayer(768, 12, 3072, dropout=0.0, activation="gelu", batch_first=True)
     encoder = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
-    for parameter in encoder.parameters():  # its layers begin as copies of each other
+    for parameter in encoder.parameters():  # PyTorch initialises the layers as copies of one
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)
     return encoder
@@ -94,7 +95,7 @@ def write(model: nn.Module, inputs: list[Tensor], kind: str, folder: Path) -> Pa
     elif kind == "onnx":
         write_onnx(model, {"x": inputs[0]}, path)
     else:
-        # DeepSparse knows ONNX as it was in 2023, and wants the batch size in the file.
+        # DeepSparse reads ONNX of 2023, with the batch size in the file.
         torch.onnx.export(
             model, tuple(inputs), str(path), dynamo=False, opset_version=13, input_names=["x"], output_names=["y"]
         )
@@ -158,7 +159,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
 
 
 def command(options: argparse.Namespace) -> str:
-    """What was run, as anyone would run it again."""
+    """The command line that repeats this run."""
     parts = ["python benchmarks/runtime.py"]
     parts += ["--more"] * options.more + ["--deepsparse PYTHON"] * bool(options.deepsparse)
     parts += [f"--skip {' '.join(options.skip)}"] * bool(options.skip)
@@ -166,7 +167,7 @@ def command(options: argparse.Namespace) -> str:
 
 
 def table(record: dict) -> Iterator[str]:
-    """Markdown: every cell's milliseconds, and how many times as long as ours the engines before us take."""
+    """Markdown: every cell's milliseconds, and the factors by which PyTorch and DeepSparse are slower than fggp."""
     names = list(dict.fromkeys(each["engine"] for each in record["measured"]))
     against = [name for name in ("pytorch", "deepsparse") if name in names]
     heads = ["", "sparsity", "batch", *(f"{LABELS[name]}, ms" for name in names), *(f"× {LABELS[n]}" for n in against)]
@@ -181,7 +182,7 @@ def table(record: dict) -> Iterator[str]:
 
 
 def factor(ours: dict, theirs: dict) -> float:
-    """How many times as long they take: the median over the turns, in each of which both met the same machine."""
+    """The factor by which the other engine is slower: the median of the turns' ratios, since machines change speed."""
     return statistics.median(b / a for a, b in zip(ours["turns_ms"], theirs["turns_ms"], strict=True))
 
 

@@ -1,20 +1,21 @@
-"""One mask update of 1 M to 1 G weights: its time, its memory, and whether it is exact, beside what people use today.
+"""One mask update of 1 M to 1 G weights: time, memory and exactness of fggp and of common alternatives.
 
-    python benchmarks/scale.py                    measures what is not on record of today yet, then shows all
+    python benchmarks/scale.py                    measures what today's records lack, then shows all
     python benchmarks/scale.py --show             shows the last records: tables, docs/images/scale.png
 
-A network of 16 square linear layers with random weights and gradients is pruned from dense to 20 %, by the contenders
-of `update.py`. M and G are 2^20 and 2^30. Every measurement is a process of its own with two limits; a contender that
-meets one is not tried at larger sizes.
+The contenders of `update.py` prune a network of 16 square linear layers, with random weights and gradients, from dense
+to 20 %. M and G are 2^20 and 2^30. Every measurement is a process of its own with two limits. A contender that meets a
+limit is not measured at larger sizes.
 
-Memory: RLIMIT_DATA, which counts what the process asks for, so that the allocation that is too much fails at once and
-on every run alike. RLIMIT_AS would count the libraries' address space too, and a watchdog on the resident size sees
-too late that a machine is full. Patience: an alarm that ends the process if one update takes longer.
+The memory limit is RLIMIT_DATA. It counts the memory that the process allocates, so the first allocation above the
+limit fails, at the same place in every run. RLIMIT_AS would count the libraries' address space too. A watchdog on the
+resident size would see too late that the machine is full. The time limit is an alarm that ends the process if one
+update takes longer.
 
-A small network first warms up all that is loaded at first use. Extra memory is by how much an update raises the
-process's peak resident size over what it was right before, the masks that it returns included; as a share, of weights,
-gradients and masks of one byte. Times are medians of three more updates, each of a new network, but where the first
-took more than ten seconds it counts alone.
+A small network first loads everything that is loaded at first use. Extra memory is the growth of the process's peak
+resident size during an update, including the masks that it returns. As a share, it is relative to weights, gradients
+and one-byte masks. Times are medians of three more updates, each of a new network. If the first update takes more than
+ten seconds, its time counts and no more are made.
 """
 
 from __future__ import annotations
@@ -41,8 +42,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from torch import Tensor, nn
 
 from common import RESULTS, ROOT, Json, append, conditions, read, watched
-from fggp.lab.report.canvas import REPORT_STYLE
-from fggp.lab.report.looks import FAINT, PAPER
+from fggp.lab.report.style import BACKGROUND, FAINT, REPORT_STYLE
 from fggp.lab.training.pictures import COLOURS
 from fggp.schedule import active_count
 from update import CONTENDERS, SPARSITY, prunable
@@ -53,19 +53,19 @@ LAYERS = 16
 MEGA = 1 << 20
 SIZES = (1, 4, 16, 64, 256, 1024)
 """Millions of weights."""
-TIMED = 3
-"""Updates that are timed, after one whose memory counts."""
-BRIEF = 10
-"""Seconds; an update that took longer is the last, and if it was the first its time counts."""
-SORTED = 16 * MEGA
-"""Up to here masks are compared with those of a sort."""
-MOST = 64
-"""Bytes that no contender comes to for a weight, its gradient included."""
-LINE = 11
-"""Points from one name to the next in the picture."""
+TIMED_UPDATES = 3
+"""Updates to time, after a first one whose memory is measured."""
+BRIEF_SECONDS = 10
+"""After an update that takes longer, no more are made."""
+SORT_MAX_WEIGHTS = 16 * MEGA
+"""Up to this many weights, masks are compared with those of a sort."""
+MAX_BYTES_PER_WEIGHT = 64
+"""An upper bound on any contender's memory for a weight and its gradient."""
+LABEL_POINTS = 11
+"""Distance between two names in the picture."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SERIES = [(c, d) for c in CONTENDERS for d in DTYPES if d == "fp32" or c.startswith("fggp")]
-SHORT = {
+SHORT_NAMES = {
     "fggp: FGGP": "fggp, FGGP",
     "fggp: GMP": "fggp, GMP",
     "concatenate + sorted topk": "sorted topk",
@@ -75,11 +75,11 @@ SHORT = {
 }
 
 
-# In a process of its own
+# One measurement, in a process of its own
 
 
 def network(weights: int, dtype: torch.dtype, seed: int) -> nn.Module:
-    """Square linear layers with normal weights and gradients: hardly any two are equal, but for bf16's rounding."""
+    """Square linear layers with normal weights and gradients: hardly any two are equal, except by bf16's rounding."""
     side = round((weights / LAYERS) ** 0.5)
 
     def layer(seed: int) -> nn.Linear:
@@ -89,24 +89,24 @@ def network(weights: int, dtype: torch.dtype, seed: int) -> nn.Module:
         linear.weight.grad = torch.empty_like(linear.weight).normal_(std=1e-3, generator=generator)
         return linear
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # drawing takes most of the time there is
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # drawing numbers takes longest
         return nn.Sequential(*pool.map(layer, range(seed * LAYERS, (seed + 1) * LAYERS)))
 
 
 def measure(contender: str, dtype: str, weights: int, patience: float) -> Json:
-    """What is recorded of updates that no limit stops."""
+    """Measure updates that no limit stops: seconds, extra bytes, and how many weights too many are kept."""
     make = CONTENDERS[contender]
     make(network(MEGA, DTYPES[dtype], seed=0))()
     seconds: list[float] = []
     extra: list[int] = []
     surplus: list[int] = []
-    while len(seconds) <= TIMED and max(seconds, default=0) <= BRIEF:
+    while len(seconds) <= TIMED_UPDATES and max(seconds, default=0) <= BRIEF_SECONDS:
         number = len(seconds)
-        gc.collect()  # hooks make cycles: the last network is still there
+        gc.collect()  # hooks make reference cycles, which keep the last network
         model = network(weights, DTYPES[dtype], seed=number)
-        before = [w.detach().clone() for w in prunable(model)] if weights <= SORTED and number == 0 else []
+        before = [w.detach().clone() for w in prunable(model)] if weights <= SORT_MAX_WEIGHTS and number == 0 else []
         update = make(model)
-        signal.setitimer(signal.ITIMER_REAL, patience)  # nobody handles the signal: it ends the process
+        signal.setitimer(signal.ITIMER_REAL, patience)  # without a handler the signal ends the process
         masks, took, growth = watched(update, trim=number == 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         seconds.append(took)
@@ -119,11 +119,13 @@ def measure(contender: str, dtype: str, weights: int, patience: float) -> Json:
 
 
 def check(contender: str, model: nn.Module, masks: Sequence[Tensor], before: Sequence[Tensor], surplus: int) -> None:
-    """Whether pruned weights are as many as they should be, and zero; given the weights before, whether they are the
-    right ones, and the others as they were.
+    """Check that the right number of weights is pruned, and that pruned weights are zero.
+
+    Given the weights before the update, check also that the pruned ones are those that a sort finds, and that the
+    kept ones are unchanged.
 
     Raises:
-        AssertionError: they are not.
+        AssertionError: a check fails.
     """
     assert surplus == 0, f"{contender} kept {surplus} weights too many"
     for w, m in zip(prunable(model), masks, strict=True):
@@ -138,7 +140,7 @@ def check(contender: str, model: nn.Module, masks: Sequence[Tensor], before: Seq
 
 
 def by_sorting(contender: str, theta: np.ndarray, grad: np.ndarray) -> np.ndarray:
-    """The mask that a dense network of such |θ| and |g| has after the update; ties go to the first."""
+    """The mask of a dense network after the update, computed by sorting |θ| and |g|; of ties the first is pruned."""
     going = len(theta) - active_count(SPARSITY, len(theta))
     candidates = np.arange(len(theta))
     if contender == "fggp: FGGP":
@@ -149,7 +151,7 @@ def by_sorting(contender: str, theta: np.ndarray, grad: np.ndarray) -> np.ndarra
 
 
 def work(options: argparse.Namespace) -> None:
-    """Print what comes of one measurement as JSON, under the limits."""
+    """Make one measurement under the limits and print it as JSON."""
     limit = round(options.memory * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     contender, dtype, weights = options.measure
@@ -161,11 +163,11 @@ def work(options: argparse.Namespace) -> None:
         print(json.dumps({"stopped": "memory"}))
 
 
-# One after the other
+# All measurements, one after the other
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure all that is asked for and not recorded yet."""
+    """Make all measurements asked for that are not recorded yet."""
     here = {**conditions(), "memory_gib": options.memory, "patience_seconds": options.patience}
     wanted = [(c, d, size * MEGA) for size in options.sizes for c, d in SERIES if options.only in c]
     done = {} if options.again else {key_of(r): r for r in read(RECORDS) if is_from(r, here)}
@@ -187,14 +189,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def measured_apart(key: tuple[str, str, int], options: argparse.Namespace) -> Json:
-    """What a process of its own makes of a measurement."""
-    require_free(min(options.memory, 1 + key[2] * MOST / 2**30))
+    """Make one measurement in a process of its own."""
+    require_free(min(options.memory, 1 + key[2] * MAX_BYTES_PER_WEIGHT / 2**30))
     limits = ["--memory", str(options.memory), "--patience", str(options.patience)]
     call = [sys.executable, __file__, *limits, "--measure", *map(str, key)]
     done = subprocess.run(call, capture_output=True, text=True)
     if done.returncode == -signal.SIGALRM:
         return {"stopped": "patience"}
-    if "std::bad_alloc" in done.stderr:  # where an exception cannot reach Python, in a thread of OpenMP
+    if "std::bad_alloc" in done.stderr:  # thrown in a thread of OpenMP, from which no exception reaches Python
         return {"stopped": "memory"}
     if done.returncode:
         raise SystemExit(f"the measurement ended with {done.returncode}\n{done.stderr}")
@@ -203,11 +205,11 @@ def measured_apart(key: tuple[str, str, int], options: argparse.Namespace) -> Js
 
 
 def require_free(gib: float) -> None:
-    """Refuse a measurement for which the machine has too little: whom its kernel then ends is anyone's guess."""
+    """Refuse a measurement that needs more memory than is free: the kernel might end any process then."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
     if free < gib:
-        raise SystemExit(f"{gib:.1f} GiB are needed and {free:.1f} are free: end something, or give less with --memory")
+        raise SystemExit(f"{gib:.1f} GiB are needed and {free:.1f} are free: free some, or lower --memory")
 
 
 def key_of(record: Json) -> tuple[str, str, int]:
@@ -215,16 +217,16 @@ def key_of(record: Json) -> tuple[str, str, int]:
 
 
 def is_from(record: Json, here: Json) -> bool:
-    """Whether a record answers what would be measured now: of today, and if a limit stopped it, under the same."""
+    """Whether a record is of today, this machine, and, if a limit stopped it, these limits."""
     limits = ("memory_gib", "patience_seconds") if "stopped" in record else ()
     return all(record[name] == here[name] for name in ("device", "threads", "date", *limits))
 
 
-# What came of it
+# Results
 
 
 def last_records() -> dict[tuple[str, str, int], Json]:
-    """The last record of every measurement on the device, and with the threads, of the very last one."""
+    """The last record of every measurement, of those with the same device and threads as the last one."""
     records = read(RECORDS)
     if not records:
         raise SystemExit(f"{RECORDS} has no records yet: measure first, without --show")
@@ -254,7 +256,7 @@ def outcome(record: Json) -> str:
 
 
 def tables(records: dict[tuple[str, str, int], Json]) -> Iterator[str]:
-    """Markdown: times, extra memory, and how many weights too many were kept at worst, by size."""
+    """Markdown tables by size: times, extra memory, and the largest error in the number of kept weights."""
     sizes = sorted({weights for _, _, weights in records})
     present = [series for series in SERIES if any(key[:2] == series for key in records)]
 
@@ -298,16 +300,19 @@ def draw(records: dict[tuple[str, str, int], Json]) -> Path:
                 "markersize": 4,
                 "linestyle": "-" if dtype == "fp32" else (0, (3, 1.5)),
             }
-            look |= {} if dtype == "fp32" else {"markerfacecolor": PAPER}
+            look |= {} if dtype == "fp32" else {"markerfacecolor": BACKGROUND}
             sizes = [r["weights"] for r in finished]
             medians = [statistics.median(r["seconds"]) for r in finished]
             time.plot(sizes, medians, **look)
             memory.plot(sizes, [100 * share(r) for r in finished], **look)
-            name = SHORT[contender] + (f", {dtype}" if contender.startswith("fggp") else "")
+            name = SHORT_NAMES[contender] + (f", {dtype}" if contender.startswith("fggp") else "")
             end = sizes[-1], medians[-1]
             if len(own) > len(finished):
                 stop = own[len(finished)]
-                end = stop["weights"], medians[-1] * stop["weights"] / sizes[-1]  # had it gone on as before
+                end = (
+                    stop["weights"],
+                    medians[-1] * stop["weights"] / sizes[-1],
+                )  # extrapolated
                 time.plot((sizes[-1], end[0]), (medians[-1], end[1]), ":", color=colour, linewidth=1)
                 time.plot(*end, "X", color=colour, markersize=6, markeredgewidth=0, zorder=3)
                 name += f" ({'out of ' * (stop['stopped'] == 'memory')}{stop['stopped']})"
@@ -335,17 +340,17 @@ def draw(records: dict[tuple[str, str, int], Json]) -> Path:
 
 
 def label(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Name the lines in a column right of them, as near to their ends' heights as there is room.
+    """Write the names of the lines in a column to their right, as near to the heights of their ends as space allows.
 
     Args:
-        figure: its layout is final but for the column's width.
+        figure: the figure, its layout final except for the column's width.
         axes: logarithmic in both directions.
         ends: x, y, name and colour of each line.
     """
     figure.draw_without_rendering()
-    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # what is drawn beside them changes nothing
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # fixed, whatever is drawn beside the axes
     low, high = np.log(axes.get_ylim())
-    gap = LINE * figure.dpi / 72 / axes.get_window_extent().height * (high - low)
+    gap = LABEL_POINTS * figure.dpi / 72 / axes.get_window_extent().height * (high - low)
     ends = sorted(ends, key=lambda end: end[1])
     column = max(end[0] for end in ends) * 2
     for (x, y, name, colour), height in zip(ends, spread([np.log(y) for _, y, *_ in ends], gap), strict=True):
@@ -355,8 +360,8 @@ def label(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, str, st
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights, rising, moved as little as possible (by squares) so that they are at least a gap apart."""
-    # Less i gaps they must not fall: where they do, the mean is the nearest that does not.
+    """Move rising heights by the least sum of squares so that they are at least a gap apart."""
+    # Heights minus i gaps must not fall. The least squares replace each falling run of them by its mean.
     level: list[tuple[float, int]] = []
     for i, height in enumerate(heights):
         mean, count = height - i * gap, 1
@@ -370,10 +375,10 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", choices=SIZES, default=SIZES, help="millions of weights")
-    parser.add_argument("--only", default="", metavar="NAME", help="contenders whose name holds this")
-    parser.add_argument("--memory", type=float, default=17, help="GiB that a process may have (default 17)")
-    parser.add_argument("--patience", type=float, default=120, help="seconds that an update may take (default 120)")
-    parser.add_argument("--again", action="store_true", help="measure also what was measured today")
+    parser.add_argument("--only", default="", metavar="NAME", help="only contenders whose name contains NAME")
+    parser.add_argument("--memory", type=float, default=17, help="limit of a process, in GiB (default 17)")
+    parser.add_argument("--patience", type=float, default=120, help="limit of an update, in seconds (default 120)")
+    parser.add_argument("--again", action="store_true", help="repeat measurements that were made today")
     parser.add_argument("--show", action="store_true", help="measure nothing; show the last records")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()

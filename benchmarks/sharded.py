@@ -1,10 +1,9 @@
-"""One mask update of sharded weights (FSDP2): its time, and what each process sends and receives for it.
+"""One mask update of sharded weights (FSDP2): its time, and the bytes that each process exchanges.
 
     python benchmarks/sharded.py                    prints a table, appends the raw record to results/benchmarks/
 
-Processes on this machine talk through gloo. They share its cores, so times say what an update costs where nothing
-else runs, not how it scales; bytes are those of the collectives' own buffers: what an all-reduce adds up, and all that
-an all-gather brings.
+Processes on this machine communicate through gloo. They share its cores, so times show what an update costs, not how it
+scales. Bytes are those of the collectives' buffers: the input of an all-reduce, and the output of an all-gather.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ RESULTS = Path(__file__).parent.parent / "results" / "benchmarks" / "sharded.ndj
 
 
 class Traffic:
-    """Counts what collectives carry."""
+    """Counts the calls and bytes of collectives."""
 
     def __init__(self) -> None:
         self.bytes = self.calls = 0

@@ -1,9 +1,9 @@
-"""One mask update, and the cost of the steps in between, beside what people use today.
+"""One mask update, and the cost of the steps between updates, compared with common alternatives.
 
     python benchmarks/update.py                     prints the tables, appends the raw record to results/benchmarks/
 
-Every contender prunes the same random network from dense to 20 %, from the same weights and gradients, in every
-round, in turn; figures are medians over the rounds and only their ratios are meant to last. Memory is the growth of
+In every round, all contenders in turn prune the same random network, with the same weights and gradients, from dense
+to 20 %. Figures are medians over the rounds; compare their ratios, not their absolute values. Memory is the growth of
 the process's peak resident size during one update, in a process of its own (Linux).
 """
 
@@ -52,14 +52,14 @@ def prunable(model: nn.Module) -> list[nn.Parameter]:
     return [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
 
 
-# The contenders. Each is given a network and returns its update, to be called once: that prunes the network from dense
-# to 20 % and returns the masks, which are zero where pruned.
+# The contenders. Each takes a network and returns its update, to be called once. The update prunes the network from
+# dense to 20 % and returns the masks, which are zero for pruned weights.
 
 Contender = Callable[[nn.Module], Callable[[], list[Tensor]]]
 
 
-class Still(torch.optim.Optimizer):
-    """Changes nothing: all that its step costs is the pruner's work."""
+class NoOptimizer(torch.optim.Optimizer):
+    """Changes no weights, so that its step costs only the pruner's work."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model.parameters(), {})
@@ -70,7 +70,7 @@ class Still(torch.optim.Optimizer):
 
 def with_fggp(method: str) -> Contender:
     def make(model: nn.Module) -> Callable[[], list[Tensor]]:
-        optimizer = Still(model)
+        optimizer = NoOptimizer(model)
         pruner = fggp.Pruner(model, optimizer, SPARSITY, begin=0, end=1, every=1, method=method)
 
         def update() -> list[Tensor]:
@@ -96,7 +96,7 @@ def sorted_topk(model: nn.Module) -> Callable[[], list[Tensor]]:
 
 
 def global_unstructured(model: nn.Module) -> Callable[[], list[Tensor]]:
-    """torch.nn.utils.prune, which registers the weights anew; float masks."""
+    """torch.nn.utils.prune, which replaces each weight by a parameter and a float mask."""
     layers = [(m, "weight") for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
 
     def update() -> list[Tensor]:
@@ -144,13 +144,13 @@ def time_updates(name: str, rounds: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {contender: [] for contender in CONTENDERS}
     for _ in range(rounds + 1):
         for contender, make in CONTENDERS.items():
-            gc.collect()  # hooks make cycles: the last contender's network is still there
+            gc.collect()  # hooks make reference cycles, which keep the last contender's network
             times[contender].append(seconds(make(copied(model))))
     return {contender: ts[1:] for contender, ts in times.items()}  # the first round warms up
 
 
 def time_steps(name: str, rounds: int) -> dict[str, list[float]]:
-    """An SGD step with momentum, without and with a half sparse pruner between updates; one pass, for scale."""
+    """An SGD step with momentum, without and with a half-sparse pruner between updates; one pass, for comparison."""
     model = network(name)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
     optimizer.step()
