@@ -10,8 +10,11 @@ from rich.console import Console
 from fggp.lab.base.errors import UsageError
 from fggp.lab.bench import bench as bench_module
 from fggp.lab.bench import engines as engines_module
-from fggp.lab.bench.bench import BenchSettings, bench, magnitude_pruned, refilled
+from fggp.lab.bench import settings as settings_module
+from fggp.lab.bench.bench import bench
 from fggp.lab.bench.engines import Engine, Job, engines, measure
+from fggp.lab.bench.networks import magnitude_pruned, refilled
+from fggp.lab.bench.settings import BenchSettings
 from fggp.lab.export.trained import weights
 from fggp.lab.training.models import create
 from fggp.lab.training.settings import TrainSettings
@@ -110,7 +113,7 @@ def test_a_run_beside_itself_without_zeros(tmp_path, console):
 def test_an_engine_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     known = engines()
     fails = Engine("fails", "Fails", "torch", (sys.executable, "-c", "raise SystemExit('no such thing')"))
-    monkeypatch.setattr(bench_module, "engines", lambda: {"pytorch": known["pytorch"], "fails": fails})
+    monkeypatch.setattr(settings_module, "engines", lambda: {"pytorch": known["pytorch"], "fails": fails})
     settings = BenchSettings("digits-cnn", sparsity=(0.9,), batch=(1,), threads=1, rounds=1, out=tmp_path)
     record = bench(settings, Console(width=120))
     errors = [line.get("error") for line in record["measured"]]
@@ -124,7 +127,7 @@ def test_without_onnx_the_others_go_on(tmp_path, monkeypatch, capsys):
 
     known = engines()
     onnx = Engine("onnxruntime", "ONNX Runtime", "onnx", ())
-    monkeypatch.setattr(bench_module, "engines", lambda: {"pytorch": known["pytorch"], "onnxruntime": onnx})
+    monkeypatch.setattr(settings_module, "engines", lambda: {"pytorch": known["pytorch"], "onnxruntime": onnx})
     monkeypatch.setattr(bench_module, "write_onnx", refuse)
     options = {"sparsity": (0.9,), "batch": (1, 1), "threads": 1, "rounds": 1, "out": tmp_path}
     record = bench(BenchSettings("digits-cnn", **options), Console(width=120))

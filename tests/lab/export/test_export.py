@@ -12,7 +12,7 @@ from torch import nn
 import fggp
 from fggp.lab import cli
 from fggp.lab.base.errors import UsageError
-from fggp.lab.bench.bench import magnitude_pruned, with_random_norms
+from fggp.lab.bench.networks import magnitude_pruned, with_random_norms
 from fggp.lab.export import export as export_module
 from fggp.lab.export.export import ExportSettings, dense_bytes, export
 from fggp.lab.export.onnx_file import onnx_difference, write_onnx

@@ -1,7 +1,6 @@
 from collections.abc import Iterable
 
 import pytest
-from made import record
 
 from fggp.lab.base.errors import UsageError
 from fggp.lab.report.findings import baseline_of, contest, differences, entries, overall
@@ -9,6 +8,7 @@ from fggp.lab.report.runs import parse
 from fggp.lab.report.statistics import paired
 from fggp.lab.report.tables import Setting, Table, settings_of, tabulate
 from fggp.lab.report.wording import headline, signed
+from made import record
 
 
 def tables(records: Iterable[dict]) -> list[Table]:

@@ -1,11 +1,11 @@
 import json
 
 import pytest
-from made import minimal, record, write
 
 from fggp.lab.base.errors import UsageError
 from fggp.lab.report.records import load
 from fggp.lab.report.runs import parse, shared_settings
+from made import minimal, record, write
 
 
 def test_files_and_folders(tmp_path):

@@ -1,4 +1,4 @@
-"""`fggp bench`: size, speed and memory of a trained network, in fggp and other engines.
+"""`fggp bench`: size, speed and memory of a network, in fggp and other engines.
 
-engines (what can run it) → worker (a measurement, in a process of its own) → bench → tables and picture.
+settings → networks (dense and pruned) → engines (times, in turns) with a worker process each → bench → tables, picture.
 """

@@ -61,7 +61,8 @@ def bench(settings: BenchSettings, console: Console) -> Json:
 
                 images = network.images(batch)
                 inputs = Path(folder) / f"inputs-{batch}.npz"
-                np.savez(inputs, **{INPUT: images.numpy()})
+                arrays: Json = {INPUT: images.numpy()}
+                np.savez(inputs, **arrays)
                 jobs = [Job(engine, files[variant.name, engine.file], inputs) for engine, variant in pairs]
                 done = measure(jobs, threads, settings.rounds, TURN_SECONDS, on_turn)
                 with torch.no_grad():

@@ -1,7 +1,7 @@
-"""What can run a network, each in a process of its own, and their times, taken in turns.
+"""The engines that can run a network, each in a process of its own, and their times, taken in turns.
 
-Processes keep engines apart: the threads of one spin for a while after a run, and would take the processor from the
-next. Turns keep them comparable: on a machine with other work, all engines meet the same of it.
+Processes keep engines apart: an engine's threads spin for a while after a run and would take the processor from the
+next engine. Turns keep times comparable: if the machine has other work, all engines share its effect.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from fggp.lab.base import Json
 from fggp.ship.runtime import kernels
 from fggp.ship.runtime.kernels import KernelsMissingError
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,10 @@ class Engine:
     """Something that runs networks.
 
     Attributes:
-        name: what records call it.
-        label: what tables call it.
-        file: what it reads: "torch", a pickled module, or "onnx".
-        command: starts its worker, but for the worker's last four arguments (`fggp.lab.bench.worker`).
+        name: in records.
+        label: in tables.
+        file: the kind of file that it reads: "torch", a pickled module, or "onnx".
+        command: starts its worker; the worker's last four arguments are added (`fggp.lab.bench.worker`).
         missing: why it cannot be used on this machine, and what would help; empty where it can.
     """
 
@@ -47,19 +46,19 @@ class Engine:
 
 
 def engines() -> dict[str, Engine]:
-    """Return the engines by name, those that are not installed too."""
-    own = (
+    """Return the engines by name, including those that are not installed."""
+    known = (
         ("pytorch", "PyTorch", "torch", ()),
         ("torch.compile", "torch.compile", "torch", ()),
         ("onnxruntime", "ONNX Runtime", "onnx", ("onnx", "onnxscript", "onnxruntime")),
         ("openvino", "OpenVINO", "onnx", ("onnx", "onnxscript", "openvino")),
         ("fggp", "fggp.compile", "torch", ()),
     )
-    return {name: Engine(name, label, file, _own(name), _missing(name, needs)) for name, label, file, needs in own}
-
-
-def _own(name: str) -> tuple[str, ...]:
-    return sys.executable, str(Path(__file__).with_name("worker.py")), name
+    worker = str(Path(__file__).with_name("worker.py"))
+    return {
+        name: Engine(name, label, file, (sys.executable, worker, name), _missing(name, packages))
+        for name, label, file, packages in known
+    }
 
 
 def _missing(name: str, packages: Sequence[str]) -> str:
@@ -79,9 +78,9 @@ class Job:
     """A network on an engine, for one batch size.
 
     Attributes:
-        engine: what runs it.
-        model: its file, of the kind that the engine reads.
-        inputs: .npz file of its arguments in order, by the names in the ONNX file; their dimension 0 is the batch.
+        engine: runs it.
+        model: the network's file, of the kind that the engine reads.
+        inputs: .npz file of its arguments in order, by their names in the ONNX file; their dimension 0 is the batch.
     """
 
     engine: Engine
@@ -91,18 +90,18 @@ class Job:
 
 @dataclass
 class Measurement:
-    """What came of a job.
+    """The result of a job.
 
     Attributes:
-        job: which.
+        job: the job.
         seconds: of one run on the batch; the median of each turn.
-        runs: how many were timed.
-        version: the engine's.
+        runs: number of timed runs.
+        version: of the engine.
         load_seconds: from opening the file to the first output.
-        base_bytes: resident memory with the engine imported, before that; None where the system does not tell.
-        peak_bytes: the most resident memory that the process had.
-        note: what the engine says of how the network runs.
-        output: the network's first output; None where there is none.
+        base_bytes: resident memory after the engine is imported, before it loads; None where the system does not tell.
+        peak_bytes: highest resident memory of the process.
+        note: the engine's remark on how the network runs.
+        output: the network's first output; None after an error.
         error: why there are no times; empty where there are.
     """
 
@@ -138,15 +137,15 @@ def measure(
     seconds: float,
     on_turn: Callable[[str, Job], None] = lambda doing, job: None,
 ) -> list[Measurement]:
-    """Load every job in a process of its own, then time them in turns.
+    """Load every job in a process of its own, then time the jobs in turns.
 
-    All are in memory at once; whoever has no turn sleeps. A job that fails is left out, the others go on.
+    All processes are in memory at once and sleep between their turns. If a job fails, the others continue.
 
     Args:
-        jobs: what to time.
+        jobs: to time.
         threads: of each.
-        rounds: how many turns each gets.
-        seconds: of one turn; a network that takes longer runs once in it.
+        rounds: number of turns of each.
+        seconds: of one turn; a network that takes longer runs once.
         on_turn: called before each load ("loading") and each turn ("timing").
 
     Returns:
@@ -157,8 +156,8 @@ def measure(
         workers: list[tuple[Measurement, _Worker]] = []
         for m in measurements:
             on_turn("loading", m.job)
-            # One after the other: fggp.compile decides by measurement what runs where.
-            with _caught(m):
+            # One after the other, because fggp.compile chooses kernels by timing them.
+            with _errors_kept(m):
                 worker = stack.enter_context(_started(m.job, threads))
                 ready = worker.answer()
                 m.version, m.note = ready["version"], ready["note"]
@@ -169,7 +168,7 @@ def measure(
             for m, worker in workers:
                 on_turn("timing", m.job)
                 if not m.error:
-                    with _caught(m):
+                    with _errors_kept(m):
                         turn = worker.ask(seconds)
                         m.seconds.append(turn["seconds"])
                         m.runs += turn["runs"]
@@ -178,11 +177,11 @@ def measure(
 
 
 class _WorkerError(Exception):
-    """A worker ended before its time."""
+    """A worker ended although more turns were to come."""
 
 
 @contextlib.contextmanager
-def _caught(measurement: Measurement) -> Iterator[None]:
+def _errors_kept(measurement: Measurement) -> Iterator[None]:
     try:
         yield
     except _WorkerError as error:
@@ -219,17 +218,17 @@ class _Worker:
         self.process, self.errors, self.output = process, errors, output
 
     def ask(self, seconds: float) -> Json:
-        """Give it a turn."""
+        """Give the worker a turn and return its answer."""
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended; `answer` finds out why
+        with contextlib.suppress(BrokenPipeError):  # the worker has ended; `answer` finds out why
             self.process.stdin.write(f"{seconds}\n")
         return self.answer()
 
     def answer(self) -> Json:
-        """Return its next answer.
+        """Return the worker's next answer.
 
         Raises:
-            _WorkerError: there is none, because it has ended; the message is its last line on standard error.
+            _WorkerError: the worker has ended; the message is its last line on standard error.
         """
         assert self.process.stdout is not None
         for line in self.process.stdout:

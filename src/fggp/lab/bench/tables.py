@@ -1,4 +1,4 @@
-"""What `fggp bench` prints: tables of a record."""
+"""The tables that `fggp bench` prints of a record."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,14 @@ TOLERANCE = 1e-3
 
 
 def show(record: Json, console: Console) -> None:
-    """Print a record of `fggp.lab.bench.bench.bench`: sizes, times, memory, and what went wrong."""
+    """Print the sizes, times and memory of a record, and what went wrong."""
+
+    def tell(text: str, style: str = "") -> None:
+        console.print(text, style=style, highlight=False, soft_wrap=True)
+
     image = "×".join(map(str, record["image"]))
-    console.print(
-        f"[bold]{record['title']}[/], images {image}, {_threads(record['threads'])}, {record['device']}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    threads = "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
+    tell(f"[bold]{record['title']}[/], images {image}, {threads}, {record['device']}")
     console.print(_sizes_table(record), highlight=False)
     for batch in dict.fromkeys(line["batch"] for line in record["measured"]):
         lines = [line for line in record["measured"] if line["batch"] == batch]
@@ -27,24 +28,14 @@ def show(record: Json, console: Console) -> None:
     for line in record["measured"]:
         where = f"{line['label']}, {line['variant']}, batch {line['batch']}"
         if "error" in line:
-            console.print(f"[red]{where} failed: {line['error']}[/]", highlight=False, soft_wrap=True)
+            tell(f"{where} failed: {line['error']}", "red")
         elif not line["difference"] <= TOLERANCE:
-            off = f"is off by {line['difference']:.1e} of PyTorch's output"
-            console.print(f"[red]{where} {off}[/]", highlight=False, soft_wrap=True)
+            tell(f"{where} is off by {line['difference']:.1e} of PyTorch's output", "red")
         elif line["note"]:
-            console.print(f"{where}: {line['note']}", highlight=False, soft_wrap=True)
+            tell(f"{where}: {line['note']}")
     worst = max((line["difference"] for line in record["measured"] if "difference" in line), default=0.0)
-    console.print(
-        f"± is half the range of the middle half of {record['rounds']} turns; outputs differ from PyTorch's by at most "
-        f"{worst:.0e}",
-        style="dim",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
+    spread = f"± is half the range of the middle half of {record['rounds']} turns"
+    tell(f"{spread}; outputs differ from PyTorch's by at most {worst:.0e}", "dim")
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
@@ -57,7 +48,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 def _sizes_table(record: Json) -> Table:
     variants = record["variants"]
     table = _table("files, MB, × smaller than dense", [variant["name"] for variant in variants])
-    table.add_row("weights left", *(f"{variant['weights_left']:,}" for variant in variants))
+    table.add_row("non-zero weights", *(f"{variant['weights_left']:,}" for variant in variants))
     names = {"dense": "dense", "onnx": "ONNX", "small": "small, fp32", "small_bf16": "small, bf16"}
     for kind, name in names.items():
         if kind in variants[0]["bytes"]:
@@ -80,32 +71,28 @@ def _time(line: Json, base: float | None) -> str:
     ms = line["median_ms"]
     low, high = line["quartiles_ms"]
     factor = "" if base is None else f" {base / ms:5.1f}×"
-    return f"{_digits(ms)} ± {_digits((high - low) / 2, like=ms)}{factor}"
+    return f"{_digits(ms)} ± {_digits((high - low) / 2, ms)}{factor}"
 
 
-def _digits(x: float, like: float | None = None) -> str:
-    """Three digits, or as many places as another number gets."""
-    size = x if like is None else like
+def _digits(x: float, size: float | None = None) -> str:
+    """Write a number with the decimals that give ``size``, or else the number itself, three digits."""
+    size = x if size is None else size
     return f"{x:.{0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3}f}"
 
 
 def _memory_table(measured: Sequence[Json]) -> Table:
-    columns = list(dict.fromkeys((line["batch"], line["variant"]) for line in measured))
-    ends = [(batch, variant) for batch in dict.fromkeys(c[0] for c in columns) for variant in _outer(columns, batch)]
+    """Show the first variant and the last: the memory of the others is between theirs."""
+    variants = list(dict.fromkeys(line["variant"] for line in measured))
+    ends = list(dict.fromkeys([*variants[:1], *variants[-1:]]))
+    columns = [(batch, variant) for batch in dict.fromkeys(line["batch"] for line in measured) for variant in ends]
     title = "peak memory, MB (+ over libraries)"
-    table = _table(title, [f"batch {batch},\n{variant}" for batch, variant in ends])
+    table = _table(title, [f"batch {batch},\n{variant}" for batch, variant in columns])
     for label in dict.fromkeys(line["label"] for line in measured):
-        own = {(line["batch"], line["variant"]): line for line in measured if line["label"] == label}
-        table.add_row(label, *(_memory(own[end]) for end in ends))
+        lines = {(line["batch"], line["variant"]): line for line in measured if line["label"] == label}
+        table.add_row(label, *(_memory(lines[column]) for column in columns))
     return table
 
 
 def _memory(line: Json) -> str:
     peak, base = line.get("peak_bytes"), line.get("base_bytes")
     return "–" if peak is None or base is None else f"{peak / 1e6:,.0f} {f'+{(peak - base) / 1e6:,.0f}':>5}"
-
-
-def _outer(columns: Sequence[tuple[int, str]], batch: int) -> list[str]:
-    """The first variant and the last: the ones between lie between."""
-    own = [variant for each, variant in columns if each == batch]
-    return own[:1] + own[1:][-1:]

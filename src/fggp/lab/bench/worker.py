@@ -1,24 +1,24 @@
-"""One engine with one network in a process of its own, timed on request: what `fggp.lab.bench.engines` starts.
+"""The process of one engine with one network, timed on request; `fggp.lab.bench.engines` starts it.
 
-Run as a file, so that an engine that does without PyTorch gets a process without it:
+It runs as a file, so that the process of an engine without PyTorch does not import PyTorch:
 
     python worker.py ENGINE MODEL INPUTS.npz OUTPUT.npy THREADS
 
-MODEL is an ONNX file, or for engines of PyTorch a module written by torch.save. INPUTS.npz has its arguments in their
-order, under the names that the ONNX file has for them. The worker loads the network, runs it once, and writes its first
-output to OUTPUT.npy. Then it says that it is ready, and answers every line on its standard input, until there are no
-more; both in JSON, a line each, on its standard output. Lines that do not begin with { are nobody's.
+MODEL is an ONNX file, or a module written by torch.save for PyTorch's engines. INPUTS.npz has the arguments of the
+network in order, under their names in the ONNX file. The worker loads the network, runs it once, and writes its first
+output to OUTPUT.npy. Then it prints that it is ready, and one answer to each line on its standard input, both as a line
+of JSON. Lines that do not begin with { are ignored.
 
     ready:   {"version": "1.2", "load_seconds": 0.8, "base_bytes": 90000000, "note": ""}
-    asked:   0.3                    run for so many seconds, at least once
+    asked:   0.3                    seconds to run, at least once
     answer:  {"seconds": 0.0012, "runs": 250, "peak_bytes": 120000000}
 
-`version` is the engine's. `load_seconds` is from opening the file to the first output. `base_bytes` is the resident
-memory before that, with all imported, `peak_bytes` the most so far; null where the system does not tell. `note` is what
-there is to say of how the network runs. `seconds` is the median of the `runs`. An engine that cannot run the
-network ends the process with an exit code other than 0; the last line on standard error says why.
+`version` is the engine's. `load_seconds` is the time from opening the file to the first output. `base_bytes` is the
+resident memory before that, after all imports; `peak_bytes` is its maximum so far; both are null where the system does
+not tell. `note` is a remark on how the network runs. `seconds` is the median of the `runs`. An engine that cannot run
+the network ends the process with an exit code other than 0, and its last line on standard error says why.
 
-Any program that does the same can be an engine, in whatever version of Python.
+Any program with this protocol can be an engine, in any version of Python.
 """
 
 import json
@@ -34,44 +34,34 @@ from typing import IO, Any
 Json = dict[str, Any]
 Run = Callable[..., Any]
 Load = Callable[[Mapping[str, Any]], Run]
-"""Opens the network for inputs, by name, and returns what runs it."""
+"""Opens the network for inputs by name, and returns a function that runs it."""
 
 
 def pytorch(file: str, threads: int) -> tuple[str, Load]:
-    """PyTorch, as the network is."""
+    """PyTorch, eager."""
     import torch
 
-    torch.set_num_threads(threads)
-    _module(file)  # imports what it is made of
-
-    def load(inputs: Mapping[str, Any]) -> Run:
-        model, tensors = _module(file), _tensors(inputs)
-
-        @torch.inference_mode()
-        def run() -> Any:
-            return model(*tensors)
-
-        return run
-
-    return torch.__version__, load
+    return _of_torch(file, threads, lambda model: model, torch.inference_mode)
 
 
 def torch_compile(file: str, threads: int) -> tuple[str, Load]:
-    """PyTorch's own compiler, as it is by default."""
+    """PyTorch's compiler with its default options."""
+    import torch
+
+    return _of_torch(file, threads, torch.compile, torch.no_grad)
+
+
+def _of_torch(file: str, threads: int, prepare: Run, without_gradients: Callable[[], Any]) -> tuple[str, Load]:
     import torch
 
     torch.set_num_threads(threads)
-    _module(file)  # imports what it is made of
+    _module(file)  # imports the code of its layers
 
     def load(inputs: Mapping[str, Any]) -> Run:
-        model, tensors = _module(file), _tensors(inputs)
-        compiled: Run = torch.compile(model)
+        model, tensors = prepare(_module(file)), _tensors(inputs)
 
-        @torch.no_grad()
-        def run() -> Any:
-            return compiled(*tensors)
-
-        return run
+        decorated: Run = without_gradients()(lambda: model(*tensors))
+        return decorated
 
     return torch.__version__, load
 
@@ -94,7 +84,7 @@ def fggp_compile(file: str, threads: int) -> tuple[str, Load]:
 
 
 def onnxruntime(file: str, threads: int) -> tuple[str, Load]:
-    """ONNX Runtime on the CPU, with all its optimisations, for this very batch size."""
+    """ONNX Runtime on the CPU, with all its optimisations, for this batch size only."""
     import onnxruntime
 
     def load(inputs: Mapping[str, Any]) -> Run:
@@ -109,7 +99,7 @@ def onnxruntime(file: str, threads: int) -> tuple[str, Load]:
 
 
 def openvino(file: str, threads: int) -> tuple[str, Load]:
-    """OpenVINO on the CPU, for this very batch size, in float32 as the others: left alone it takes bfloat16."""
+    """OpenVINO on the CPU, for this batch size only, in float32 as the others: its default is bfloat16."""
     import openvino
 
     def load(inputs: Mapping[str, Any]) -> Run:
@@ -135,13 +125,13 @@ ENGINES: dict[str, Callable[[str, int], tuple[str, Load]]] = {
     "openvino": openvino,
     "fggp": fggp_compile,
 }
-"""By name: what imports an engine, for a network's file and a number of threads; returns its version and the rest."""
+"""By name, the function that imports an engine for a file and a number of threads, and returns version and `Load`."""
 
 
 def main(arguments: list[str]) -> None:
-    """Be a worker, as the module says."""
+    """Follow the module's protocol."""
     engine, model, inputs_file, output_file, threads = arguments
-    # What an engine prints must not come between the answers.
+    # Text that an engine prints must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     import numpy as np
@@ -164,7 +154,7 @@ def main(arguments: list[str]) -> None:
 
 
 def time_runs(run: Run, seconds: float) -> Json:
-    """Run for so many seconds, at least once after one that is not counted: the caches are someone else's."""
+    """Run for some seconds, at least once, after one untimed run: other processes have replaced the caches."""
     run()
     times: list[float] = []
     end = time.perf_counter() + seconds
@@ -178,7 +168,7 @@ def time_runs(run: Run, seconds: float) -> Json:
 def _module(file: str) -> Any:
     import torch
 
-    # The file is of the process that started this one, written a moment ago.
+    # The parent process wrote this file, so its pickle is safe to load.
     return torch.load(file, weights_only=False).eval()
 
 
@@ -196,7 +186,7 @@ def _first(output: Any) -> Any:
 
 
 def _memory(field: str) -> int | None:
-    """Bytes: VmRSS is what is resident, VmHWM the most that was. (getrusage's figure counts the parent's in.)"""
+    """Return resident bytes: VmRSS is the current value, VmHWM the maximum. (getrusage's includes the parent's.)"""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
@@ -210,6 +200,6 @@ def _say(answers: IO[str], line: Json) -> None:
 
 
 if __name__ == "__main__":
-    # Run as a file, its folder comes first on the path, and modules of the lab would hide others of the same name.
+    # A file's folder is first on the path, where this package's modules would hide others of the same name.
     del sys.path[0]
     main(sys.argv[1:])

@@ -1,5 +1,5 @@
-"""`fggp report`: finished runs as tables, statistics, pictures and one page.
+"""`fggp report`: compares finished runs in tables, statistics, pictures and one page.
 
-Data flows one way here too: records (what was read) → tables (what is compared with what) → statistics, findings (what
-follows) → pictures, markdown, page (how it is shown).
+Data flows one way: records (what was read) → tables (which runs are compared) → statistics, findings (what follows) →
+pictures, markdown, page (how it is shown).
 """

@@ -1,4 +1,4 @@
-"""A run as a report sees it, made of a record that was checked."""
+"""A run as a report sees it, made from a record that was checked."""
 
 import json
 import math
@@ -7,38 +7,38 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Json = dict[str, Any]
+Split = Literal["test", "validation"]
 
-NEEDED = ("run", "method", "model", "data", "sparsity", "init_sparsity", "seed", "test_accuracy", "val_accuracy")
-OWN_KEYS = {"data", "data_name", "model", "method", "sparsity", "init_sparsity", "seed", "epochs", "rate"}
+REQUIRED_KEYS = ("run", "method", "model", "data", "sparsity", "init_sparsity", "seed", "test_accuracy", "val_accuracy")
+FIELD_SETTINGS = {"data", "data_name", "model", "method", "sparsity", "init_sparsity", "seed", "epochs", "rate"}
 """Settings that a `Run` holds in a field of its own."""
-By = Literal["test", "validation"]
-ACCURACIES: dict[By, str] = {"test": "test_accuracy", "validation": "val_accuracy"}
-"""What may be compared, and where it is in records and curves."""
-PRUNING = {"rate", "scope", "exclude", "prune_begin", "prune_end", "every"}
+PRUNING_SETTINGS = {"rate", "scope", "exclude", "prune_begin", "prune_end", "every"}
 """Settings that decide nothing in a dense run."""
-MACHINE = {"device"}
+MACHINE_SETTINGS = {"device"}
 """Settings that say where a run was made, not what it is."""
-DIGITS = 3
-"""Decimals of a measured sparsity that are compared: a target is met to the weight, so not to the last digit."""
+ACCURACY_KEYS: dict[Split, str] = {"test": "test_accuracy", "validation": "val_accuracy"}
+"""Key of each split's accuracy in records and curves."""
+SPARSITY_DECIMALS = 3
+"""Decimals of a measured sparsity that are compared: a target is met to the weight, not to the last digit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run as a report sees it. Accuracies are percent, sparsities and densities shares.
+    """A finished run. Accuracies are percent, sparsities and densities are shares.
 
     Args:
         name, method, model, data, seed: as recorded.
-        sparsity: the target, where it was recorded; else the measured one, rounded.
-        init_sparsity: share that was zero from the start.
-        test_accuracy, val_accuracy: of the last epoch; None where nothing was held out.
-        by: which of the two is compared.
-        epochs: trained for, None where unknown.
+        sparsity: the target where it was recorded, else the measured one, rounded.
+        init_sparsity: share of zeros at the start.
+        test_accuracy, val_accuracy: after the last epoch; the latter is None where nothing was held out.
+        by: the split whose accuracy is compared.
+        epochs: length of training, None where unknown.
         rate: of the method, None where it has none or it is unknown.
         settings: all other settings that decide the result; empty where none were recorded.
-        curve: lists of equal length by name, "epoch" and an accuracy or both among them; empty where unknown.
-        densities: in the end, by layer; empty where unknown.
+        curve: lists of equal length by name, with "epoch" and at least one accuracy; empty where unknown.
+        densities: share of kept weights after training, by layer; empty where unknown.
         record: the whole record.
-        source: the file and line it stood in.
+        source: its file and line.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Run:
     seed: int
     test_accuracy: float
     val_accuracy: float | None
-    by: By = "test"
+    by: Split = "test"
     epochs: int | None = None
     rate: float | None = None
     settings: Json = field(default_factory=dict)
@@ -66,46 +66,47 @@ class Run:
 
     @property
     def accuracy(self) -> float:
-        """What is compared, percent."""
+        """The accuracy that is compared, percent."""
         if self.by == "test":
             return self.test_accuracy
-        assert self.val_accuracy is not None  # `parse` saw to that
+        assert self.val_accuracy is not None, "`parse` refuses such records"
         return self.val_accuracy
 
     @property
-    def constant(self) -> bool:
-        """Whether the run was as sparse as in the end from its start on."""
-        return self.init_sparsity > 0 and math.isclose(self.init_sparsity, self.sparsity, abs_tol=0.6 * 10**-DIGITS)
+    def sparse_throughout(self) -> bool:
+        """Whether the run started at its final sparsity."""
+        tolerance = 0.6 * 10**-SPARSITY_DECIMALS
+        return self.init_sparsity > 0 and math.isclose(self.init_sparsity, self.sparsity, abs_tol=tolerance)
 
     @property
     def variant(self) -> str:
-        """All that tells this method's way of training from another one, as canonical JSON."""
+        """Rate and settings as canonical JSON: what tells this way of training from others of the method."""
         return json.dumps([self.rate, self.settings], sort_keys=True)
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What two records of the same run share."""
+        """Equal for two records of the same run."""
         where = (self.data, self.model, self.epochs, self.init_sparsity, self.sparsity)
         return (*where, self.method, self.variant, self.seed)
 
 
-def parse(record: object, source: str = "", by: By = "test") -> tuple[Run, list[str]]:
-    """Make a run of a record.
+def parse(record: object, source: str = "", by: Split = "test") -> tuple[Run, list[str]]:
+    """Make a run from a record.
 
     Args:
-        record: as it was read.
-        source: where.
-        by: which accuracy is compared.
+        record: as read from JSON.
+        source: its file and line.
+        by: the split whose accuracy is compared.
 
     Returns:
         The run, and notes on optional parts of the record that could not be used.
 
     Raises:
-        ValueError: it is no usable record; the message names the key.
+        ValueError: the record is not usable; the message names the key.
     """
     if not isinstance(record, dict):
         raise ValueError(f"a JSON {type(record).__name__} instead of an object")
-    missing = [key for key in NEEDED if key not in record]
+    missing = [key for key in REQUIRED_KEYS if key not in record]
     if missing:
         raise ValueError(f"no {', '.join(missing)} in it")
     if by == "validation" and record["val_accuracy"] is None:
@@ -120,25 +121,29 @@ def parse(record: object, source: str = "", by: By = "test") -> tuple[Run, list[
     if dense:
         target = 0.0
     elif settings.get("sparsity") is None:
-        target = round(measured, DIGITS)
+        target = round(measured, SPARSITY_DECIMALS)
     else:
         target = _number(settings, "sparsity", 0, 1)
         if abs(target - measured) > 0.005:
             notes.append(f"{source}: its sparsity is {measured:.4f}, its target was {target:g}; shown under the target")
+    ignored = FIELD_SETTINGS | MACHINE_SETTINGS | (PRUNING_SETTINGS if dense else set())
+    budgets = [_integer(place, "epochs") for place in (settings, record) if place.get("epochs") is not None]
+    rates = [_number(place, "rate", 0, 1) for place in (settings, record) if place.get("rate") is not None]
     return Run(
         name=_text(record, "run"),
         method=method,
         model=_text(record, "model"),
         data=_text(record, "data"),
         sparsity=target,
-        init_sparsity=0.0 if dense else round(_number(record, "init_sparsity", 0, 1), DIGITS),
-        seed=_whole(record, "seed"),
+        init_sparsity=0.0 if dense else round(_number(record, "init_sparsity", 0, 1), SPARSITY_DECIMALS),
+        seed=_integer(record, "seed"),
         test_accuracy=_number(record, "test_accuracy", 0, 100),
         val_accuracy=None if record["val_accuracy"] is None else _number(record, "val_accuracy", 0, 100),
         by=by,
-        epochs=_budget(record, settings),
-        rate=None if dense else _rate(record, settings),
-        settings=_deciding(settings, dense),
+        epochs=budgets[0] if budgets else None,
+        rate=rates[0] if rates and not dense else None,
+        # None says as little as an absent setting.
+        settings={name: value for name, value in settings.items() if name not in ignored and value is not None},
         curve=_curve(record.get("curve"), notes, source),
         densities={} if dense else _densities(record.get("densities"), notes, source),
         record=record,
@@ -163,25 +168,11 @@ def _number(record: Json, key: str, low: float, high: float) -> float:
     return float(value)
 
 
-def _whole(record: Json, key: str) -> int:
+def _integer(record: Json, key: str) -> int:
     value = record[key]
     if not _is_number(value) or value != int(value):
         raise ValueError(f"{key} is {value!r:.60}; it must be a whole number")
     return int(value)
-
-
-def _budget(record: Json, settings: Json) -> int | None:
-    return next((_whole(where, "epochs") for where in (settings, record) if where.get("epochs") is not None), None)
-
-
-def _rate(record: Json, settings: Json) -> float | None:
-    return next((_number(where, "rate", 0, 1) for where in (settings, record) if where.get("rate") is not None), None)
-
-
-def _deciding(settings: Json, dense: bool) -> Json:
-    """The settings that a run has no field for and that decide its result; None says as little as their absence."""
-    aside = OWN_KEYS | MACHINE | (PRUNING if dense else set())
-    return {name: value for name, value in settings.items() if name not in aside and value is not None}
 
 
 def _curve(curve: object, notes: list[str], source: str) -> dict[str, list[float]]:
@@ -190,9 +181,9 @@ def _curve(curve: object, notes: list[str], source: str) -> dict[str, list[float
     if isinstance(curve, dict):
         numbers = {name: values for name, values in curve.items() if _are_numbers(values)}
         length = len(numbers.get("epoch", ()))
-        alike = {name: values for name, values in numbers.items() if len(values) == length}
-        if not alike.keys().isdisjoint(ACCURACIES.values()):
-            return alike
+        usable = {name: values for name, values in numbers.items() if len(values) == length}
+        if not usable.keys().isdisjoint(ACCURACY_KEYS.values()):
+            return usable
     notes.append(
         f"{source}: curve not used, it must hold lists of numbers of one length, epoch and val_accuracy or "
         f"test_accuracy among them"
@@ -214,10 +205,10 @@ def _densities(densities: object, notes: list[str], source: str) -> dict[str, fl
 
 
 def shared_settings(runs: Sequence[Run]) -> Json:
-    """The recorded settings that all runs have, with the same value."""
+    """Return the recorded settings that all runs have with the same value."""
     recorded = [run.record.get("settings") or {} for run in runs]
-    return {name: value for name, value in recorded[0].items() if all(_has(other, name, value) for other in recorded)}
-
-
-def _has(settings: Json, name: str, value: object) -> bool:
-    return name in settings and settings[name] == value and type(settings[name]) is type(value)
+    return {
+        name: value
+        for name, value in recorded[0].items()
+        if all(name in other and (other[name], type(other[name])) == (value, type(value)) for other in recorded)
+    }

@@ -1,4 +1,4 @@
-"""The few statistics that a report rests on."""
+"""The few statistics that a report needs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,13 @@ from statistics import fmean, stdev
 from typing import TypeVar
 
 from scipy.special import stdtrit  # type: ignore[import-untyped]
+from scipy.stats import rankdata  # type: ignore[import-untyped]
 
-K = TypeVar("K")
+Key = TypeVar("Key")
 
 CONFIDENCE = 0.95
-ZERO = 1e-9
-"""Percent points below which a spread is rounding of floating-point numbers."""
+ROUNDING_ERROR = 1e-9
+"""Percent points below which a spread is only the rounding of floating-point numbers."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Difference:
     """The mean of paired differences, in percent points.
 
     Args:
-        pairs: how many there are; more than none.
+        pairs: number of pairs, at least one.
         mean: of the differences.
-        low, high: confidence interval of that mean; None where there is none, which is with one pair, and where all
-            differences are the same: that is luck, not certainty.
+        low, high: confidence interval of the mean. None with one pair, and where all differences are equal: that is
+            luck, not certainty.
     """
 
     pairs: int
@@ -44,18 +45,18 @@ class Difference:
     def verdict(self) -> str:
         """Whether the sign of the difference is more than noise: higher, lower, not distinguishable or unknown."""
         if self.low is None or self.high is None:
-            return "not distinguishable" if self.pairs > 1 and abs(self.mean) < ZERO else "unknown"
+            return "not distinguishable" if self.pairs > 1 and abs(self.mean) < ROUNDING_ERROR else "unknown"
         if self.low > 0:
             return "higher"
         return "lower" if self.high < 0 else "not distinguishable"
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Return mean and spread of at least one value."""
+    """Return the mean and spread of at least one value."""
     return Summary(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
-def paired(ours: Mapping[K, float], theirs: Mapping[K, float]) -> Difference | None:
+def paired(ours: Mapping[Key, float], theirs: Mapping[Key, float]) -> Difference | None:
     """Compare two methods on the seeds that both were run with.
 
     Args:
@@ -70,16 +71,14 @@ def paired(ours: Mapping[K, float], theirs: Mapping[K, float]) -> Difference | N
         return None
     mean, pairs = fmean(differences), len(differences)
     spread = stdev(differences) if pairs > 1 else 0.0
-    if spread < ZERO:
+    if spread < ROUNDING_ERROR:
         return Difference(pairs, mean, None, None)
     half = float(stdtrit(pairs - 1, (1 + CONFIDENCE) / 2)) * spread / math.sqrt(pairs)
     return Difference(pairs, mean, mean - half, mean + half)
 
 
 def ranks(scores: Mapping[str, float]) -> dict[str, float]:
-    """Rank by score, the highest first, from 1; those that tie share the average of the ranks they take."""
+    """Rank by score from 1, the highest first; ties share the average of their ranks."""
     # Means of the same values in another order may differ in their last bits.
-    rounded = {name: round(score, 9) for name, score in scores.items()}
-    higher = {name: sum(other > own for other in rounded.values()) for name, own in rounded.items()}
-    tied = {name: sum(other == own for other in rounded.values()) for name, own in rounded.items()}
-    return {name: higher[name] + (1 + tied[name]) / 2 for name in scores}
+    descending = [-round(score, 9) for score in scores.values()]
+    return dict(zip(scores, rankdata(descending).tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""What is compared with what: tables of runs, methods down and sparsities across, a run for each seed in a cell."""
+"""Tables of runs: methods down, sparsities across, in each cell a run for each seed."""
 
 import inspect
 import json
@@ -8,13 +8,15 @@ from typing import TypeVar
 
 from fggp import methods
 from fggp.lab.report.runs import Run
-from fggp.lab.training.record import label
+from fggp.lab.training.methods import label
 
-T = TypeVar("T")
-K = TypeVar("K", bound=Hashable)
-
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 Cell = Mapping[int, Run]
 """The runs of a method in a setting, by seed."""
+
+SPARSE_THROUGHOUT_MARK = " †"
+"""Ends the label of a row whose runs started at their final sparsity."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Row:
     """A method, trained in one way, over the sparsities of a table.
 
     Args:
-        label: what it is called; the same in every table.
+        label: its name in every table.
         method: its name in the records.
         cells: runs by sparsity and seed.
     """
@@ -33,7 +35,7 @@ class Row:
 
     @property
     def runs(self) -> list[Run]:
-        """All of them, by sparsity and seed."""
+        """All runs, by sparsity and seed."""
         return [cell[seed] for _, cell in sorted(self.cells.items()) for seed in sorted(cell)]
 
     @property
@@ -41,17 +43,22 @@ class Row:
         """The method's rate, None where it has none or it is unknown."""
         return self.runs[0].rate
 
+    @property
+    def has_default_rate(self) -> bool:
+        """Whether the rate is known and the method's default."""
+        return self.rate is not None and self.rate == default_rate(self.method)
+
 
 @dataclass(frozen=True)
 class Table:
-    """Runs that are fair to compare: of one network, on the same data, for as long, from the same start.
+    """Runs that are fair to compare: one network, the same data, length of training and start.
 
     Args:
         data, model: as recorded.
         epochs: of each run, None where unknown.
-        start: the sparsity that runs began with; None if each began with its final one.
+        start: sparsity at the start; None if each run started at its final sparsity.
         rows: methods that prune.
-        dense: what they are held against: not pruned.
+        dense: the unpruned references.
     """
 
     data: str
@@ -63,13 +70,13 @@ class Table:
 
     @property
     def subject(self) -> str:
-        """Network, data and length of training."""
+        """Data, network and length of training."""
         length = [] if self.epochs is None else [f"{self.epochs} epoch{'s' * (self.epochs != 1)}"]
         return " · ".join([self.data, self.model, *length])
 
     @property
-    def beginning(self) -> str:
-        """What training started from."""
+    def start_name(self) -> str:
+        """What training started from, in words."""
         if not self.rows:
             return "not pruned"
         if self.start is None:
@@ -78,34 +85,34 @@ class Table:
 
     @property
     def title(self) -> str:
-        """All that its runs have in common."""
-        return f"{self.subject} · {self.beginning}"
+        """Everything that the runs have in common."""
+        return f"{self.subject} · {self.start_name}"
 
     @property
     def sparsities(self) -> list[float]:
-        """The columns."""
+        """The columns, ascending."""
         return sorted({sparsity for row in self.rows for sparsity in row.cells})
 
     @property
-    def sweeps(self) -> list[list["Row"]]:
-        """The rows of each method that was run with three or more rates and is otherwise the same."""
-        alike = _grouped(self.rows, lambda row: (row.method, json.dumps(row.runs[0].settings, sort_keys=True)))
-        return [own for own in alike.values() if len({row.rate for row in own} - {None}) >= 3]
+    def sweeps(self) -> list[list[Row]]:
+        """The rows of each method that has three or more rates with equal settings."""
+        groups = _grouped(self.rows, lambda row: (row.method, json.dumps(row.runs[0].settings, sort_keys=True)))
+        return [rows for rows in groups.values() if len({row.rate for row in rows} - {None}) >= 3]
 
     def without_sweeps(self, baseline: str = "") -> "Table":
-        """The table with one row for each sweep of rates, that of the method's default rate, and the baseline's.
+        """Return the table with one row for each sweep, that of the default rate, and the baseline's.
 
-        A table of nothing but a sweep stays as it is.
+        A table that holds only a sweep stays as it is.
         """
-        swept = [row for own in self.sweeps for row in own if any(_is_usual(each) for each in own)]
-        left_out = {row.label for row in swept if not _is_usual(row) and row.label != baseline}
+        swept = [row for rows in self.sweeps for row in rows if any(other.has_default_rate for other in rows)]
+        left_out = {row.label for row in swept if not row.has_default_rate and row.label != baseline}
         rows = [row for row in self.rows if row.label not in left_out]
         return replace(self, rows=rows) if len({row.method for row in rows}) > 1 else self
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A column of a table: where methods meet."""
+    """A column of a table, where methods are compared."""
 
     table: Table
     sparsity: float
@@ -117,92 +124,88 @@ class Setting:
 
     @property
     def cells(self) -> dict[str, Cell]:
-        """Who takes part, by label."""
+        """The methods' runs by label."""
         return {row.label: row.cells[self.sparsity] for row in self.table.rows if self.sparsity in row.cells}
 
 
-CONSTANT = " †"
-"""Marks the label of a row whose runs were as sparse as in the end from their start on."""
-
-
 def tabulate(runs: Sequence[Run]) -> list[Table]:
-    """Gather runs into tables.
+    """Group runs into tables.
 
-    Runs that are sparse throughout start from neither of the starts that others share: they stand in all these tables.
+    Runs that are sparse throughout share no start with others: they appear in the table of every start.
     """
-    rates = _methods_that_show_their_rate(runs)
+    # A method shows its rate in labels if any of its runs has another than the default.
+    show_rate = {run.method for run in runs if run.rate is not None and run.rate != default_rate(run.method)}
     tables = []
-    for (data, model, epochs), own in _grouped(runs, lambda run: (run.data, run.model, run.epochs)).items():
-        dense = _rows([run for run in own if run.dense], rates)
-        always = _rows([run for run in own if run.constant], rates, CONSTANT)
-        starts = _grouped([run for run in own if not run.dense and not run.constant], lambda run: run.init_sparsity)
+    for (data, model, epochs), group in _grouped(runs, lambda run: (run.data, run.model, run.epochs)).items():
+        dense = _rows([run for run in group if run.dense], show_rate)
+        throughout = _rows([run for run in group if run.sparse_throughout], show_rate, SPARSE_THROUGHOUT_MARK)
+        others = [run for run in group if not run.dense and not run.sparse_throughout]
+        starts = _grouped(others, lambda run: run.init_sparsity)
         for start in sorted(starts):
-            rows = ordered([*_rows(starts[start], rates), *always])
+            rows = in_registry_order([*_rows(starts[start], show_rate), *throughout])
             tables.append(Table(data, model, epochs, start, rows, dense))
         if not starts:
-            tables.append(Table(data, model, epochs, None, always, dense))
+            tables.append(Table(data, model, epochs, None, throughout, dense))
     return sorted(tables, key=lambda table: (table.data, table.model, table.epochs or 0, table.start or 0))
 
 
 def settings_of(tables: Iterable[Table]) -> list[Setting]:
-    """Every column of every table."""
+    """Return every column of every table."""
     return [Setting(table, sparsity) for table in tables for sparsity in table.sparsities]
 
 
 def rows_of(tables: Iterable[Table]) -> list[Row]:
-    """A row for each label of all tables, in order; dense ones left out."""
-    return ordered({row.label: row for table in tables for row in table.rows}.values())
+    """Return a row for each label of all tables, in order, without the dense ones."""
+    return in_registry_order({row.label: row for table in tables for row in table.rows}.values())
 
 
 def percent(share: float) -> str:
-    """Return a share in percent, with as many digits as it takes."""
+    """Return a share in percent, with four significant digits at most."""
     return f"{100 * share:.4g} %"
 
 
-def differing(table: Table) -> dict[str, dict[str, list[str]]]:
-    """What runs of a table differ in beyond method, rate, start, sparsity and seed.
+def differing_settings(table: Table) -> dict[str, dict[str, list[str]]]:
+    """Find the settings beyond method, rate, start, sparsity and seed that are not equal for all runs.
 
     Returns:
-        The methods by value by setting, for the settings that all methods' records have.
+        The labels by value by setting, for the settings that all methods' records have.
     """
     rows = [row for row in (*table.dense, *table.rows) if row.runs[0].settings]
     pruned = [row for row in rows if not row.runs[0].dense]
     names = dict.fromkeys(name for row in rows for run in row.runs for name in run.settings)
     found: dict[str, dict[str, list[str]]] = {}
     for name in names:
-        values: dict[str, list[str]] = {}
+        labels: dict[str, list[str]] = {}
         for row in rows if all(name in row.runs[0].settings for row in rows) else pruned:
             value = row.runs[0].settings.get(name)
-            values.setdefault("none" if value is None else f"{value}", []).append(row.label)
-        if len(values) > 1:
-            found[name] = values
+            labels.setdefault("none" if value is None else f"{value}", []).append(row.label)
+        if len(labels) > 1:
+            found[name] = labels
     return found
 
 
-def _rows(runs: Sequence[Run], rates: set[str], mark: str = "") -> list[Row]:
+def _rows(runs: Sequence[Run], show_rate: set[str], mark: str = "") -> list[Row]:
     rows = []
     for method, own in _grouped(runs, lambda run: run.method).items():
-        variants = _grouped(own, lambda run: run.variant)
-        told_apart = _told_apart([group[0] for group in variants.values()])
-        for (variant, group), differences in zip(variants.items(), told_apart, strict=True):
-            rate = json.loads(variant)[0]
-            shown = [f"r = {rate:g}"] if method in rates and rate is not None else []
-            details = [*shown, *differences]
-            name = label(method) + (f" ({', '.join(details)})" if details else "") + mark
+        variants = list(_grouped(own, lambda run: run.variant).values())
+        for group, details in zip(variants, _distinguishing_settings([group[0] for group in variants]), strict=True):
+            rate = group[0].rate
+            shown = [f"r = {rate:g}"] if method in show_rate and rate is not None else []
+            notes = ", ".join([*shown, *details])
             cells = {
                 sparsity: {run.seed: run for run in cell}
                 for sparsity, cell in sorted(_grouped(group, lambda run: run.sparsity).items())
             }
-            rows.append(Row(name, method, cells))
-    return ordered(rows)
+            rows.append(Row(label(method) + (f" ({notes})" if notes else "") + mark, method, cells))
+    return in_registry_order(rows)
 
 
-def _told_apart(runs: Sequence[Run]) -> list[list[str]]:
-    """For each of a method's variants, what tells it from the others beyond the rate."""
+def _distinguishing_settings(runs: Sequence[Run]) -> list[list[str]]:
+    """Return for each of a method's variants the settings beyond the rate that tell it from the others."""
     names: list[str] = []
     keys: list[tuple[object, ...]] = [(run.rate,) for run in runs]
     for name in dict.fromkeys(name for run in runs for name in run.settings):
-        # Only a setting that tells apart what those before it do not: half as many epochs also end pruning earlier.
+        # Only settings that separate what those before do not: half as many epochs also end pruning earlier.
         finer = [(*key, repr(run.settings.get(name))) for key, run in zip(keys, runs, strict=True)]
         if len(set(finer)) > len(set(keys)):
             names.append(name)
@@ -215,39 +218,23 @@ def _told_apart(runs: Sequence[Run]) -> list[list[str]]:
     ]
 
 
-def _methods_that_show_their_rate(runs: Iterable[Run]) -> set[str]:
-    """Those that were run with a rate other than their default."""
-    return {run.method for run in runs if run.rate is not None and run.rate != default_rate(run.method)}
-
-
 def default_rate(method: str) -> float | None:
-    """The rate that a built-in method has if none is given, None where it has none."""
+    """Return the default rate of a built-in method, None where it has none."""
     if method not in methods.REGISTRY:
         return None
     rate = inspect.signature(methods.REGISTRY[method]).parameters.get("rate")
     return None if rate is None or rate.default is rate.empty else float(rate.default)
 
 
-def _is_usual(row: Row) -> bool:
-    return row.rate is not None and row.rate == default_rate(row.method)
-
-
-def ordered(rows: Iterable[Row]) -> list[Row]:
-    """Rows in the order of the methods' registry, then as they come; a method's own by rate."""
-    known = list(methods.REGISTRY)
+def in_registry_order(rows: Iterable[Row]) -> list[Row]:
+    """Sort rows as the methods' registry has them, unknown methods last as they appear; one method's rows by rate."""
     rows = list(rows)
-    first = {row.method: len(known) + number for number, row in reversed(list(enumerate(rows)))}
-    return sorted(
-        rows,
-        key=lambda row: (
-            known.index(row.method) if row.method in known else first[row.method],
-            row.rate if row.rate is not None else -1,
-        ),
-    )
+    order = list(dict.fromkeys([*methods.REGISTRY, *(row.method for row in rows)]))
+    return sorted(rows, key=lambda row: (order.index(row.method), -1 if row.rate is None else row.rate))
 
 
-def _grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    groups: dict[K, list[T]] = {}
+def _grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    groups: dict[Key, list[Item]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups

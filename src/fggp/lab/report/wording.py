@@ -1,30 +1,11 @@
-"""How findings are put into words and numbers: the same in the console, in Markdown and on the page."""
+"""Numbers and findings in words, as the console, the Markdown and the pictures show them."""
 
 from collections.abc import Sequence
 
 from fggp.lab.report.findings import Contest, dense_accuracy, overall
-from fggp.lab.report.runs import By, Run
+from fggp.lab.report.runs import Run
 from fggp.lab.report.statistics import Difference, Summary, summarise
 from fggp.lab.report.tables import Table, percent, settings_of
-
-IMAGES = {"test": "test images", "validation": "training images that were held out,"}
-
-
-def how_to_read(by: By) -> list[str]:
-    """Say what tables and pictures mean, a paragraph each."""
-    return [
-        f"Accuracy is on the {IMAGES[by]} after the last epoch, in percent: mean ± standard deviation (n − 1) over the "
-        "seeds; their number stands in brackets or below, and – where one seed has no deviation.",
-        "Bold is the highest mean of a column; dense is what they are held against. ≈ marks what cannot be told from "
-        "the highest: the 95 % confidence interval of the difference on the same seeds holds zero. # is the rank in a "
-        "column.",
-        "Ranks go by mean accuracy, 1 is best; those that tie share the average of their ranks.",
-        "Differences are paired, seed by seed: mean, 95 % confidence interval (Student's t), number of pairs. Each "
-        "interval is for one comparison alone: of twenty such, about one misses the truth by chance. Averaged over "
-        "settings, a seed gives one difference, the mean of those in the settings, for runs of one seed are not "
-        "independent.",
-        "Sparsity is the share of the prunable weights that is zero.",
-    ]
 
 
 def headline(tables: Sequence[Table], ranking: Contest | None) -> str:
@@ -33,10 +14,10 @@ def headline(tables: Sequence[Table], ranking: Contest | None) -> str:
         return _winner(ranking)
     settings = settings_of(tables)
     if not settings:
-        return _alone(tables[0].dense[0].label, tables[0], tables[0].dense[0].runs)
+        return _only_method(tables[0].dense[0].label, tables[0], tables[0].dense[0].runs)
     if len(settings) == 1:
         (name, cell), *_ = settings[0].cells.items()
-        return _alone(name, settings[0].table, [*cell.values()], settings[0].sparsity)
+        return _only_method(name, settings[0].table, [*cell.values()], settings[0].sparsity)
     return "No two methods were run in the same setting, so none can be ranked."
 
 
@@ -47,14 +28,14 @@ def _winner(ranking: Contest) -> str:
     where = f"at {percent(ranking.settings[0].sparsity)} sparsity" if count == 1 else f"over {count} settings"
     what = "methods" if len({row.method for row in ranking.rows}) == len(names) else "variants"
     if len(tied) > 1:
-        noise = _noise(ranking, tied[0], tied[1])
-        return f"{listed(tied)} share the first rank of {len(names)} {what} {where}; {noise}."
+        lead = _lead(ranking, tied[0], tied[1])
+        return f"{listed(tied)} share the first rank of {len(names)} {what} {where}; {lead}."
     rank = "" if count == 1 else f" (average rank {ranking.average[names[0]]:.2f})"
-    return f"{names[0]} ranks first of {len(names)} {what} {where}{rank}; {_noise(ranking, names[0], names[1], 'it')}."
+    return f"{names[0]} ranks first of {len(names)} {what} {where}{rank}; {_lead(ranking, names[0], names[1], 'it')}."
 
 
-def _noise(ranking: Contest, first: str, second: str, subject: str | None = None) -> str:
-    """Say how far apart the first two are, and whether that is more than noise."""
+def _lead(ranking: Contest, first: str, second: str, subject: str | None = None) -> str:
+    """Say how large the difference of the first two is, and whether it is more than noise."""
     difference = overall(ranking.settings, first, second)
     gap = ranking.accuracy[first] - ranking.accuracy[second] if difference is None else difference.mean
     average = " on average" if len(ranking.settings) > 1 else ""
@@ -68,14 +49,14 @@ def _noise(ranking: Contest, first: str, second: str, subject: str | None = None
     return f"{apart}, {'within' if within else 'beyond'} the noise of the seeds ({interval})"
 
 
-def _alone(name: str, table: Table, runs: Sequence[Run], sparsity: float | None = None) -> str:
+def _only_method(name: str, table: Table, runs: Sequence[Run], sparsity: float | None = None) -> str:
     accuracy = summarise([run.accuracy for run in runs])
     where = "" if sparsity is None else f" at {percent(sparsity)} sparsity"
-    seeds = f"{accuracy.count} seed{'s' * (accuracy.count > 1)}"
-    found = f"{name} reaches {mean_std(accuracy)} % on {table.data} with {table.model}{where} ({seeds})"
+    seeds = count_of(accuracy.count, "seed")
+    reached = f"{name} reaches {mean_std(accuracy)} % on {table.data} with {table.model}{where} ({seeds})"
     if sparsity is None or not table.dense:
-        return f"{found}; there is nothing to compare it with."
-    return f"{found}; dense reaches {mean_std(dense_accuracy(table))} %."
+        return f"{reached}; there is nothing to compare it with."
+    return f"{reached}; dense reaches {mean_std(dense_accuracy(table))} %."
 
 
 def mean_std(accuracy: Summary) -> str:
@@ -95,11 +76,11 @@ def interval_of(difference: Difference) -> str:
     return f"{signed(difference.low)} to {signed(difference.high)}"
 
 
-def rank_text(rank: float) -> str:
-    """Write a rank; ties are halves."""
-    return f"{rank:g}"
+def count_of(number: int, what: str) -> str:
+    """Write a number of things."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """Write names one after the other."""
+    """Write names as an enumeration."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

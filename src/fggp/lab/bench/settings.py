@@ -1,0 +1,69 @@
+"""The options of `fggp bench`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from fggp.lab.base.errors import UsageError
+from fggp.lab.base.options import default_shown_as, require
+from fggp.lab.bench.engines import Engine, engines
+
+ON_REQUEST = ("torch.compile",)
+"""Engines that are not measured by default: torch.compile needs a C++ compiler and a minute or more for a network."""
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """Measure a pruned network beside the dense one: its files, its speed and its memory, on every engine there is.
+
+    $ fggp bench fggp-runs/RUN                              a finished run of fggp train
+    $ fggp bench vgg19 --sparsity 0.9 0.98                  a network by name: random weights, pruned by magnitude
+    $ fggp bench resnet50 --batch 1 --threads 1
+
+    Engines are PyTorch, ONNX Runtime and OpenVINO where they are installed, fggp.compile, and on request torch.compile.
+    Each runs in a process of its own, all in float32, in turns; the result is the median of the turns. A run's dense
+    network is the run's own with random values in place of its zeros. Writes a picture, and a line with all figures to
+    bench.ndjson.
+    """
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_FOLDER|NAME")]
+    """The folder of a finished run of fggp train, or the name of a network as fggp train takes it."""
+    sparsity: Annotated[tuple[float, ...] | None, default_shown_as("0.9 0.95 0.98", "SHARE …")] = None
+    """For a network by name: shares of each layer's weights that are pruned."""
+    batch: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT …")] = (1, 32)
+    """Images at once."""
+    image_size: Annotated[tuple[int, ...] | None, default_shown_as("what the network is for", "PIXELS")] = None
+    """Height and width of the images, one number for both."""
+    threads: Annotated[int | None, default_shown_as("PyTorch's number of threads", "INT")] = None
+    """Threads of each engine."""
+    engines: Annotated[tuple[str, ...] | None, default_shown_as("all there are but torch.compile", "NAME …")] = None
+    """Which to measure: pytorch, torch.compile, onnxruntime, openvino, fggp."""
+    rounds: int = 9
+    """Turns of each engine, of a third of a second."""
+    out: Path = Path("fggp-bench")
+    """Where the picture and the record are written."""
+
+    def __post_init__(self) -> None:
+        for sparsity in self.sparsity or ():
+            require("sparsity", sparsity, 0 < sparsity < 1, "in (0, 1)")
+        require("sparsity", self.sparsity, self.sparsity != (), "at least one share")
+        require("batch", self.batch, len(self.batch) > 0 and min(self.batch) >= 1, "at least 1")
+        require("threads", self.threads, self.threads is None or self.threads >= 1, "at least 1")
+        require("rounds", self.rounds, self.rounds >= 1, "at least 1")
+
+    def chosen_engines(self) -> list[Engine]:
+        """Return the engines to measure.
+
+        Raises:
+            UsageError: one that was asked for is unknown or not installed.
+        """
+        known = engines()
+        if self.engines is None:
+            return [engine for name, engine in known.items() if not engine.missing and name not in ON_REQUEST]
+        for name in self.engines:
+            require("engines", name, name in known, f"of {', '.join(known)}")
+            if known[name].missing:
+                raise UsageError(f"engines has {name!r}, which cannot be used: {known[name].missing}")
+        return [known[name] for name in dict.fromkeys(self.engines)]
