@@ -73,10 +73,10 @@ IMAGE_MODELS = {
 
 
 class Net(nn.Module):
-    """What a list of steps says, each on one or two of the values so far, all [N, 4, 6, 6]; returns the last two.
+    """A network of a list of steps, each on one or two of the values before it, all [N, 4, 6, 6]. Returns the last two.
 
     Args:
-        steps: (kind, first value, second value), the values counted back from the last.
+        steps: tuples (kind, first value, second value); values are counted back from the last one.
     """
 
     def __init__(self, steps):
@@ -122,18 +122,18 @@ KINDS = ["conv", "conv+bias", "grouped", "bn", "bn, not affine", "dropout", "add
 
 def nets(kinds=KINDS):
     """Random networks of these kinds of steps."""
-    # What came last, most often: chains are what is fused.
+    # Mostly the last value, because chains are fused.
     back = st.sampled_from([0, 0, 0, 1, 2, 5])
     steps = st.lists(st.tuples(st.sampled_from(kinds), back, back), min_size=3, max_size=10)
     return st.builds(lambda plan, seed: randomised(Net(plan), seed), steps, st.integers(0, 99))
 
 
 class Builder:
-    """A graph, operation by operation, as `capture` and `simplify` would make it, without the time they take.
+    """Builds a graph operation by operation, as `capture` and `simplify` would, in less time.
 
     Args:
-        batch: images of the example.
-        seed: of all that is drawn.
+        batch: the number of images of the example.
+        seed: of the random weights and inputs.
     """
 
     def __init__(self, batch=2, seed=0):
@@ -144,23 +144,23 @@ class Builder:
         return torch.randn(shape, generator=self.generator)
 
     def sparse(self, *shape, density=0.3):
-        """A weight of which about so much is left."""
-        left = torch.rand(shape, generator=self.generator) < density
-        return self.randn(*shape) * left / max(1, (density * math.prod(shape[1:])) ** 0.5)
+        """A random weight with about this density."""
+        nonzero = torch.rand(shape, generator=self.generator) < density
+        return self.randn(*shape) * nonzero / max(1, (density * math.prod(shape[1:])) ** 0.5)
 
     def input(self, *shape):
-        """An input's value; shape: without the batch."""
+        """Add an input. shape: without the batch."""
         self.inputs.append(Value(f"x{len(self.inputs)}", (self.batch, *shape), torch.float32, ("N", *shape)))
         return self.inputs[-1]
 
     def add(self, kind, *inputs, **settings):
-        """An operation; returns the value it makes."""
+        """Add an operation, and return its output."""
         op = kind(inputs, None, **settings)
         shape = execute(op, {v: torch.zeros(v.shape) for v in inputs}).shape
         return self._add(op, shape)
 
     def call(self, target, *args):
-        """A call of an operator."""
+        """Add a call of an operator, and return its output."""
         op = Call.of(target, args, {}, None)
         return self._add(op, execute(op, {v: torch.zeros(v.shape) for v in op.inputs}).shape)
 
@@ -170,14 +170,14 @@ class Builder:
         return value
 
     def conv(self, *inputs, weight, stride=1, padding=0, dilation=1, groups=1, relu=False, bias=None):
-        """A convolution of inputs, that is of one input, or of one and a residual."""
+        """Add a convolution of (x,) or (x, residual), and return its output."""
         pair = [(x, x) if isinstance(x, int) else tuple(x) for x in (stride, padding, dilation)]
         return self.add(
             Conv2d, *inputs, weight=weight, bias=bias, **dict(zip(PAIRS, pair, strict=True)), groups=groups, relu=relu
         )
 
     def graph(self, *outputs):
-        """What has been built, with these outputs."""
+        """The graph of all that has been added, with these outputs."""
         return Graph(tuple(self.inputs), (), tuple(self.ops), outputs, tree_structure(list(outputs)))
 
 
@@ -185,22 +185,22 @@ PAIRS = ("stride", "padding", "dilation")
 
 
 def products(graph):
-    """What is left of the weights of all convolutions and linear layers."""
+    """The non-zero weights of all convolutions and linear layers."""
     return {op: SparseWeight.of(op) for op in graph.ops if isinstance(op, (Conv2d, Linear))}
 
 
 def exact(graph, inputs):
-    """What a graph's outputs are, computed in float64."""
+    """A graph's outputs, computed in float64."""
     wide = replace(graph, ops=tuple(op.with_constants(lambda t: t.double()) for op in graph.ops))
     return tree_leaves(run(wide, [x.double() for x in inputs]))
 
 
 class Tilings:
-    """In place of `tiles.tuner`: nothing is timed.
+    """Replaces `tiles.tuner` without timing anything.
 
     Args:
-        tiling: the tiling of a chain of convolutions.
-        chained: whether products are done together wherever they can.
+        tiling: returns the tiling for a chain of convolutions.
+        chained: whether products run together wherever they can.
     """
 
     def __init__(self, tiling, chained=False):

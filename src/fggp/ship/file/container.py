@@ -152,7 +152,7 @@ def _pieces(entries: Mapping[str, Any], size: int) -> dict[str, Piece]:
             case _:
                 raise damaged(f"its header has {name!r:.80}, which is no tensor")
         if begin != cursor or end < begin or begin % piece.dtype.itemsize:
-            raise damaged(f"{name!r:.80} lies at bytes {begin} to {end}, but must be aligned and begin at {cursor}")
+            raise damaged(f"{name!r:.80} is at bytes {begin} to {end}, but must be aligned and begin at {cursor}")
         pieces[name] = piece
         cursor = end
     if cursor != size:

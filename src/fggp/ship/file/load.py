@@ -145,7 +145,7 @@ def _check_same_model(stored: Mapping[str, StoredTensor], tensors: Mapping[str, 
 
 
 def _pieces_fit(stored: StoredTensor, elements: int) -> bool:
-    """Whether a tensor of so many elements can have these pieces, by their types and sizes alone."""
+    """Whether a tensor with this number of elements can have these pieces, by their types and sizes."""
     value_bytes = stored.values.end - stored.values.begin
     if stored.gaps is None:
         return value_bytes == elements * stored.dtype.itemsize

@@ -228,7 +228,7 @@ class _SymbolicShapes:
     """The symbolic shapes of a program, read as shapes for the example and for any batch size.
 
     Args:
-        program: what was exported.
+        program: the exported program.
         args: the example's positional arguments.
         kwargs: its keyword arguments.
         batch: the symbol of the batch size; None if that is fixed.

@@ -38,7 +38,7 @@ def run(graph: Graph, inputs: Sequence[Tensor]) -> Any:
         inputs: one tensor for each of the graph's inputs (`Graph.flatten`).
 
     Returns:
-        What the network returns, in its structure.
+        The network's return value, in its own structure.
     """
     values: dict[Value, Any] = dict(zip(graph.inputs, inputs, strict=True))
     remaining_uses = graph.uses()

@@ -73,7 +73,7 @@ def _is_function(target: Any) -> bool:
     )
 
 
-# What these return depends on how their argument lies in memory.
+# The results of these depend on the memory layout of their argument.
 _LAYOUT_DEPENDENT = frozenset(
     [aten.as_strided.default, aten.view.dtype, aten.view_as_complex.default, aten._unsafe_view.default]
 )

@@ -102,20 +102,20 @@ class Lowering:
         self.steps: list[Step] = []
         self.native = self._choose_native()
         self._margins, self._rows = self._choose_margins()
-        # Without a product that exceeds the offsets, other operations are native and margins differ, so check again.
+        # Excluding a product changes the native operations and the margins, so check the others again.
         while excluded := [op for op in self.native if isinstance(op, (Conv2d, Linear)) and self._exceeds_offsets(op)]:
             self.sparse = {op: weight for op, weight in self.sparse.items() if op not in excluded}
             self.native = self._choose_native()
             self._margins, self._rows = self._choose_margins()
         self._buffers: dict[Key, Buffer] = {}
-        self._torch_has: set[Value] = set(graph.inputs)
+        self._available_to_torch: set[Value] = set(graph.inputs)
         for op in graph.ops:
             kind = self.native.get(op)
             if kind is None:
                 for value in op.inputs:
                     self._store_for_torch(value)
                 self.steps.append(Torch(op))
-                self._torch_has.add(op.output)
+                self._available_to_torch.add(op.output)
             else:
                 self._lower(op, kind)
         for value in graph.outputs:
@@ -205,6 +205,7 @@ class Lowering:
         return buffer
 
     def _input_buffer(self, value: Value, kind: TensorKind) -> Buffer:
+        """A value's buffer in the kernels' layout, with a step that loads it if it has none yet."""
         if (value, kind) not in self._buffers:
             self._store_for_torch(value)
             buffer = self._buffers[value, kind] = Buffer(self._layout(value, kind))
@@ -213,9 +214,10 @@ class Lowering:
         return self._buffers[value, kind]
 
     def _store_for_torch(self, value: Value) -> None:
-        if value in self._torch_has:
+        """Add a step that stores a value as a tensor for PyTorch, if it is not one yet."""
+        if value in self._available_to_torch:
             return
-        self._torch_has.add(value)
+        self._available_to_torch.add(value)
         kind = next(kind for kind in TensorKind if (value, kind) in self._buffers)
         buffer = self._buffers[value, kind]
         strides = pixel_strides(shape_for_batch(value, self.batch), kind)

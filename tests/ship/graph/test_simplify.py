@@ -1,0 +1,263 @@
+"""Simplifying a graph: which operations are recognised, folded, fused and dropped, and which are kept."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import prune
+
+from captured import Lambda, assert_faithful, conv3x3, count_operations, images, only_operation, run_graph
+from fggp.ship.graph.capture import capture
+from fggp.ship.graph.operations import Add, Affine, Call, Conv2d, Flatten, Linear, ReLU
+from fggp.ship.graph.simplify import simplify
+from helpers import bits
+from models import randomised
+
+
+def test_a_convolution_whose_output_is_seen_elsewhere_stays_as_it_is():
+    model = Lambda(lambda m, x: (y := m.conv(x), m.bn(y).relu()), conv=conv3x3(), bn=nn.BatchNorm2d(4))
+    graph = assert_faithful(randomised(model), images(2))
+    assert count_operations(graph) == {"Conv2d": 1, "Affine": 1}
+    assert only_operation(graph, Affine).relu
+    assert only_operation(graph, Affine).scale.dtype == torch.float32
+    assert not only_operation(graph, Conv2d).relu
+
+
+def test_of_two_convolutions_the_last_takes_the_sum():
+    model = Lambda(lambda m, x: F.relu(m.b(x) + m.a(x)), a=conv3x3(), b=conv3x3())
+    graph = assert_faithful(model, images(2))
+    first, last = graph.ops
+    assert torch.equal(first.weight, model.b.weight)
+    assert last.residual is first.output
+    assert last.relu
+    assert not first.relu
+
+
+def test_a_sum_goes_into_the_convolution_before_it_even_if_its_other_part_comes_later():
+    graph = assert_faithful(
+        Lambda(lambda m, x: m.conv(x) + F.pad(x, (0, 0, 0, 0, 0, 1)).exp(), conv=conv3x3()), images(2)
+    )
+    assert isinstance(graph.ops[-1], Conv2d)
+    assert graph.ops[-1].residual is graph.ops[-2].output
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda m, x: (y := m.conv(x)) + y, {"Conv2d": 1, "Add": 1}),
+        (lambda m, x: m.conv(x).relu() + m.conv(x).relu(), {"Conv2d": 2, "Add": 1}),
+        (lambda m, x: m.conv(x) + x[:, :1], {"Conv2d": 1, "aten.slice.Tensor": 1, "aten.add.Tensor": 1}),
+        (lambda m, x: torch.add(m.conv(x), m.conv(x), alpha=2), {"Conv2d": 2, "aten.add.Tensor": 1}),
+        (lambda m, x: m.bn(m.conv(x).relu()), {"Conv2d": 1, "Affine": 1}),
+        (lambda m, x: F.relu6(m.conv(x)), {"Conv2d": 1, "aten.relu6.default": 1}),
+        (lambda m, x: m.conv(m.conv(x)[:, :3]), {"Conv2d": 2, "aten.slice.Tensor": 1}),
+    ],
+)
+def test_what_is_not_fused(function, expected):
+    model = randomised(Lambda(function, conv=conv3x3(), bn=nn.BatchNorm2d(4)))
+    assert count_operations(assert_faithful(model, images(2))) == expected
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: m.conv(x) + m.bias[:, None, None],
+        lambda m, x: m.bias.view(1, 4, 1, 1) * m.conv(x),
+        lambda m, x: (m.conv(x) - 1.5) / 3,
+        lambda m, x: m.bn(m.bn(m.conv(x)) * 2 + m.bias.view(4, 1, 1)),
+        lambda m, x: m.drop(m.conv(x)).clone().contiguous().detach(),
+        lambda m, x: m.conv(x).view(len(x), 4, 8, 8)[:],
+        lambda m, x: m.conv(x).float().to(torch.float32),
+    ],
+)
+def test_what_a_convolution_takes_in(function):
+    model = Lambda(
+        function, conv=conv3x3(), bn=nn.BatchNorm2d(4), bias=torch.tensor([1.0, -2, 3, 0.5]), drop=nn.Dropout()
+    )
+    assert count_operations(assert_faithful(randomised(model), images(2))) == {"Conv2d": 1}
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda m, x: m.bn(m.linear(x)).relu(), ["Linear"]),
+        (lambda m, x: m.linear(x) + x[:, :1], ["aten.slice.Tensor", "Linear", "aten.add.Tensor"]),
+        (lambda m, x: x @ m.linear.weight.t() + m.linear.bias, ["Linear"]),
+        (lambda m, x: torch.addmm(m.linear.bias, x, m.linear.weight.t()), ["Linear"]),
+        (lambda m, x: torch.mm(x, m.linear.weight.t()), ["Linear"]),
+        (lambda m, x: m.bn(m.linear(x)[:, :, None].expand(-1, -1, 4)), ["Linear", "unsqueeze", "expand", "Affine"]),
+        (lambda m, x: m.bn(m.linear(x[:, None].expand(-1, 4, -1))), ["unsqueeze", "expand", "Linear", "Affine"]),
+    ],
+)
+def test_linear_layers(function, expected):
+    model = randomised(Lambda(function, linear=nn.Linear(5, 4), bn=nn.BatchNorm1d(4)))
+    graph = assert_faithful(model, torch.randn(3, 5), torch.randn(2, 5))
+    names = [str(op.target) if isinstance(op, Call) else type(op).__name__ for op in graph.ops]
+    assert sorted(n.split(".")[1] if n.split(".")[1:2] and n.split(".")[1] in expected else n for n in names) == sorted(
+        expected
+    )
+
+
+def test_sums_of_values_have_a_relu_of_their_own():
+    graph = assert_faithful(Lambda(lambda m, x: (x + x.exp()).relu().flatten(1)), images(2))
+    assert only_operation(graph, Add).relu
+    assert isinstance(graph.ops[-1], Flatten)
+
+
+def test_pooling_and_flattening():
+    def function(m, x):
+        y = F.avg_pool2d(F.max_pool2d(x, 3, 2, 1), 2, 1, ceil_mode=True)
+        return (
+            y.mean((2, 3)),
+            x.mean([-1, -2], keepdim=True),
+            F.adaptive_avg_pool2d(x, (2, 3)).flatten(1),
+            x.view(len(x), -1),
+        )
+
+    graph = assert_faithful(Lambda(function), images(2), images(3))
+    assert count_operations(graph) == {"MaxPool2d": 1, "AvgPool2d": 1, "AdaptiveAvgPool2d": 3, "Flatten": 3}
+
+
+def test_concatenations():
+    graph = assert_faithful(Lambda(lambda m, x: torch.cat([x, x.relu(), x], -3)), images(2))
+    assert [type(op).__name__ for op in graph.ops] == ["ReLU", "Concat"]
+    assert graph.ops[-1].dim == 1
+    assert len(graph.ops[-1].inputs) == 3
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(3, 4, 3), (2, 3, 8)),
+        (nn.Conv3d(3, 4, 3), (2, 3, 4, 4, 4)),
+        (nn.ConvTranspose2d(3, 4, 3), (2, 3, 8, 8)),
+        (nn.Conv2d(3, 4, 2, padding="same"), (2, 3, 8, 8)),
+        (nn.Conv2d(3, 4, 3, dtype=torch.float64), (2, 3, 8, 8)),
+        (nn.Conv2d(3, 4, 3, dtype=torch.bfloat16), (2, 3, 8, 8)),
+        (nn.Linear(8, 4, dtype=torch.bfloat16), (2, 8)),
+        (nn.BatchNorm2d(3, track_running_stats=False), (2, 3, 8, 8)),
+    ],
+)
+def test_what_has_no_name_is_called(layer, shape):
+    dtype = next(layer.parameters()).dtype
+    graph = assert_faithful(layer, torch.randn(shape).to(dtype))
+    assert all(isinstance(op, Call) for op in graph.ops)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", 2, (1, 0)])
+def test_padding_of_every_form(padding):
+    graph = assert_faithful(nn.Conv2d(3, 4, (3, 5), padding=padding, dilation=(1, 2)), images(2, side=12))
+    assert (
+        only_operation(graph, Conv2d).padding == {"same": (1, 4), "valid": (0, 0), 2: (2, 2), (1, 0): (1, 0)}[padding]
+    )
+
+
+# Folding and fusing keep the arithmetic
+
+
+def test_pruned_weights_stay_plus_zero_and_no_other_weight_becomes_zero():
+    model = randomised(nn.Sequential(conv3x3(16), nn.BatchNorm2d(16)))
+    kept = torch.rand(model[0].weight.shape) < 0.3
+    model[0].weight.data *= kept
+    assert (model[1].weight < 0).any()
+    weight = only_operation(assert_faithful(model, images(2)), Conv2d).weight
+    assert torch.equal(bits(weight) != 0, kept)
+
+
+def test_folding_rounds_once():
+    model = randomised(nn.Sequential(conv3x3(16), nn.BatchNorm2d(16)))
+    folded = only_operation(simplify(capture(model, (images(2),), {})), Conv2d)
+    norm = model[1]
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    weight = model[0].weight.double() * scale.view(-1, 1, 1, 1)
+    bias = (model[0].bias.double() - norm.running_mean.double()) * scale + norm.bias.double()
+    assert torch.equal(folded.weight, weight.float())
+    assert (folded.bias - bias).abs().max() <= 1e-7 * bias.abs().max()
+
+
+@pytest.mark.parametrize("statistic", [-1.0, float("nan")])
+def test_a_norm_that_makes_nan_is_left_to_pytorch(statistic):
+    model = randomised(nn.Sequential(conv3x3(), nn.BatchNorm2d(4)))
+    model[1].running_var[2] = statistic
+    graph = simplify(capture(model, (images(2),), {}))
+    assert count_operations(graph) == {"Conv2d": 1, "aten.batch_norm.default": 1}
+    assert run_graph(graph, images(2)).isnan().any((0, 2, 3)).tolist() == [False, False, True, False]
+
+
+def test_a_norm_that_would_overflow_weights_is_not_folded():
+    model = randomised(nn.Sequential(conv3x3(), nn.BatchNorm2d(4)))
+    model[0].weight.data[1] = 1e30
+    model[1].weight.data[1] = 1e20
+    assert count_operations(simplify(capture(model, (images(2),), {}))) == {"Conv2d": 1, "Affine": 1}
+
+
+def test_a_module_called_twice_is_two_operations():
+    model = randomised(
+        Lambda(lambda m, x: m.bn(m.conv(m.conv(x).relu())), conv=nn.Conv2d(3, 3, 1), bn=nn.BatchNorm2d(3))
+    )
+    graph = assert_faithful(model, images(2))
+    assert [op.relu for op in graph.ops] == [True, False]
+    assert not torch.equal(graph.ops[0].weight, graph.ops[1].weight)
+
+
+def test_weights_that_are_computed_are_computed_once():
+    model = nn.Sequential(conv3x3(), nn.Flatten(), nn.Linear(256, 2))
+    nn.utils.parametrizations.weight_norm(model[0])
+    prune.random_unstructured(model[2], "weight", 0.5)
+    graph = assert_faithful(model, images(2))
+    assert count_operations(graph) == {"Conv2d": 1, "Flatten": 1, "Linear": 1}
+    assert not only_operation(graph, Linear).weight[model[2].weight_mask == 0].any()
+
+
+def test_what_is_random_is_not_computed_beforehand():
+    graph = simplify(capture(Lambda(lambda m, x: x + torch.rand(3, 8, 8)), (images(2),), {}))
+    assert not torch.equal(run_graph(graph, images(2)), run_graph(graph, images(2)))
+
+
+def test_contiguous_copies_stay_before_what_depends_on_the_layout():
+    graph = assert_faithful(Lambda(lambda m, x: x.transpose(1, 3).contiguous().as_strided((2, 3), (3, 1))), images(2))
+    assert count_operations(graph)["aten.contiguous.default"] == 1
+
+
+def test_the_batch_size_is_read_off_the_input_so_that_values_stay_fusable():
+    def function(m, x):
+        y = m.conv(x)
+        return m.bn(y).view(y.size(0), y.size(1), -1)
+
+    graph = assert_faithful(randomised(Lambda(function, conv=conv3x3(), bn=nn.BatchNorm2d(4))), images(2), images(3))
+    assert count_operations(graph) == {"aten.sym_size.int": 1, "Conv2d": 1, "aten.reshape.default": 1}
+
+
+def test_an_idle_dropout_changes_nothing():
+    graph = assert_faithful(nn.Sequential(nn.Dropout(inplace=True), nn.ReLU()), images(2))
+    assert [type(op) for op in graph.ops] == [ReLU]
+
+
+# Constants
+
+
+def test_a_graph_owns_its_constants():
+    def function(m, x):
+        return m.linear(m.bn(m.conv(x)).relu().flatten(1)), m.table.expand(3, 2), F.layer_norm(x, (8, 8), m.w, m.w)
+
+    layers = {"conv": conv3x3(), "bn": nn.BatchNorm2d(4), "linear": nn.Linear(256, 2)}
+    model = randomised(Lambda(function, **layers, table=torch.ones(2), w=torch.ones(8, 8)))
+    model.linear.weight.data = model.linear.weight.data.t().contiguous().t()
+    graph = simplify(capture(model, (images(2),), {}))
+    expected = run_graph(graph, images(2))
+    for returned in expected:
+        returned[0].add_(1)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.fill_(7)
+    again = run_graph(graph, images(2))
+    assert torch.equal(again[1], torch.ones(3, 2))
+    assert torch.equal(again[0][1:], expected[0][1:])
+    assert torch.equal(again[2][1:], expected[2][1:])
+    assert only_operation(graph, Linear).weight.is_contiguous()
+    assert not any(t.requires_grad for t in graph.constants())
+
+
+def test_weights_may_stay_shared_with_the_model():
+    model = nn.Sequential(nn.Linear(4, 4))
+    (weight, _bias) = simplify(capture(model, (torch.randn(2, 4),), {}), copy_constants=False).constants()
+    assert weight.data_ptr() == model[0].weight.data_ptr()
