@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
@@ -27,14 +28,14 @@ $ fggp --version
 """
 
 COMMANDS = {
-    "demo": "Prune networks for handwritten digits.",
-    "train": "Train a network and prune it while it trains.",
-    "grid": "Train every combination of settings.",
-    "report": "Compare finished runs.",
-    "export": "Write a trained network as a small file or ONNX.",
-    "bench": "Measure a pruned network beside the dense one.",
+    "demo": ("fggp.lab.demo", "DemoSettings", "Prune networks for handwritten digits."),
+    "train": ("fggp.lab.training.settings", "TrainSettings", "Train a network and prune it while it trains."),
+    "grid": ("fggp.lab.grid.settings", "GridSettings", "Train every combination of settings."),
+    "report": ("fggp.lab.report.settings", "ReportSettings", "Compare finished runs."),
+    "export": ("fggp.lab.export.export", "ExportSettings", "Write a trained network as a small file or ONNX."),
+    "bench": ("fggp.lab.bench.settings", "BenchSettings", "Measure a pruned network beside the dense one."),
 }
-"""A line on each command."""
+"""The module and the name of each command's settings, and a line about it."""
 
 AFTER_INTERRUPT = {"train": "; the same command with --resume continues", "grid": "; the same command continues"}
 
@@ -104,28 +105,20 @@ def _parse(arguments: list[str]) -> Any:
     """Return the settings of the command; exits for help and for arguments that cannot be read."""
     import tyro
 
-    from fggp.lab.bench.bench import BenchSettings
-    from fggp.lab.demo import DemoSettings
-    from fggp.lab.export.export import ExportSettings
-    from fggp.lab.grid.settings import GridSettings
-    from fggp.lab.report.settings import ReportSettings
-    from fggp.lab.training.settings import TrainSettings
+    def settings_of(command: str) -> Any:
+        module, kind, _ = COMMANDS[command]
+        return getattr(import_module(module), kind)
 
-    kinds: dict[str, Any] = {
-        "demo": DemoSettings,
-        "train": TrainSettings,
-        "grid": GridSettings,
-        "report": ReportSettings,
-        "export": ExportSettings,
-        "bench": BenchSettings,
-    }
     config = (tyro.conf.FlagCreatePairsOff,)
-    if arguments and arguments[0] in kinds:
+    if arguments and arguments[0] in COMMANDS:
         name, *rest = arguments
-        return tyro.cli(kinds[name], prog=f"fggp {name}", args=rest, config=config)
+        return tyro.cli(settings_of(name), prog=f"fggp {name}", args=rest, config=config)
     # A command's own help is its class's text; the list of commands shows a line on each.
     listed: Any = Union[  # noqa: UP007 (a union of a list has no other form)
-        tuple(Annotated[kind, tyro.conf.subcommand(name, description=COMMANDS[name])] for name, kind in kinds.items())
+        tuple(
+            Annotated[settings_of(name), tyro.conf.subcommand(name, description=line)]
+            for name, (_, _, line) in COMMANDS.items()
+        )
     ]
     return tyro.cli(listed, prog="fggp", description=DESCRIPTION, args=arguments, config=config)
 

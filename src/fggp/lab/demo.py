@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,7 +22,11 @@ from fggp.lab.base.options import require
 from fggp.lab.bench.worker import time_runs
 from fggp.lab.export.export import dense_bytes
 from fggp.lab.export.trained import Network, load_network
-from fggp.lab.training.methods import label
+from fggp.lab.grid.folder import GridFolder
+from fggp.lab.grid.grid import run_grid
+from fggp.lab.grid.plan import plan_runs
+from fggp.lab.report.report import report
+from fggp.lab.report.settings import ReportSettings
 
 EPOCHS = 20
 SPARSITIES = (0.95, 0.98)
@@ -44,14 +48,14 @@ or put one line into your own training loop:
 class DemoSettings:
     """Train a small network on scikit-learn's digits: dense, and pruned by GMP and FGGP to 95 and 98 %.
 
-    Prints a table (mean ± standard deviation over the seeds) and writes pictures, a record of each run and a small
+    Prints a table (mean ± standard deviation over the seeds) and writes a report, a record of each run and a small
     file. It downloads nothing, and takes about a minute on two cores.
     """
 
     seeds: int = 5
     """Runs of each setting."""
     out: Path = Path("fggp-demo")
-    """Folder of pictures, records and the small file."""
+    """Folder of the report, records and the small file."""
 
     def __post_init__(self) -> None:
         require("seeds", self.seeds, self.seeds >= 1, "at least 1")
@@ -59,37 +63,24 @@ class DemoSettings:
 
 def demo(options: DemoSettings, console: Console) -> list[Json]:
     """Run the demo, show it, and return its records."""
-    from fggp.lab.training.pictures import draw_comparison, draw_curves  # matplotlib takes a second to import
-
     options.out.mkdir(parents=True, exist_ok=True)
-    shipped = options.out / "fggp.safetensors"
+    runs_file, shipped = options.out / "runs.jsonl", options.out / "fggp.safetensors"
     with tempfile.TemporaryDirectory() as temporary:
         records = _train_all(options.seeds, Path(temporary), console)
         ship_table, remarks = _ship(*_networks_to_ship(records, Path(temporary)), shipped)
-    runs_file = options.out / "runs.jsonl"
     runs_file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    title = f"digits, {records[0]['model']}, {options.seeds} seeds"
-    pictures = [
-        draw_comparison(options.out / "accuracy.png", title, records),
-        draw_curves(options.out / "curves.png", title, records),
-    ]
-    console.print(_accuracy_table(title, records))
+    report(ReportSettings((runs_file,), out=options.out), console)
+    for file, content in ((runs_file, "records"), (shipped, "small file")):
+        console.print(f"{content:10}{file}\n", highlight=False, soft_wrap=True)
     console.print(ship_table, highlight=False)
     for remark in remarks:
         console.print(remark, highlight=False, soft_wrap=True)
-    files = (("pictures", pictures[0]), ("", pictures[1]), ("records", runs_file), ("small file", shipped))
-    for content, file in files:
-        console.print(f"{content:12}{file}", highlight=False, soft_wrap=True)
     console.print(NEXT, highlight=False, soft_wrap=True)
     return records
 
 
 def _train_all(seeds: int, folder: Path, console: Console) -> list[Json]:
     """Train all networks as a grid in a folder, and return their records in the order of the runs."""
-    from fggp.lab.grid.folder import GridFolder
-    from fggp.lab.grid.grid import run_grid
-    from fggp.lab.grid.plan import plan_runs
-
     common: dict[str, list[Any]] = {
         "seed": [*range(seeds)],
         "epochs": [EPOCHS],
@@ -116,24 +107,6 @@ def _networks_to_ship(records: Sequence[Json], folder: Path) -> tuple[Network, N
     )
     networks = (load_network(folder / "runs" / record["run"]) for record in (dense, sparse))
     return *networks, sparse["settings"]["sparsity"]
-
-
-def _accuracy_table(title: str, records: Sequence[Json]) -> Table:
-    from fggp.lab.training.pictures import grouped
-
-    table = Table("method", "sparsity", "parameters kept", "test accuracy, %", title=title, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for (method, _), group in grouped(records).items():
-        accuracy = [record["test_accuracy"] for record in group]
-        spread = f" ± {stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
-        table.add_row(
-            label(method),
-            f"{100 * group[0]['sparsity']:.2f} %",
-            f"{group[0]['parameters_left']:,} of {group[0]['parameters']:,}",
-            f"{fmean(accuracy):.2f}{spread}",
-        )
-    return table
 
 
 def _ship(dense: Network, sparse: Network, sparsity: float, shipped: Path) -> tuple[Table, list[str]]:

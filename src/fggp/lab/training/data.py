@@ -1,4 +1,4 @@
-"""Where images come from: named data sets and folders, as uint8 tensors with a held-out validation split."""
+"""Image data: named data sets and folders, as uint8 tensors with a held-out validation split."""
 
 import os
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torchvision import datasets
 from fggp.lab.base.errors import UsageError
 from fggp.lab.training.settings import ResolvedSettings
 
-# Fixed, and not the run's seed: every run of every method sees the same training and held-out images.
+# Fixed, not the run's seed: all runs see the same training and held-out images.
 HOLDOUT_SEED = 20_241_109
 DIGITS_TEST_SEED = 1_797
 DIGITS_TEST_SHARE = 0.2
@@ -44,7 +44,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What a training image may undergo: a shift of up to `shift` pixels (zeros enter), a horizontal flip."""
+    """Random changes of a training image: a shift by up to `shift` pixels (zeros fill the gap), a horizontal flip."""
 
     shift: int
     flip: bool
@@ -55,12 +55,12 @@ class ImageData:
     """A classification task in memory.
 
     Attributes:
-        name: what tables call it.
+        name: its name in tables.
         classes: class names, in label order.
-        train: what is trained on.
-        val: held out of the training images; None where nothing is held out.
-        test: what results are reported on; nothing is ever chosen by it.
-        augmentation: what suits these images.
+        train: images to train on.
+        val: images held out of the training images; None if there are none.
+        test: images for the reported results; no choice depends on them.
+        augmentation: of training images.
     """
 
     name: str
@@ -78,7 +78,7 @@ class ImageData:
     def moments(self) -> tuple[Tensor, Tensor]:
         """Return the mean and standard deviation [1, C, 1, 1] of the training images, per channel, in 0…255."""
         images = self.train.images
-        # Sums of whole numbers are exact, so the result depends on neither device nor number of threads.
+        # Sums of integers are exact: the result does not depend on device or number of threads.
         count = images.numel() // images.shape[1]
         total, squares = (
             torch.stack([(batch.long() ** power).sum(dim=(0, 2, 3)) for batch in torch.split(images, 4096)]).sum(0)
@@ -91,10 +91,10 @@ class ImageData:
 
 
 def load_data(settings: ResolvedSettings, console: Console) -> ImageData:
-    """Load the data a run asks for, and hold a share of its training images out.
+    """Load the data of a run, and hold out a share of its training images.
 
     Raises:
-        UsageError: an unknown name, data that cannot be downloaded, or a folder that is not as it should be.
+        UsageError: the name is unknown, the data cannot be downloaded, or the folder has the wrong structure.
     """
     kind, _, path = settings.data.partition(":")
     if kind == "folder" and path:
@@ -121,7 +121,7 @@ def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, T
 
     Args:
         labels: class of each row, [N].
-        share: of the rows that go to the second part, in (0, 1).
+        share: of the rows in the second part, in (0, 1).
         seed: of the draw within each class.
 
     Returns:
@@ -129,7 +129,7 @@ def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, T
     """
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
-    # Evenly spaced picks from rows grouped by class: this is what makes the shares equal, for any class sizes.
+    # Evenly spaced picks from rows grouped by class give equal shares for any class sizes.
     count = round(share * len(labels))
     picks = ((torch.arange(count, dtype=torch.float64) + 0.5) * len(labels) / max(count, 1)).long()
     second = torch.zeros(len(labels), dtype=torch.bool)
@@ -210,7 +210,7 @@ def _decode(paths: list[str], width: int, height: int, progress: Progress) -> Te
             images[row] = np.asarray(image if image.size == (width, height) else ImageOps.fit(image, (width, height)))
             progress.advance(task)
 
-    # Pillow lets go of the interpreter lock while it decodes.
+    # Pillow releases the interpreter lock while it decodes.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(decode, range(0, len(paths), DECODE_CHUNK)):
             pass

@@ -1,4 +1,4 @@
-"""Networks by name: the CIFAR forms this literature uses, and any torchvision or timm model, untrained."""
+"""Networks by name, untrained: the CIFAR forms of the literature, and any torchvision or timm model."""
 
 import difflib
 from collections import OrderedDict
@@ -25,7 +25,7 @@ def create(name: str, classes: int, in_channels: int = 3) -> nn.Module:
         in_channels: channels of the input images; torchvision's own models take 3 only.
 
     Raises:
-        UsageError: no such model (the message names close matches), or one that cannot take these channels.
+        UsageError: there is no such model (the message names close matches), or it cannot take these channels.
     """
     library, _, plain = name.rpartition(":")
     if library not in ("", "torchvision", "timm"):

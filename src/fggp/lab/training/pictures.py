@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from fggp.lab.base import Json
-from fggp.lab.training.methods import label
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
@@ -144,76 +143,3 @@ def _density(figure: Figure, title: str, updates: Sequence[Json]) -> None:
     bar.set_ticks(ticks, labels=[f"{100 * tick:g} %" for tick in ticks], minor=False)
     bar.ax.minorticks_off()
     bar.outline.set_visible(False)
-
-
-def grouped(records: Sequence[Json]) -> dict[tuple[str, float], list[Json]]:
-    """Gather records that differ in seed only, by (method, target sparsity), in order of first appearance."""
-    groups: dict[tuple[str, float], list[Json]] = {}
-    for record in records:
-        groups.setdefault((record["method"], record["settings"]["sparsity"]), []).append(record)
-    return groups
-
-
-def draw_comparison(file: Path, title: str, records: Sequence[Json]) -> Path:
-    """Draw test accuracy by method and sparsity: each run a dot, beside it the mean ± standard deviation.
-
-    Args:
-        file: the picture to write.
-        title: names the runs.
-        records: of finished runs; dense runs are drawn as a band across.
-
-    Returns:
-        ``file``.
-    """
-    groups = grouped(records)
-    sparsities = sorted({sparsity for method, sparsity in groups if method != "dense"})
-    methods = list(dict.fromkeys(method for method, _ in groups if method != "dense"))
-    with new_figure(file, 4.6, 3.2) as figure:
-        axes = figure.subplots()
-        for (method, sparsity), group in groups.items():
-            values = [record["test_accuracy"] for record in group]
-            mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-            if method == "dense":
-                axes.axhspan(mean - spread, mean + spread, color=GREY, alpha=0.25, linewidth=0)
-                axes.axhline(mean, color=GREY, label=f"dense {mean:.2f} %")
-                continue
-            column, number = sparsities.index(sparsity), methods.index(method)
-            x, colour = column + (number - (len(methods) - 1) / 2) * 0.3, COLOURS[number % len(COLOURS)]
-            own_label = label(method) if column == 0 else None
-            axes.plot([x - 0.06] * len(values), values, "o", color=colour, alpha=0.35, markersize=4, mew=0)
-            axes.errorbar(x + 0.04, mean, spread, fmt="o", color=colour, capsize=3, label=own_label)
-            above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "color": colour}
-            axes.annotate(f"{mean:.2f}", (x + 0.04, mean + spread), (0, 4), **above)
-        axes.set_xticks(range(len(sparsities)), [f"{100 * sparsity:g} % sparse" for sparsity in sparsities])
-        axes.set(title=title, ylabel="test accuracy, %", xlim=(-0.5, len(sparsities) - 0.5))
-        axes.grid(False, axis="x")
-        axes.legend(loc="lower left")
-    return file
-
-
-def draw_curves(file: Path, title: str, records: Sequence[Json]) -> Path:
-    """Draw validation accuracy over the epochs, mean over seeds, one panel per sparsity; dense in all of them.
-
-    Args and returns: as `draw_comparison`.
-    """
-    groups = grouped(records)
-    sparsities = sorted({sparsity for method, sparsity in groups if method != "dense"})
-    with new_figure(file, 3.4 * len(sparsities) + 0.4, 3.0) as figure:
-        panels = figure.subplots(1, len(sparsities), sharey=True, squeeze=False)[0]
-        for axes, sparsity in zip(panels, sparsities, strict=True):
-            colours = iter(COLOURS)
-            for (method, own_sparsity), group in groups.items():
-                if method != "dense" and own_sparsity != sparsity:
-                    continue
-                colour = GREY if method == "dense" else next(colours)
-                curves = np.array([record["curve"]["val_accuracy"] for record in group])
-                epochs = group[0]["curve"]["epoch"]
-                mean, spread = curves.mean(0), curves.std(0)
-                axes.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-                axes.plot(epochs, mean, color=colour, label=label(method))
-            axes.set(title=f"{100 * sparsity:g} % sparse", xlabel="epoch")
-        lowest = min(min(record["curve"]["val_accuracy"][2:], default=0) for record in records)
-        panels[0].set(ylabel="validation accuracy, %", ylim=(max(0, lowest - 5), 101))
-        panels[-1].legend(loc="lower right")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return file

@@ -1,4 +1,4 @@
-"""Gradients of a batch: kernel by kernel, or, on a GPU, replayed from a CUDA graph without Python in between."""
+"""The gradients of a batch, computed kernel by kernel or, on a GPU, replayed from a CUDA graph."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,24 +10,24 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP = 3
-"""Passes before a capture, in which libraries choose their algorithms and allocate; PyTorch's documentation has 3."""
+"""Passes before a capture, in which libraries choose algorithms and allocate; PyTorch's documentation uses 3."""
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Maps images and labels of a batch to their mean loss, [], and the number of hits, [], both on the device."""
 
 
 class Step(Protocol):
-    """Computes gradients; the optimizer's step, in which the pruner acts, is the caller's."""
+    """Computes gradients; the caller makes the optimizer's step, in which the pruner acts."""
 
     name: str
 
     def __call__(self, images: Tensor, labels: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-        """Leave the batch's gradients in the parameters, in place of those there were.
+        """Replace the parameters' gradients by those of the batch.
 
         Args:
             images, labels: the batch, or this rank's part of it.
-            weight: of the part's mean loss in the batch's, times the number of ranks: 1 where all have as many images.
-                Averaged over ranks, gradients of losses weighted so are those of the mean over the batch.
+            weight: the part's share of the batch, times the number of ranks: 1 if all parts are equal. The average over
+                ranks of gradients of losses with these weights is the gradient of the batch's mean loss.
 
         Returns:
             Mean loss (unweighted) and hits, [], on the device; valid until the next call.
@@ -36,11 +36,11 @@ class Step(Protocol):
 
 
 class EagerStep:
-    """Forward and backward as PyTorch does them.
+    """Forward and backward pass as PyTorch runs them.
 
     Args:
         model: holds the parameters.
-        loss: runs it.
+        loss: runs the model.
     """
 
     name = "eager"
@@ -61,10 +61,10 @@ class Captured:
     """A forward and backward pass that can be replayed.
 
     Args:
-        images, labels: where a batch is put.
-        loss, hits: where its results are found.
-        gradients: the parameters' gradients, where a replay leaves them; None for parameters it does not reach.
-        replay: does it all again.
+        images, labels: buffers for a batch.
+        loss, hits: buffers of its results.
+        gradients: buffers of the parameters' gradients; None for parameters that have none.
+        replay: runs both passes.
     """
 
     images: Tensor
@@ -76,18 +76,18 @@ class Captured:
 
 
 class CapturedStep:
-    """The same kernels as `EagerStep`'s, launched all at once: a CUDA graph for each size of batch.
+    """The kernels of `EagerStep`, launched all at once: a CUDA graph for each size of batch.
 
-    Launching them one by one takes Python longer than the GPU takes to run them. Batches are copied into the graph's
-    own images and labels, and the parameters are given the graph's own gradients. Capturing leaves no trace: buffers
-    (batch norm's running statistics), gradients and random number generators are afterwards as they were.
+    Python needs longer to launch kernels one by one than the GPU needs to run them. Batches are copied into the graph's
+    images and labels, and the parameters get the graph's gradients. A capture changes neither buffers (batch norm's
+    running statistics) nor gradients nor random number generators.
 
-    A model that cannot be captured, because something in it makes the host wait for the GPU, is stepped eagerly; it
-    warns, once.
+    If a model cannot be captured, because something in it makes the host wait for the GPU, its steps are eager, with
+    one warning.
 
     Args:
-        model: holds the parameters; it and the loss must do the same to every batch of a size.
-        loss: runs it.
+        model: holds the parameters; it and the loss must run the same operations on every batch of a size.
+        loss: runs the model.
     """
 
     name = "captured"
@@ -101,7 +101,7 @@ class CapturedStep:
     def __call__(self, images: Tensor, labels: Tensor, weight: float = 1.0) -> tuple[Tensor, Tensor]:
         """See `Step`."""
         if self.name == "eager" or weight != 1:  # graphs are of whole batches
-            self._latest = None  # the parameters get other gradients
+            self._latest = None  # the parameters no longer have a graph's gradients
             return self.eager(images, labels, weight)
         captured = self._by_size.get(images.shape)
         if captured is None:
@@ -139,10 +139,10 @@ def capture(model: nn.Module, step: EagerStep, images: Tensor, labels: Tensor) -
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
                 step(images, labels)
-            with no_waiting():  # found out here, not in the capture, which an error spoils beyond repair
+            with no_waiting():  # find it here: an error in the capture spoils it beyond repair
                 step(images, labels)
         torch.cuda.current_stream(images.device).wait_stream(side)
-        model.zero_grad()  # or the graph would add to the gradients instead of making its own
+        model.zero_grad()  # otherwise the graph would add to these gradients
         with torch.cuda.graph(graph):
             loss, hits = step(images, labels)
         gradients = [parameter.grad for parameter in model.parameters()]
@@ -151,7 +151,7 @@ def capture(model: nn.Module, step: EagerStep, images: Tensor, labels: Tensor) -
 
 @contextmanager
 def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put buffers, gradients and the random number generators of CPU and device back to what they are now."""
+    """Restore buffers, gradients and the random number generators of CPU and device on exit."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     on_cpu = torch.get_rng_state()
@@ -160,7 +160,7 @@ def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
         yield
     finally:
         if on_device is not None:
-            torch.cuda.synchronize(device)  # other streams may still be at work on the buffers
+            torch.cuda.synchronize(device)  # other streams may still use the buffers
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
@@ -173,7 +173,7 @@ def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
-    """Raise RuntimeError where the host would wait for the GPU."""
+    """Raise a RuntimeError when the host waits for the GPU."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch warns that it does not detect everything
