@@ -1,4 +1,4 @@
-"""Is there something better than FGGP? Variants of it, each meant to mend one weakness of its scores.
+"""Is there something better than FGGP? Variants of it, each for one weakness of its scores.
 
 FGGP spares weights by the size of one mini-batch's gradient. That is noise for most weights, and gradients of
 different layers differ in scale. To run one: fggp train --method experiments/variants.py:RunningGradient …
@@ -11,7 +11,7 @@ from fggp.methods import candidates
 from fggp.scores import Score, gradient, magnitude, random
 from fggp.selection.chains import TopK
 
-# Masks are updated every 13 steps in the studies' short runs: the averages are over about as many.
+# Masks are updated every 13 steps in the studies' short runs; a decay of 0.9 averages over about 10 steps.
 SIZE = Average("|g|", lambda g: g.abs(), decay=0.9)
 MEAN = Average("g", lambda g: g, decay=0.9)
 SQUARE = Average("g²", lambda g: g.square(), decay=0.99)
@@ -111,7 +111,7 @@ class GrowthFirst(FGGP):
 
 @dataclass(frozen=True)
 class FisherSecond(FGGP):
-    """FGGP whose second step goes by what the loss would lose, not by the magnitude."""
+    """FGGP whose second step ranks by the estimated change of the loss, not by the magnitude."""
 
     name = "fisher-second"
 

@@ -1,4 +1,4 @@
-"""What may happen to a file: cut, a bit flipped, emptied, overwritten, replaced by a trap, gone."""
+"""Damage to a file: cut, a bit flipped, emptied, overwritten, replaced by a trap, removed."""
 
 import hashlib
 import pickle

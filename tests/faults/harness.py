@@ -1,11 +1,11 @@
-"""Kill training runs, damage their files, fill their disk; see that nothing is lost but time: `make faults`.
+"""Kill training runs, damage their files, fill their disk, and check that only time is lost: `make faults`.
 
 $ python tests/faults/harness.py                          50 kills, all kinds of damage, full disks
 $ python tests/faults/harness.py --seed 3 --only kill-17  one fault again, as it was
 
-A run that was killed is resumed, now and then killed again, and in the end compared with an unbroken one: weights bit
-for bit, metrics and record but for times. A run with a damaged file must end likewise, or with one line that names the
-file. Everything follows from the seed, but for when the timer strikes.
+A killed run is resumed, sometimes killed again, and in the end compared with an unbroken run: weights bit for bit,
+metrics and record without times. A run with a damaged file must end in the same way, or with one line that names the
+file. The seed determines everything except when the timer strikes.
 """
 
 import argparse
@@ -64,7 +64,7 @@ BEGIN, END = "<!-- faults: made by tests/faults/harness.py -->\n", "<!-- end of 
 
 @dataclass
 class Fault:
-    """One thing that happens to a run, and what comes of it.
+    """A fault in a run, and its outcome.
 
     Attributes:
         name: to repeat it by; a run that is killed again, "kill-7, again", is part of the first one.
@@ -242,7 +242,7 @@ class Harness:
     def _full(self, fault: Fault, chance: random.Random) -> list[Fault]:
         unbroken = self.reference(fault.mode)
         place = FULL[fault.kind]
-        # The last time it is come to is what comes before the model.
+        # Its last occurrence is the one before the model is written.
         nth = EPOCHS if place == "after checkpoint.pt" else chance.randint(1, unbroken.counts[0][place])
         with self.run_folder(disk=True) as out:
             small = os.path.ismount(out.parent)
@@ -430,8 +430,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50, help="how many runs are killed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these faults, such as kill-17")
-    parser.add_argument("--page", type=Path, help="where the table goes")
-    parser.add_argument("--records", type=Path, help="where a line a fault goes")
+    parser.add_argument("--page", type=Path, help="Markdown page that gets the table")
+    parser.add_argument("--records", type=Path, help="file that gets a line for each fault")
     settings = parser.parse_args()
     torch.set_num_threads(1)
     faults = [*kills(settings.kills), *damages(), *full()]

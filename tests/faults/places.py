@@ -1,6 +1,6 @@
 """Places in a run where something can be made to happen: in the step, in the update, around every byte and rename.
 
-They are found by putting a call around the functions that a run goes through; the run itself knows nothing of it.
+They are found by wrapping the functions that a run calls; the run's code does not change.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """Training runs in processes of their own, alone or as two ranks, that end as `kill -9` ends them, or on a full disk.
 
 All are forked from one process, ranks too: importing PyTorch is what takes the time. The ranks are those of torchrun's
-own agent, which is all that `torchrun` is, but for starting Python anew for each.
+own agent, but forked: `torchrun` starts Python anew for each rank.
 """
 
 import json
@@ -118,7 +118,7 @@ def run(mode: str, arguments: Sequence[str], folder: Path, moment: Moment | None
     for file in folder.iterdir():
         file.unlink()
     board, command = _Board(), ["train", *arguments, *MODES[mode]]
-    # The end of a pipe that no process holds any more tells that all are gone, which a zombie cannot hide.
+    # A pipe that no process holds any more shows that all processes have ended, zombies included.
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -143,7 +143,7 @@ def _wait_for_end(reader: int) -> bool:
 
 
 def _become(what: Callable[..., int], log: Path, arguments: tuple[Any, ...]) -> None:
-    """In a child that was just forked: do this in a group of its own, and go on with nothing of the parent's."""
+    """In a child that was just forked: call a function in a new process group, without the parent's files."""
     code = 1
     try:
         os.setsid()

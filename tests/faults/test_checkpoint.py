@@ -31,7 +31,7 @@ def epochs(read_back: Checkpoint | None) -> int:
 
 @pytest.fixture
 def checkpoints(tmp_path) -> Checkpoints:
-    """Those of three epochs, of which the last two are there."""
+    """The checkpoints of three epochs; the last two exist."""
     own = Checkpoints(tmp_path)
     for number in (1, 2, 3):
         own.save(made(number))
@@ -197,7 +197,7 @@ def test_a_disk_that_takes_no_more(checkpoints):
 
 
 class Full(io.BytesIO):
-    """Takes so many bytes."""
+    """Accepts a limited number of bytes."""
 
     def __init__(self, room: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""A grid that is killed as `kill -9` would, again and again: `python killed_grid.py FOLDER KILLS SEED`.
+"""A grid that is killed with SIGKILL again and again: `python killed_grid.py FOLDER KILLS SEED`.
 
-Leaves FOLDER/unbroken, done in one go, and FOLDER/killed, done with so many kills at moments drawn with the seed:
+Writes FOLDER/unbroken, without a kill, and FOLDER/killed, with KILLS kills at moments drawn with the seed:
 a step of a worker's training, a rename or a flush in a worker or in the command itself. All are forked from one
 process, workers too: importing PyTorch is what takes the time.
 """

@@ -149,15 +149,15 @@ def test_a_finished_run_gets_its_line_once(folder):
 
 
 @pytest.mark.parametrize("cut", [1, 10, -2, -1])
-def test_a_torn_last_line_is_mended(folder, cut):
+def test_a_torn_last_line_is_repaired(folder, cut):
     for seed in (0, 1):
         finish(folder, f"fggp-0.95-seed{seed}")
         folder.finished(f"fggp-0.95-seed{seed}")
     whole = folder.records_file.read_bytes()
     first = whole.index(b"\n") + 1
     folder.records_file.write_bytes(whole[:first] + whole[first:][:cut])
-    mended = again(folder)
-    assert all(mended.finished(f"fggp-0.95-seed{seed}") for seed in (0, 1))
+    repaired = again(folder)
+    assert all(repaired.finished(f"fggp-0.95-seed{seed}") for seed in (0, 1))
     assert folder.records_file.read_bytes() == whole
 
 
@@ -167,8 +167,8 @@ def test_a_damaged_line_is_reported_and_its_record_written_again(folder, capsys)
         folder.finished(f"fggp-0.95-seed{seed}")
     first, second = lines(folder)
     folder.records_file.write_text(f"{first[:9]}\n{second}\n")
-    mended = GridFolder(folder.path)
-    mended.read_records(Console(soft_wrap=True))
+    repaired = GridFolder(folder.path)
+    repaired.read_records(Console(soft_wrap=True))
     assert "records.jsonl, line 1 is damaged and left out" in capsys.readouterr().out
-    assert mended.finished("fggp-0.95-seed0")
+    assert repaired.finished("fggp-0.95-seed0")
     assert lines(folder) == [first[:9], second, first]

@@ -35,14 +35,14 @@ KILLED_STEP = 17
 
 
 def launch(size: int, log: Path, work: Callable[[], int], attempts: int = 1) -> list[int]:
-    """Do something on so many ranks, their output in one file; return their exit codes, negative for signals.
+    """Call a function on several ranks, with their output in one file; return exit codes, negative for signals.
 
-    Where one fails, all are started again, so many attempts in all.
+    If one fails, all are started again, up to the number of attempts.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # As torchrun has it: a rank that dies must not take along what the others leave word in.
+    # As with torchrun, the store is in a process of its own: it outlives a rank that dies.
     agent = _forked({}, log, lambda: _keep_store(port))
     codes = [1]
     for attempt in range(attempts):
@@ -147,7 +147,7 @@ def die() -> None:
 
 
 class Plain(nn.Module):
-    """A network without statistics over a batch, of which a part is never reached."""
+    """A network without batch statistics; one part of it is never used."""
 
     def __init__(self, classes: int, channels: int):
         super().__init__()
@@ -160,7 +160,7 @@ class Plain(nn.Module):
 
 
 def trained(world: World, fsdp: bool = False) -> dict:
-    """Train the model "plain" for two epochs on 15 images in batches of 5, of which two ranks get 3 and 2; test it."""
+    """Train the model "plain" for two epochs on 15 images in batches of 5 (3 and 2 on two ranks), and test it."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (22, 3, 8, 8), generator=generator, dtype=torch.uint8)
     images = Split(pixels, torch.randint(4, (22,), generator=generator))
