@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fggp.lab.report.findings import accuracies, differences, overall
 from fggp.lab.report.records import load
-from fggp.lab.report.runs import By
+from fggp.lab.report.runs import Split
 from fggp.lab.report.statistics import Difference, summarise
 from fggp.lab.report.tables import Row, Setting, Table, percent, tabulate
 from fggp.lab.report.wording import interval_of, mean_std, signed
@@ -26,34 +26,34 @@ FGGP = "FGGP (r = 0.5)"
 STUDY_ROWS = {
     FGGP: "**FGGP** (r = 0.5)",
     "magnitude-first": "magnitude first, r = 0.5",
-    "magnitude-first-annealed": "magnitude first, r annealed to 0",
-    "gradient-first-annealed": "gradient first, r annealed to 0",
-    "gradient-only": "gradients alone",
-    "GMP": "magnitudes alone: GMP",
+    "magnitude-first-annealed": "magnitude first, r annealed to 0.005",
+    "gradient-first-annealed": "gradient first, r annealed to 0.005",
+    "gradient-only": "gradient only",
+    "GMP": "GMP: magnitude only",
     "GraNet": "GraNet",
     "RigL †": "RigL †",
 }
 VARIANT_ROWS = {
-    "mean-gradient": "`MeanGradient`: size of g averaged over some 10 steps",
-    "running-gradient": "`RunningGradient`: \\|g\\| averaged over some 10 steps",
+    "mean-gradient": "`MeanGradient`: \\|mean of g\\| over about 10 steps",
+    "running-gradient": "`RunningGradient`: mean of \\|g\\| over about 10 steps",
     "adam-step": "`AdamStep`: mean g over its root mean square, as Adam's step",
     "layer-scaled": "`LayerScaled`: \\|g\\| over its root mean square in the layer",
     "growth-first": "`GrowthFirst`: step 1 spares weights that grow",
     "annealed-up": "`AnnealedUp`: r rises from 0.25 to 0.75",
-    "fggp-regrown": "`FGGPRegrown`: FGGP's chain, then GraNet's exchange",
+    "fggp-regrown": "`FGGPRegrown`: FGGP's chain, then GraNet's drop and regrow",
     "fisher-second": "`FisherSecond`: step 2 by θ²·E[g²]",
     "fisher-only": "`FisherOnly`: θ²·E[g²] alone",
-    "random-first": "`RandomFirst`, the control: step 1 spares at random",
+    "random-first": "`RandomFirst`, the random-first control: step 1 spares at random",
     "GMP": "GMP",
 }
 HIGH_SPARSITIES = (0.95, 0.98)
 CONTROL = "random-first"
 SUMMARY_ROWS = {
     FGGP: "**FGGP**",
-    "magnitude-first": "FGGP with its two steps exchanged",
-    CONTROL: "control: spares a random half",
-    "GraNet": "GraNet",
-    "GMP": "GMP: magnitude pruning",
+    "magnitude-first": "magnitude first: FGGP's two steps swapped",
+    CONTROL: "random-first control: spares a random half",
+    "GraNet": "GraNet: GMP that also drops and regrows weights",
+    "GMP": "GMP: gradual magnitude pruning",
 }
 CHOICE_SEEDS, FRESH_SEEDS = (0, 1), (2, 3, 4)
 """Seeds whose held-out accuracy chooses a variant, and seeds that have no part in the choice."""
@@ -67,7 +67,7 @@ STUDIES_WITH_CONTROL = {
 """The studies that are compared with the control, and a note for their rows."""
 
 
-def tables_of(*studies: str, by: By = "test") -> list[Table]:
+def tables_of(*studies: str, by: Split = "test") -> list[Table]:
     """Return the tables of studies in results/, as `fggp report` makes them."""
     return tabulate(load([ROOT / "results" / study / "records.jsonl" for study in studies], by).runs)
 
@@ -132,8 +132,8 @@ def summary() -> str:
         lines.append(
             [name, *cells, "" if label == FGGP else difference_text(average_difference(table, HIGH_SPARSITIES, label))]
         )
-    head = ["sparsity", *map(percent, columns), "minus FGGP [95 % interval]"]
-    return markdown(head, [["dense", mean_of(dense, 0.0), "", "", ""], *lines])
+    head = ["sparsity", *map(percent, columns), "difference to FGGP [confidence interval]"]
+    return markdown(head, [["dense: no pruning, 0 %", mean_of(dense, 0.0), "", "", ""], *lines])
 
 
 def study() -> str:
@@ -158,7 +158,9 @@ def study() -> str:
         for label, name in STUDY_ROWS.items()
     ]
     dense = ["dense", mean_of(table.dense[0], 0.0), "", "", ""]
-    return markdown(["", *map(percent, columns), "minus FGGP, average of the three"], [dense, *lines])
+    return markdown(
+        ["", *map(percent, columns), "difference to FGGP, average of the three, seeds 0 to 2"], [dense, *lines]
+    )
 
 
 def study_differences() -> str:
@@ -174,7 +176,7 @@ def study_differences() -> str:
         for label, name in STUDY_ROWS.items()
         if label != FGGP
     ]
-    head = ["minus FGGP, [95 % interval]", *map(percent, table.sparsities), "95 and 98 %, average"]
+    head = ["difference to FGGP [95 % confidence interval]", *map(percent, table.sparsities), "95 and 98 %, average"]
     return markdown(head, rows)
 
 
@@ -212,11 +214,11 @@ def variants() -> str:
             [name, *chosen, difference_text(fresh, len(FRESH_SEEDS)), difference_text(every, seeds), str(seeds)]
         )
     head = [
-        "minus FGGP",
+        "difference to FGGP",
         "held out, seeds 0, 1",
         "test, seeds 0, 1",
-        "test, seeds 2 to 4 [95 %]",
-        "test, all [95 %]",
+        "test, seeds 2 to 4 [95 % interval]",
+        "test, all seeds [95 % interval]",
         "seeds",
     ]
     return markdown(head, rows)
@@ -225,7 +227,7 @@ def variants() -> str:
 def vgg19() -> str:
     """VGG-19's accuracy, one run in each cell."""
     (table,) = tables_of("cpu-vgg19")
-    names = {"FGGP": "FGGP", "random-first": "`RandomFirst`, the control", "GMP": "GMP", "GraNet": "GraNet"}
+    names = {"FGGP": "FGGP", "random-first": "random-first control", "GMP": "GMP", "GraNet": "GraNet"}
     own = {"dense": table.dense[0], **{name: row_of(table, label) for label, name in names.items()}}
     runs = {name: {run.seed: run.accuracy for run in row.runs} for name, row in own.items()}
     seeds = sorted({seed for found in runs.values() for seed in found})
@@ -236,7 +238,7 @@ def vgg19() -> str:
 
 
 def control() -> str:
-    """FGGP, the control that spares weights at random, and GMP, in every setting they share."""
+    """FGGP, the control that spares weights at random, and GMP, in every setting that they share."""
     rows = [
         _control_row(table, sparsity, note)
         for studies, note in STUDIES_WITH_CONTROL.items()
@@ -245,7 +247,7 @@ def control() -> str:
         for sparsity in row_of(table, "GMP").cells
         if not has_row(table, CONTROL) or sparsity in row_of(table, CONTROL).cells
     ]
-    head = ["", "sparsity", "seeds", "FGGP", "`RandomFirst`", "GMP", "`RandomFirst` − FGGP", "GMP − FGGP"]
+    head = ["", "sparsity", "seeds", "FGGP", "random-first control", "GMP", "control − FGGP", "GMP − FGGP"]
     return markdown(head, rows)
 
 
