@@ -130,9 +130,9 @@ typedef struct {
 } fggp_counts;
 
 /* Count the scores of the weights marked `among` around a ≤ b, and gather those strictly between into `inside`, in any
- * order. `inside` has room for `room` scores; further ones are counted but not gathered. NaN is not counted. */
+ * order. `inside` has room for `capacity` scores; further ones are counted but not gathered. NaN is not counted. */
 int32_t fggp_survey(const fggp_layer *layers, int32_t count, fggp_score score, int32_t among, float a, float b,
-                    float *inside, int64_t room, int32_t threads, fggp_counts *counts);
+                    float *inside, int64_t capacity, int32_t threads, fggp_counts *counts);
 /* Draw a sample: of each layer, look at ⌈share · count⌉ weights, spread evenly, and gather the scores of those marked
  * `among` into `values`, in any order, without NaN. `values` must have room for all weights that are looked at. */
 int32_t fggp_draw(const fggp_layer *layers, int32_t count, fggp_score score, int32_t among, double share, float *values,

@@ -1,7 +1,7 @@
-"""The method, naively: Python lists, `sorted` and exact floats. Everything fast is checked against this.
+"""A naive implementation of the methods, which the library is tested against: lists, `sorted` and exact floats.
 
-Written from the mathematics alone; shares no code with the library. A weight is (layer, position, θ, g): layer is
-the tensor's place among the prunable ones, position its flat index. Slow on purpose.
+It is written from the mathematics alone and shares no code with the library. A weight is (layer, position, θ, g): layer
+is the index of its tensor among the prunable ones, position its flat index in the tensor. It is slow on purpose.
 """
 
 import math
@@ -22,7 +22,7 @@ class Weight(NamedTuple):
 
 
 def sparsity(t, final, begin, end, initial=0.0, curve=lambda p: (1 - p) ** 3):
-    """s_t."""
+    """s_t, the sparsity after step t."""
     if t <= begin:
         return initial
     if t >= end:
@@ -31,12 +31,12 @@ def sparsity(t, final, begin, end, initial=0.0, curve=lambda p: (1 - p) ** 3):
 
 
 def active_count(s, total):
-    """N_t."""
+    """N_t, the number of active weights at sparsity s."""
     return round((1 - s) * total)
 
 
 def update_steps(begin, end, every):
-    """The steps at which the masks change."""
+    """The steps at which the masks are updated."""
     steps, t = [], begin + every
     while t < end:
         steps.append(t)
@@ -45,21 +45,21 @@ def update_steps(begin, end, every):
 
 
 def share_out(total, shares, caps):
-    """Split a whole number in proportion to shares, nobody above its cap: largest remainder, ties to the first."""
-    parts, open_ = [0] * len(shares), [i for i in range(len(shares)) if caps[i]]
-    while open_:
-        left = total - sum(parts)
-        exact = {i: Fraction(left * shares[i], sum(shares[j] for j in open_)) for i in open_}
-        over = [i for i in open_ if exact[i] >= caps[i]]
+    """Split an integer in proportion to shares, no part above its cap: largest remainder, ties to the first."""
+    parts, below_cap = [0] * len(shares), [i for i in range(len(shares)) if caps[i]]
+    while below_cap:
+        remaining = total - sum(parts)
+        exact = {i: Fraction(remaining * shares[i], sum(shares[j] for j in below_cap)) for i in below_cap}
+        over = [i for i in below_cap if exact[i] >= caps[i]]
         if not over:
-            for i in open_:
+            for i in below_cap:
                 parts[i] = math.floor(exact[i])
-            for i in sorted(open_, key=lambda i: (math.floor(exact[i]) - exact[i], i))[: total - sum(parts)]:
+            for i in sorted(below_cap, key=lambda i: (math.floor(exact[i]) - exact[i], i))[: total - sum(parts)]:
                 parts[i] += 1
             break
         for i in over:
             parts[i] = caps[i]
-            open_.remove(i)
+            below_cap.remove(i)
     return parts
 
 
@@ -86,7 +86,7 @@ def by_gradient(w):
 
 
 def by_saliency(double):
-    """|θ·g| as the product of two floats, or of two doubles where any weight is one."""
+    """|θ·g| as a float32 product, or as a float64 product if any weight is float64."""
     rounded = float if double else _float32
     return lambda w: (abs(rounded(w.theta * w.grad)), w.layer, w.position)
 
@@ -96,15 +96,17 @@ def _float32(x):
 
 
 def smallest(weights, k, key):
+    """The k weights with the smallest keys."""
     return sorted(weights, key=key)[:k]
 
 
 def quota(rate, count, excess):
-    """K of a first step."""
+    """K, how many candidates the first Top-K step keeps."""
     return max(excess, math.floor(rate * count))
 
 
 def annealed(progress, start=0.5, end=0.005):
+    """The rate r, annealed along a cosine."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -135,14 +137,14 @@ def choose(method, weights, excess, progress=0.0, double=False):
 
 
 class PrunedTraining:
-    """What a user would have to write by hand into a training loop: call `before_step` and `after_step` around a step.
+    """Pruning as a user would write it into a training loop: call `before_step` and `after_step` around each step.
 
     Args:
         parameters: the prunable weights, in the model's order.
         optimizer: the optimizer that trains them.
         method: (name, *hyper-parameters).
-        masks: the masks to start from; none is dense.
-        initial: s_ini, where it is not what the masks have.
+        masks: the masks to start from; dense by default.
+        initial: s_ini, if it is not the sparsity of the masks.
     """
 
     def __init__(self, parameters, optimizer, sparsity, begin, end, every, method=("fggp", 0.5), **options):
@@ -159,7 +161,7 @@ class PrunedTraining:
         self.zero()
 
     def before_step(self):
-        """Choose what goes, with the weights and gradients that the step is about to use."""
+        """Choose the weights to prune, from the weights and gradients before the optimizer's step."""
         t = self.t + 1
         self.chosen = None
         if t not in update_steps(self.begin, self.end, self.every) and not self.pending:
@@ -182,7 +184,7 @@ class PrunedTraining:
         self.chosen = [w for group, excess in groups for w in choose(self.method, group, excess, progress, double)]
 
     def after_step(self):
-        """Put the choice in force."""
+        """Prune the chosen weights, and zero all pruned ones."""
         self.t += 1
         if self.chosen is not None:
             for w in self.chosen:
@@ -191,6 +193,7 @@ class PrunedTraining:
         self.zero()
 
     def zero(self):
+        """Zero the pruned weights and their optimizer state."""
         for p, mask in zip(self.parameters, self.masks, strict=True):
             same = [s for s in self.optimizer.state.get(p, {}).values() if getattr(s, "shape", None) == p.shape]
             for tensor in [p.detach(), *(s for s in same if s.is_floating_point())]:

@@ -14,10 +14,10 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 @st.composite
 def shapes(draw, most=48):
     """1-d to 5-d shapes with at most ``most`` elements; dimensions of size 1 are common."""
-    shape, room = [], most
+    shape, limit = [], most
     for _ in range(draw(st.integers(1, 5))):
-        shape.append(draw(st.integers(1, min(room, 12))))
-        room //= shape[-1]
+        shape.append(draw(st.integers(1, min(limit, 12))))
+        limit //= shape[-1]
     return tuple(draw(st.permutations(shape)))
 
 

@@ -180,7 +180,7 @@ struct Survey {
     bool negated;
     int32_t a, b; /* keys */
     float *inside;
-    int64_t room;
+    int64_t capacity;
     std::atomic<int64_t> below_a{0}, at_a{0}, gathered{0}, at_b{0};
 
     void work() {
@@ -198,7 +198,7 @@ struct Survey {
         if (found == 0) return;
         for (int i = 0; negated && i < found; i++) keys[i] ^= NOT_SIGN;
         int64_t place = gathered.fetch_add(found, std::memory_order_relaxed);
-        int64_t fit = std::min<int64_t>(found, room - place);
+        int64_t fit = std::min<int64_t>(found, capacity - place);
         if (fit > 0) std::memcpy(inside + place, keys, fit * sizeof(float));
     }
 };
@@ -286,10 +286,10 @@ template <class Pass> int32_t run(Pass &pass, int64_t tasks, int32_t threads) {
 extern "C" {
 
 int32_t fggp_survey(const fggp_layer *layers, int32_t count, fggp_score score, int32_t among, float a, float b,
-                    float *inside, int64_t room, int32_t threads, fggp_counts *counts) {
+                    float *inside, int64_t capacity, int32_t threads, fggp_counts *counts) {
     bool negated = score.negated;
     int32_t low = key_of(a, negated), high = key_of(b, negated);
-    Survey survey{{layers, count, score, (uint8_t)among}, negated, low, high, inside, room};
+    Survey survey{{layers, count, score, (uint8_t)among}, negated, low, high, inside, capacity};
     if (run(survey, survey.weights.tasks, threads)) return 1;
     *counts = {survey.below_a, survey.at_a, survey.gathered, survey.at_b};
     return 0;

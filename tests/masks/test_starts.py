@@ -1,4 +1,4 @@
-"""The masks that pruning starts from: ERK, uniform, given, kept."""
+"""Starting masks: ERK, uniform, given by the user, or the non-zero weights of the model."""
 
 import math
 
@@ -16,14 +16,14 @@ from tensors import laid_out, prunables, shapes
 
 
 def naive_erk(shapes_, density):
-    """Evci et al. 2020, in floats: densities ε·(sum of dims)/(product of dims), those above 1 set dense."""
+    """The densities of Evci et al. 2020, in floats: ε·(sum of dims)/(product of dims); layers above 1 are dense."""
     dense = set()
     while True:
-        room = density * sum(map(math.prod, shapes_)) - sum(math.prod(shapes_[i]) for i in dense)
+        active = density * sum(map(math.prod, shapes_)) - sum(math.prod(shapes_[i]) for i in dense)
         rest = [i for i in range(len(shapes_)) if i not in dense]
         if not rest:
             return [1.0] * len(shapes_)
-        epsilon = room / sum(sum(shapes_[i]) for i in rest)
+        epsilon = active / sum(sum(shapes_[i]) for i in rest)
         densities = [1.0 if i in dense else epsilon * sum(s) / math.prod(s) for i, s in enumerate(shapes_)]
         over = {i for i in rest if densities[i] > 1}
         if not over:
@@ -63,8 +63,8 @@ def test_random_masks_do_not_depend_on_layout_or_on_other_layers(data):
     assume(n > 1)
     count = data.draw(st.integers(0, n))
     alone, other = prunables([torch.randn(shape), torch.randn(5)], [None, None])
-    laid = laid_out(torch.randn(shape), data.draw(st.permutations(range(len(shape)))), data.draw(st.booleans()))
-    (permuted,) = prunables([laid], [None])
+    tensor = laid_out(torch.randn(shape), data.draw(st.permutations(range(len(shape)))), data.draw(st.booleans()))
+    (permuted,) = prunables([tensor], [None])
     (mask,) = random_masks([alone], [count], 7)
     assert int(mask.sum()) == count
     assert torch.equal(random_masks([permuted], [count], 7)[0], mask)
@@ -94,17 +94,17 @@ class TestSparseStart:
         ):
             assert torch.equal(p[mask], before[mask])
 
-    def test_the_seed_decides(self, init, init_sparsity):
+    def test_the_seed_decides_the_masks(self, init, init_sparsity):
         masks = [dict(self.make(init, init_sparsity, seed)[2].masks) for seed in (0, 0, 1)]
         assert helpers.identical(masks[0], masks[1])
         assert helpers.identical(masks[0], masks[2]) == (init_sparsity == 0)
 
-    def test_memory_layout_and_weight_values_do_not(self, init, init_sparsity):
+    def test_memory_layout_and_weight_values_do_not_matter(self, init, init_sparsity):
         expected = dict(self.make(init, init_sparsity)[2].masks)
         other = helpers.convnet(seed=5).to(memory_format=torch.channels_last)
         assert helpers.identical(dict(self.make(init, init_sparsity, model=other)[2].masks), expected)
 
-    def test_pruning_goes_on_from_there(self, init, init_sparsity):
+    def test_pruning_continues_from_the_starting_masks(self, init, init_sparsity):
         model, optimizer, pruner = self.make(init, init_sparsity)
         start = {name: m.clone() for name, m in pruner.masks.items()}
         counts = []
@@ -123,7 +123,7 @@ class TestGivenMasks:
         weights = helpers.convnet().state_dict()
         return {name: torch.rand(weights[name].shape, generator=generator) < share for name in helpers.CONVNET_WEIGHTS}
 
-    def test_they_are_taken_copied_and_set_init_sparsity(self):
+    def test_given_masks_are_copied_and_set_init_sparsity(self):
         model, masks = helpers.convnet(), self.masks()
         optimizer = helpers.sgd(model)
         given_ = dict(reversed(masks.items()))  # the order does not matter
@@ -157,7 +157,7 @@ class TestKeep:
         assert 0.4 < pruner.sparsity < 0.6
 
     def test_a_pruned_model_is_fine_tuned_at_its_sparsity(self):
-        """Rewinding and fine-tuning: a model at the target stays exactly there, whatever its fraction."""
+        """Rewinding and fine-tuning: a model at its target sparsity stays exactly there, whatever the sparsity."""
         model = helpers.convnet()
         optimizer = helpers.sgd(model)
         first = helpers.make_pruner(model, optimizer, 0.777, end=3, every=1)
@@ -175,7 +175,7 @@ class TestKeep:
         assert helpers.make_pruner(model, helpers.sgd(model), init="keep").sparsity == 0
 
 
-def test_a_start_with_masks_of_tied_weights_is_given_once():
+def test_tied_weights_have_one_given_mask():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
     mask = torch.eye(4, dtype=torch.bool)

@@ -11,7 +11,7 @@ SCORES = {"magnitude": magnitude, "gradient": gradient, "saliency": saliency}
 
 
 def expected_marks(thetas, grads, masks, chain):
-    """The marks that the reference's chain, [(score name, quota)], leaves, in logical order."""
+    """The weights that a chain, [(score name, quota)], keeps according to the reference; bool, in logical order."""
     weights = reference.weights_of(thetas, grads, masks)
     double = any(t.dtype == torch.float64 for t in thetas)
     for name, quota in chain:

@@ -44,7 +44,7 @@ def tensors(draw, size, dtype):
 
 
 @st.composite
-def given_marks(draw, size):
+def marks_of_size(draw, size):
     """Marks 0, 1 and 2 in various proportions, or only one of them."""
     shares = draw(st.sampled_from([(0, 1, 0), (1, 1, 1), (1, 100, 1), (1000, 1, 0), (1, 0, 0), (1, 0, 1)]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
@@ -53,21 +53,21 @@ def given_marks(draw, size):
 
 
 @st.composite
-def given_layers(draw):
+def layers_and_marks(draw):
     """Layers and their marks."""
     layers, marks = [], []
     for i in range(draw(st.integers(0, 4))):
         size, dtype = draw(st.sampled_from(SIZES)), draw(st.sampled_from([torch.float32, torch.bfloat16]))
         weight, grad = draw(tensors(size, dtype)), draw(st.none() | tensors(size, dtype))
         layers.append(Layer(f"{i}.weight", Layout.of_mask(weight), weight, grad))
-        marks.append(draw(given_marks(size)))
+        marks.append(draw(marks_of_size(size)))
     return layers, marks
 
 
 CASES = {
     "build": st.sampled_from(BUILDS),
     "threads": st.sampled_from([1, 3]),
-    "case": given_layers(),
+    "case": layers_and_marks(),
     "score": st.sampled_from(SCORES),
     "among": st.sampled_from([0, 1, 2]),
 }
@@ -75,8 +75,8 @@ CASES = {
 
 def all_scores(layers, marks, score, among):
     """The scores of all weights with the mark ``among``, concatenated."""
-    members = [score.of(la.block(0, len(la)))[m == among] for la, m in zip(layers, marks, strict=True)]
-    return torch.cat([torch.empty(0), *members])
+    ranked = [score.of(la.block(0, len(la)))[m == among] for la, m in zip(layers, marks, strict=True)]
+    return torch.cat([torch.empty(0), *ranked])
 
 
 def one_layer(size=40, dtype=torch.float32, **changes):

@@ -29,7 +29,7 @@ def sizes(request, monkeypatch):
 
 
 def run(thetas, grads, masks, chain):
-    """Run a chain on tensors; the marks in logical order."""
+    """Run a chain on tensors and return the marks in logical order."""
     layers = flatten(prunables(thetas, grads), grads=True)
     active = [layer.layout.flat(m).clone() for layer, m in zip(layers, masks, strict=True)]
     before = [m.clone() for m in active]
@@ -144,11 +144,11 @@ def test_ties_are_ranked_by_parameter_order_then_flat_index():
     thetas = [torch.ones(2, 2), -torch.ones(3)]
     masks = [torch.ones(t.shape, dtype=torch.bool) for t in thetas]
     for order in ((0, 1), (1, 0)):
-        laid = [laid_out(thetas[0], order, gaps=False), thetas[1]]
-        first, second = run(laid, [None, None], masks, [TopK(magnitude, 3)])
+        permuted = [laid_out(thetas[0], order, gaps=False), thetas[1]]
+        first, second = run(permuted, [None, None], masks, [TopK(magnitude, 3)])
         assert first.tolist() == [[True, True], [True, False]]
         assert second.tolist() == [False] * 3
-        first, second = run(laid, [None, None], masks, [TopK(magnitude, 5)])
+        first, second = run(permuted, [None, None], masks, [TopK(magnitude, 5)])
         assert first.all()
         assert second.tolist() == [True, False, False]
 
@@ -159,7 +159,7 @@ def test_equal_gradients_are_ranked_by_magnitude():
     assert marks.tolist() == [False, True, True, False]
 
 
-def test_half_precision_and_double_are_ranked_as_the_numbers_they_are():
+def test_half_and_double_precision_are_ranked_without_rounding():
     # 1 + 2⁻⁴⁰ is 1 as a float32, and 1 − 2⁻⁹ is 1 as a bfloat16: neither may be rounded.
     thetas = [
         torch.tensor([1 + 2**-40], dtype=torch.float64),
@@ -206,7 +206,7 @@ def test_a_quota_that_cannot_be_met_is_refused(k):
     assert marks[0].all()
 
 
-def test_a_bracket_that_misses_costs_a_pass_never_the_result(monkeypatch):
+def test_a_bracket_that_misses_does_not_change_the_result(monkeypatch):
     """A first bracket that is above the k-th score, below it, or ends at it."""
     theta = torch.cat([torch.zeros(500), torch.linspace(1, 2, 500)])
     mask = torch.ones(1000, dtype=torch.bool)
@@ -228,7 +228,7 @@ def test_a_bracket_that_misses_costs_a_pass_never_the_result(monkeypatch):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_a_million_weights_with_the_real_constants(ties):
-    """Large enough for the sampled bracket and for several blocks a layer."""
+    """Enough weights for a sample and for several blocks in a layer."""
     torch.manual_seed(0)
     sizes = [(600, 1000), (64, 128, 7, 7), (300,)]
     thetas, grads = [torch.randn(s) for s in sizes], [torch.randn(s) for s in sizes]
@@ -249,8 +249,8 @@ def test_a_million_weights_with_the_real_constants(ties):
     k, n = total // 2, total // 20
     candidates = smallest(where, k, g.abs(), t.abs())
     chosen = smallest(candidates, n, t.abs())
-    laid = [thetas[0].T.contiguous().T, thetas[1].to(memory_format=torch.channels_last), thetas[2]]
-    marks = run(laid, grads, masks, [TopK(gradient, k), TopK(magnitude, n)])
+    permuted = [thetas[0].T.contiguous().T, thetas[1].to(memory_format=torch.channels_last), thetas[2]]
+    marks = run(permuted, grads, masks, [TopK(gradient, k), TopK(magnitude, n)])
     assert torch.equal(torch.cat([x.reshape(-1) for x in marks]).nonzero().flatten(), chosen)
 
 

@@ -14,7 +14,7 @@ from fggp import TopK
 from fggp.scores import Formula, Quantity, Score, gradient, largest, magnitude, random, saliency
 from fggp.selection import chains, native_passes, passes
 from helpers import identical
-from native_cases import BUILDS, CASES, SCORES, all_scores, given_layers, one_layer
+from native_cases import BUILDS, CASES, SCORES, all_scores, layers_and_marks, one_layer
 
 
 def bounds(data, scores, count):
@@ -158,7 +158,7 @@ def test_marks_of_another_dtype_shape_or_layout_are_refused(marks):
         native_passes.survey([one_layer()], [marks], magnitude, 1, 0.5, 0.6)
 
 
-@given(case=given_layers(), share=st.floats(0, 1), score=st.sampled_from(SCORES))
+@given(case=layers_and_marks(), share=st.floats(0, 1), score=st.sampled_from(SCORES))
 @example(case=([one_layer(3000)], [torch.ones(3000, dtype=torch.uint8)]), share=0.3, score=gradient)
 def test_selection_is_the_same_without_kernels(case, share, score):
     layers, marks = case

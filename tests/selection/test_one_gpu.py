@@ -38,7 +38,7 @@ def use_the_selection_for_a_gpu(monkeypatch):
 
 
 def run(thetas, grads, masks, chain, device="cpu"):
-    """Run a chain; the marks in logical order, on the CPU."""
+    """Run a chain and return the marks in logical order, on the CPU."""
     weights = prunables([t.to(device) for t in thetas], [g if g is None else g.to(device) for g in grads])
     layers = flatten(weights, grads=True)
     active = [layer.layout.flat(m.to(device)).clone() for layer, m in zip(layers, masks, strict=True)]
@@ -73,7 +73,7 @@ class TestAgainstTheReference:
             expected = expected_marks([theta], [grad], [mask], [(name, k)])
             assert identical(run([theta], [grad], [mask], [TopK(SCORES[name], k)], device), expected)
 
-    def test_whole_numbers_of_any_size_are_scores_too(self, device):
+    def test_integer_scores_of_any_size(self, device):
         generator = torch.Generator().manual_seed(0)
         thetas = [torch.zeros(4, 30), torch.zeros(50)]
         masks = [torch.rand(t.shape, generator=generator) < 0.8 for t in thetas]
@@ -174,7 +174,7 @@ def update_waits(monkeypatch, layers, width, ties=False):
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_an_update_waits_as_often_for_many_large_layers_as_for_few_small_ones(monkeypatch, ties):
+def test_the_number_of_waits_does_not_depend_on_the_number_or_size_of_layers(monkeypatch, ties):
     monkeypatch.setattr(bracket, "SAMPLE_SIZE", 500)
     few = update_waits(monkeypatch, 2, 20, ties)
     many = update_waits(monkeypatch, 12, 100, ties)
@@ -183,7 +183,7 @@ def test_an_update_waits_as_often_for_many_large_layers_as_for_few_small_ones(mo
     assert few <= many <= 9 + 4 * ties
 
 
-def test_a_bracket_that_misses_costs_a_pass_never_the_result(monkeypatch):
+def test_a_bracket_that_misses_does_not_change_the_result(monkeypatch):
     """A first bracket that is above the k-th score, below it, or ends at it; one is empty, as of a sample of ties."""
     theta = torch.cat([torch.zeros(500), torch.linspace(1, 2, 500)])
     mask = torch.ones(1000, dtype=torch.bool)

@@ -22,38 +22,38 @@ from fggp.weights.processes import Processes
 from tensors import models, shapes
 
 
-class Wire:
-    """A connection between threads: each waits for the messages of all others."""
+class Connections:
+    """The connections between threads: each thread waits for the messages of all others."""
 
     def __init__(self, size):
-        self.said, self.barrier, self.bytes = [None] * size, threading.Barrier(size, timeout=60), [0] * size
+        self.messages, self.barrier, self.bytes = [None] * size, threading.Barrier(size, timeout=60), [0] * size
 
-    def exchange(self, me, what):
+    def exchange(self, me, message):
         self.barrier.wait()
-        self.said[me] = what
+        self.messages[me] = message
         self.barrier.wait()
-        return list(self.said)
+        return list(self.messages)
 
 
 class Threads(Processes):
     """`Processes` that send their messages from thread to thread."""
 
-    def __init__(self, wire, held, me):
+    def __init__(self, connections, held, me):
         super().__init__([], torch.device("cpu"), held, me)
-        self.wire, self.me = wire, me
+        self.connections, self.me = connections, me
 
     def sum(self, counts):
         if not self.sharded:
             return list(counts)
-        self.wire.bytes[self.me] += 8 * len(counts)
-        return [sum(column) for column in zip(*self.wire.exchange(self.me, list(counts)), strict=True)]
+        self.connections.bytes[self.me] += 8 * len(counts)
+        return [sum(column) for column in zip(*self.connections.exchange(self.me, list(counts)), strict=True)]
 
     def gather(self, given):
         if not self.sharded:
             return given
-        found = self.wire.exchange(self.me, given)
+        found = self.connections.exchange(self.me, given)
         assert len({f.dtype for f in found}) == 1
-        self.wire.bytes[self.me] += sum(f.nbytes for f in found) + 8 * len(found)
+        self.connections.bytes[self.me] += sum(f.nbytes for f in found) + 8 * len(found)
         return torch.cat(found)
 
 
@@ -98,17 +98,17 @@ def splits(draw, shapes):
 
 def together(held, work):
     """Run `work(processes, parts)` of all processes at once; return their results and the bytes each exchanged."""
-    wire = Wire(len(held))
+    connections = Connections(len(held))
 
     def one(me):
         try:
-            return work(Threads(wire, held, me), held[me])
+            return work(Threads(connections, held, me), held[me])
         except BaseException:
-            wire.barrier.abort()
+            connections.barrier.abort()
             raise
 
     with ThreadPoolExecutor(len(held)) as pool:
-        return list(pool.map(one, range(len(held)))), wire.bytes
+        return list(pool.map(one, range(len(held)))), connections.bytes
 
 
 def layers_of(parts, thetas, grads, owned, orders):
@@ -131,14 +131,14 @@ def run(held, thetas, grads, masks, select, orders):
         return [layer.layout.shaped(m) for layer, m in zip(layers, chosen, strict=True)]
 
     chosen, sent = together(held, work)
-    whole = [torch.zeros(m.shape, dtype=torch.uint8) for m in masks]
+    full = [torch.zeros(m.shape, dtype=torch.uint8) for m in masks]
     for parts, marks in zip(held, chosen, strict=True):
-        for part, w, m in zip(parts, whole, marks, strict=True):
-            part.cut_from(w).copy_(m.view(torch.uint8))
+        for part, f, m in zip(parts, full, marks, strict=True):
+            part.cut_from(f).copy_(m.view(torch.uint8))
     for parts, marks in zip(held, chosen, strict=True):
-        for part, w, m in zip(parts, whole, marks, strict=True):
-            assert torch.equal(part.cut_from(w), m.view(torch.uint8))
-    return [w.bool() for w in whole], sent
+        for part, f, m in zip(parts, full, marks, strict=True):
+            assert torch.equal(part.cut_from(f), m.view(torch.uint8))
+    return [f.bool() for f in full], sent
 
 
 @st.composite
@@ -205,7 +205,7 @@ def test_nan_is_refused_on_every_process():
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_a_global_update_sends_does_not_grow_with_the_model(ties, dtype):
-    """At most a megabyte for each process, and for each layer 8 kilobytes where layers are ranked by themselves."""
+    """A process exchanges at most a megabyte, or 8 kilobytes for each layer if layers are ranked separately."""
     torch.manual_seed(0)
     thetas = [torch.randn(600, 700, dtype=dtype), torch.randn(64, 4000, dtype=dtype)]
     grads = [torch.randn_like(t) for t in thetas]
@@ -230,7 +230,7 @@ def test_what_a_global_update_sends_does_not_grow_with_the_model(ties, dtype):
 
 
 @given(shapes(), st.data())
-def test_positions_are_those_in_the_whole(shape, data):
+def test_positions_are_indices_in_the_full_tensor(shape, data):
     [[part], *_] = data.draw(splits([shape]))
     order = tuple(data.draw(st.permutations(range(len(shape)))))
     layout = Layout(part, order)
@@ -239,7 +239,7 @@ def test_positions_are_those_in_the_whole(shape, data):
     assert layout.position(torch.arange(n)).tolist() == layout.flat(part.cut_from(everywhere)).tolist()
 
 
-def test_a_score_of_half_precision_is_selected_by_as_it_is():
+def test_a_score_of_half_precision_is_not_converted_before_ranking():
     half = Score("half", lambda block: block.weight.half())
     theta = torch.tensor([[1.0, 1.0001], [0.5, 2.0]])
     held = [[part] for part in parts_of(theta.shape, (1, 2), 1)]

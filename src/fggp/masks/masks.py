@@ -104,7 +104,7 @@ class Masks:
         return MappingProxyType({w.name: placed_as(w.parameter, m) for w, m in pairs})
 
     def apply(self, optimizer: torch.optim.Optimizer) -> None:
-        """Zero the pruned weights, and their elements in all floating-point state tensors of the weight's shape."""
+        """Zero pruned weights, and the same elements of floating-point optimizer state of their shape, in one pass."""
         tensors: list[Tensor] = []
         masks: list[Tensor] = []
         for w, mask in zip(self.weights, self._tensors, strict=True):

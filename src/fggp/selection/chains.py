@@ -160,7 +160,10 @@ def _narrow(
     k: int,
     processes: Processes,
 ) -> None:
-    """Mark the ``k`` lowest-ranked of the ``count`` weights marked ``among`` MARK_IN, the others MARK_OUT; 0 < k < count."""
+    """Of the ``count`` weights marked ``among``, mark ``k`` MARK_IN and the others MARK_OUT.
+
+    The ``k`` weights are the lowest-ranked; 0 < k < count.
+    """
     threshold = find_threshold(layers, marks, among, count, score, k, processes)
     tied_to_keep = k - threshold.below
     all_tied_fit = tied_to_keep == threshold.equal

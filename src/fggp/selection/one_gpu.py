@@ -122,7 +122,7 @@ def _tie_order(layers: Sequence[Layer], index: Tensor, ties: Score | None) -> Te
     blocks, positions = [], []
     for layer, start, first, end in zip(layers, starts, bounds, bounds[1:], strict=False):
         if first < end:
-            blocks.append(layer.at(index[first:end] - start))
+            blocks.append(layer.block_at(index[first:end] - start))
             positions.append(blocks[-1].position + start)
     # Stable sorts, from the last key to the first.
     keys = [torch.cat(positions)]

@@ -79,7 +79,7 @@ def draw(layers: Sequence[Layer], marks: Sequence[Tensor], score: Score, among: 
     values = []
     for layer, m in zip(layers, marks, strict=True):
         index = spread_indices(math.ceil(share * len(layer)), len(layer), m.device)
-        values.append(score.of(layer.at(index[m[index] == among])).to(layers[0].weight.device))
+        values.append(score.of(layer.block_at(index[m[index] == among])).to(layers[0].weight.device))
     return torch.cat(values) if values else torch.empty(0)
 
 
