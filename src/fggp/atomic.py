@@ -1,4 +1,4 @@
-"""Files that are there completely or not at all."""
+"""Atomic file writes: a file appears complete, or not at all."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import IO
 
 @contextmanager
 def atomic_write(path: Path, keep: Path | None = None) -> Iterator[IO[bytes]]:
-    """Open a file that takes its name once it is complete and on the disk.
+    """Open a file for writing that replaces `path` once it is complete and flushed to the disk.
 
-    An error leaves what was there. So does a kill, but for a ``<name>.<8 digits>.partial`` beside it.
+    An error leaves the old file as it was. So does a kill, which may leave ``<name>.<8 digits>.partial`` beside it.
 
     Args:
         path: the file.
-        keep: the name that is given to what had `path` until then, as the last thing before the new file takes it. A
-            kill in between leaves nothing at `path`, and the old file here.
+        keep: a new name for the old file, given right before the new file takes `path`. A kill between the two renames
+            leaves the old file under this name and no file at `path`.
     """
     with atomic_path(path, keep) as partial, partial.open("xb") as file:
         yield file
@@ -27,11 +27,11 @@ def atomic_write(path: Path, keep: Path | None = None) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def atomic_path(path: Path, keep: Path | None = None) -> Iterator[Path]:
-    """Name a file to be written that takes the name `path` once it is complete and on the disk.
+    """Yield the path of a partial file that replaces `path` when the block ends.
 
-    For writers that want a name; else as `atomic_write`.
+    Like `atomic_write`, for writers that need a path.
     """
-    # A name of its own: the ranks of a distributed run may all write the same file.
+    # A random name, because all ranks of a distributed run may write the same file.
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
@@ -43,7 +43,7 @@ def atomic_path(path: Path, keep: Path | None = None) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    # The rename itself is in the folder; only POSIX can and must flush that.
+    # The folder holds the rename. POSIX must flush it; other systems cannot.
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
         try:

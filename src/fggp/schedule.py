@@ -1,4 +1,4 @@
-"""How many weights may stay at step t (Zhu & Gupta 2017, arXiv 1710.01878), and how many of each layer."""
+"""The number of active weights at step t (Zhu & Gupta 2017, arXiv 1710.01878), in total and in each layer."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from fractions import Fraction
 from numbers import Real
 
 Curve = Callable[[float], float]
-"""Maps progress through the pruning phase (0 to 1) to the share of the way still to go (1 to 0)."""
+"""Maps progress through the pruning phase (0 to 1) to the share still to prune (1 to 0)."""
 
 
 def cubic(progress: float) -> float:
-    """Prune fast at first, when redundancy is plentiful, and ever more slowly: (1 − p)³."""
+    """(1 − p)³: prune fast at first, while many weights are redundant, and then ever more slowly."""
     return (1 - progress) ** 3
 
 
 def linear(progress: float) -> float:
-    """Prune the same number of weights at every update: 1 − p."""
+    """1 − p: prune the same number of weights at every update."""
     return 1 - progress
 
 
@@ -29,18 +29,21 @@ class Schedule:
     """The sparsity s_t at every optimizer step t, and the steps at which the masks change.
 
     s_t = s_fin + (s_ini − s_fin)·curve((t − t_ini)/(t_fin − t_ini)) between t_ini = ``begin`` and t_fin = ``end``,
-    s_ini before and s_fin after. Masks change at begin + every, begin + 2·every, … and, so that the final
-    sparsity is met even where ``every`` does not divide the phase, at ``end`` itself.
+    s_ini before and s_fin after. Masks change at begin + every, begin + 2·every, … and at ``end`` itself, so that
+    the final sparsity is met even if ``every`` does not divide the phase.
 
     Args:
         sparsity: the final sparsity s_fin, a share of the prunable weights, in [init_sparsity, 1).
         begin: the step t_ini before which nothing is pruned; 0 or more, and below ``end``.
-        end: the step t_fin from which on the final sparsity holds.
+        end: the step t_fin from which the final sparsity holds.
         every: optimizer steps between two updates, Δt; at least 1.
         init_sparsity: the sparsity s_ini to start from, in [0, 1).
-        curve: the share of the way from s_ini to s_fin still to go at a progress in [0, 1].
-        last: the last step at which masks may change; ``end`` by default, later for methods that go on exchanging
-            weights at constant sparsity, 0 for those that never update.
+        curve: the share of s_fin − s_ini still to prune at a progress in [0, 1].
+        last: the last step at which masks may change. By default ``end``; later for methods that continue to exchange
+            weights at constant sparsity; 0 for methods that never update.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type, or lies outside its range.
     """
 
     sparsity: float
@@ -61,7 +64,7 @@ class Schedule:
         if outside:
             raise ValueError(
                 f"schedule={self.curve!r} gives {self.curve(outside[0])} at a progress of {outside[0]}; "
-                f"it must give the share of the way still to go, in [0, 1]"
+                f"it must give the share still to prune, in [0, 1]"
             )
         if not 0 <= self.init_sparsity < 1:
             raise ValueError(f"init_sparsity={self.init_sparsity!r} must lie in [0, 1)")
@@ -87,7 +90,7 @@ class Schedule:
 
     def sparsity_at(self, step: int) -> float:
         """s_t, the sparsity that an update at this step establishes."""
-        # The ends exactly, whatever the curve and the sum round to.
+        # Exact at both ends: the curve and the sum may round.
         if step <= self.begin:
             return self.init_sparsity
         if step >= self.end:
@@ -95,7 +98,7 @@ class Schedule:
         return self.sparsity + (self.init_sparsity - self.sparsity) * self.curve(self.progress(step))
 
     def active_at(self, step: int, total: int) -> int:
-        """N_t: how many of ``total`` prunable weights stay active after an update at this step."""
+        """N_t, the number of ``total`` prunable weights that are active after an update at this step."""
         return active_count(self.sparsity_at(step), total)
 
     @property
@@ -104,7 +107,7 @@ class Schedule:
         return self.end if self.last is None else self.last
 
     def is_update(self, step: int) -> bool:
-        """Whether the masks change at this step."""
+        """Whether an update is due at this step."""
         since = step - self.begin
         return 0 < step <= self.last_update and (step == self.end or (since > 0 and since % self.every == 0))
 
@@ -117,13 +120,16 @@ def active_count(sparsity: float, total: int) -> int:
 def apportion(total: int, shares: Sequence[int], caps: Sequence[int]) -> list[int]:
     """Split a number of weights over layers in proportion to ``shares``, no layer above its cap.
 
-    Layers that would exceed their cap get it and the rest is split over the others, until none does. Fractions go
-    to the largest remainders, earlier layers first, so the parts always add up to ``total``.
+    A layer that would exceed its cap gets its cap, and the rest is split over the other layers, until no layer exceeds
+    its cap. Rounding up goes to the largest remainders, earlier layers first, so the parts add up to ``total``.
 
     Args:
-        total: what to split, at most the sum of ``caps``.
-        shares: a positive weight for each layer.
-        caps: the most each layer can take.
+        total: the number to split; at most the sum of ``caps``.
+        shares: a positive proportion for each layer.
+        caps: the maximum of each layer.
+
+    Raises:
+        ValueError: ``total`` lies outside [0, sum of ``caps``].
     """
     if not 0 <= total <= sum(caps):
         raise ValueError(f"total={total} must lie in [0, {sum(caps)}], the sum of caps")

@@ -1,8 +1,8 @@
-"""Pruning methods: each says which chain of Top-K steps chooses the weights that go at an update.
+"""Pruning methods: each is a chain of Top-K steps that chooses the weights to prune at an update.
 
-FGGP's paper (Zhu, Bezek & Goksel 2024, arXiv 2411.05500) sees gradual pruning methods as one process, a chain of
-steps, each keeping the quota of weights that score lowest among those the step before it left; what the last step
-leaves is pruned. A method is one `chain`, so a new one is a few lines:
+FGGP's paper (Zhu, Bezek & Goksel 2024, arXiv 2411.05500) describes gradual pruning methods as chains of Top-K steps.
+Each step takes the quota of weights with the lowest scores among those that the step before it took. The weights that
+the last step takes are pruned. A new method is one `chain`, a few lines:
 
     @dataclass(frozen=True)
     class SaliencyFirst(fggp.Method):
@@ -11,7 +11,7 @@ leaves is pruned. A method is one `chain`, so a new one is a few lines:
         def chain(self, now):
             return [TopK(saliency, candidates(0.5, now)), TopK(magnitude, now.excess)]
 
-Methods that also regrow weights add an `exchange`; methods that act once, before training, are `OneShot`.
+Methods that also regrow weights add an `exchange`. Methods that act once, before training, are `OneShot`.
 """
 
 import inspect
@@ -80,7 +80,12 @@ REGISTRY: dict[str, type[Method] | type[OneShot]] = {
 
 
 def resolve(method: Method | OneShot | str) -> Method | OneShot:
-    """A method from an object or from the lower-case name of a built-in one that needs no arguments."""
+    """Turn the name of a built-in method into the method; check and return a method that is given as an object.
+
+    Raises:
+        ValueError: no built-in method has this name, or the one that has it needs arguments.
+        TypeError: the object has no name.
+    """
     if isinstance(method, (Method, OneShot)):
         if not isinstance(getattr(method, "name", None), str):
             raise TypeError(f"method={method!r} must have a name: set `name = ...` in its class")

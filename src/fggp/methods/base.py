@@ -1,4 +1,4 @@
-"""What a pruning method is: a chain of Top-K steps, and for some an exchange of weights, at every update."""
+"""The interface of a pruning method: a chain of Top-K steps at every update, and optionally an exchange of weights."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fggp.weights.averages import Average
 
 @dataclass(frozen=True)
 class Update:
-    """What a method knows of an update.
+    """The numbers of an update, from which a method makes its chain.
 
     Args:
         step: the optimizer step t.
-        active: how many weights are active before it, N_{t−Δt}.
-        excess: how many active weights must go, N_p = N_{t−Δt} − N_t.
+        active: the number of active weights before the update, N_{t−Δt}.
+        excess: the number of weights to prune, N_p = N_{t−Δt} − N_t.
         progress: how far through the pruning phase t lies, in [0, 1].
-        seed: the pruner's own seed.
+        seed: the pruner's seed.
 
-    Under ``scope="layer"`` the counts are those of one layer.
+    With ``scope="layer"`` the counts are those of one layer.
     """
 
     step: int
@@ -39,32 +39,32 @@ class Method(ABC):
     """A way to choose the weights that an update prunes. Subclasses are frozen dataclasses; see `fggp.methods`."""
 
     name: ClassVar[str]
-    """How tables, files and the command line call the method."""
+    """The method's name in tables, files and on the command line."""
 
     constant: ClassVar[bool] = False
-    """Whether the method trains at its final sparsity from the start, unless ``init_sparsity`` is given."""
+    """Whether training starts at the final sparsity, unless ``init_sparsity`` is given."""
 
     @abstractmethod
     def chain(self, now: Update) -> Sequence[TopK]:
-        """The Top-K steps of an update, the last one's quota being ``now.excess``."""
+        """The Top-K steps of an update; the quota of the last one is ``now.excess``."""
 
     def exchange(self, now: Update) -> Exchange | None:
-        """What is dropped and regrown in each layer when the chain has pruned; by default nothing."""
+        """The weights to drop and regrow in each layer after the chain has pruned; by default none."""
         return None
 
     def averages(self) -> Sequence[Average]:
-        """What the method's scores need to know of earlier steps' gradients; by default nothing.
+        """The running averages of gradients that the method's scores read; by default none.
 
-        The pruner keeps it up to date at every step, a pass over the weights each, until masks change no more, and
-        stores it in its state.
+        The pruner updates them at every step until the last update, in one pass over the weights each, and stores
+        them in its state.
         """
         return ()
 
     def last_update(self, end: int) -> int:
-        """The last step at which the masks may change: by default the ``end`` of the pruning phase.
+        """The last step at which the masks may change; by default the ``end`` of the pruning phase.
 
         Raises:
-            ValueError: ``end`` does not fit the method's own settings.
+            ValueError: ``end`` contradicts the method's settings.
         """
         return end
 
@@ -74,7 +74,7 @@ class Method(ABC):
 
 
 def settings_of(method: object) -> dict[str, Any]:
-    """The fields of a dataclass, as plain numbers: a state with NumPy's would not load with weights_only=True."""
+    """The fields of a dataclass. NumPy numbers become plain ones, which ``weights_only=True`` can load."""
     found: dict[str, Any] = {}
     if dataclasses.is_dataclass(method) and not isinstance(method, type):
         found = dataclasses.asdict(method)
@@ -82,19 +82,23 @@ def settings_of(method: object) -> dict[str, Any]:
 
 
 def checked_chain(method: Method, now: Update) -> Sequence[TopK]:
-    """A method's chain for an update; refused where it would not leave exactly ``now.excess`` weights."""
+    """A method's chain for an update.
+
+    Raises:
+        ValueError: the chain does not end with exactly ``now.excess`` weights.
+    """
     chain = method.chain(now)
     quotas = [now.active, *(step.quota for step in chain)]
     if quotas[-1] != now.excess or quotas != sorted(quotas, reverse=True):
         raise ValueError(
-            f"method {method.name!r} has quotas {quotas[1:]}: they must never grow, from at most {now.active} active "
-            f"weights to exactly the {now.excess} that must go"
+            f"method {method.name!r} has quotas {quotas[1:]}: they must start at {now.active} or less, the number of "
+            f"active weights, never grow, and end at {now.excess}, the number to prune"
         )
     return chain
 
 
 def candidates(rate: float, now: Update) -> int:
-    """The quota K of a first step: ⌊r·N_{t−Δt}⌋ of the active weights, but never fewer than must go."""
+    """The quota K of a first step: ⌊r·N_{t−Δt}⌋ of the active weights, but at least the N_p to prune."""
     return max(now.excess, math.floor(rate * now.active))
 
 
@@ -104,7 +108,12 @@ def cosine(start: float, end: float, progress: float) -> float:
 
 
 def check_share(name: str, value: Any) -> None:
-    """Refuse what is not a share of the active weights."""
+    """Refuse a value that is not a share of the active weights.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it lies outside [0, 1].
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r} must be a number in [0, 1]")
     if not 0 <= float(value) <= 1:

@@ -1,4 +1,4 @@
-"""Sparse training that moves its weights about: drop in each layer, regrow as many elsewhere in it."""
+"""Methods of dynamic sparse training: drop weights in each layer and regrow the same number elsewhere in it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fggp.selection.chains import Exchange, TopK
 class GraNet(Method):
     """Gradual pruning with neuroregeneration (Liu et al. 2021, arXiv 2106.10404).
 
-    Prunes globally by magnitude, then in each layer exchanges a share of the active weights, the smallest, for as many
-    inactive ones with the largest gradients. The share falls by a cosine over all of training, and the exchange goes on
-    to its end.
+    An update prunes globally by magnitude. Then, in each layer, it drops a share of the active weights, those with the
+    smallest magnitudes, and regrows the same number of inactive weights, those with the largest gradients. The share
+    falls by a cosine over all of training, and exchanges continue until training ends.
 
     Args:
-        total_steps: optimizer steps of the whole training, ``end`` of the pruning phase or more.
+        total_steps: optimizer steps of the whole training; at least the ``end`` of the pruning phase.
         start: the share exchanged at the first step of training.
-        end: the share exchanged at the last.
+        end: the share exchanged at the last step of training.
     """
 
     name: ClassVar[str] = "granet"
@@ -32,7 +32,9 @@ class GraNet(Method):
 
     def __post_init__(self) -> None:
         if isinstance(self.total_steps, bool) or not isinstance(self.total_steps, int) or self.total_steps < 1:
-            raise ValueError(f"total_steps={self.total_steps!r} must be an int above 0: the steps of all of training")
+            raise ValueError(
+                f"total_steps={self.total_steps!r} must be an int above 0: optimizer steps of all training"
+            )
         check_share("start", self.start)
         check_share("end", self.end)
 
@@ -45,7 +47,9 @@ class GraNet(Method):
 
     def last_update(self, end: int) -> int:  # noqa: D102
         if self.total_steps < end:
-            raise ValueError(f"total_steps={self.total_steps} must be at least end={end}: the steps of all of training")
+            raise ValueError(
+                f"total_steps={self.total_steps} must be at least end={end}: optimizer steps of all training"
+            )
         return self.total_steps
 
 
@@ -54,8 +58,8 @@ class RigL(Method):
     """Rigging the lottery (Evci et al. 2020, arXiv 1911.11134): constant sparsity, regrowth by gradient.
 
     Args:
-        share: of each layer's active weights that is exchanged at the first update; it falls to 0 by a cosine until
-            ``end``, which the authors set at three quarters of training.
+        share: the share of each layer's active weights that the first update exchanges. It falls to 0 by a cosine
+            until ``end``, which the authors set at three quarters of training.
     """
 
     name: ClassVar[str] = "rigl"
@@ -77,7 +81,7 @@ class SET(Method):
     """Sparse evolutionary training (Mocanu et al. 2018, arXiv 1707.04780): constant sparsity, random regrowth.
 
     Args:
-        share: of each layer's active weights that is exchanged at every update until ``end``.
+        share: the share of each layer's active weights that every update exchanges until ``end``.
     """
 
     name: ClassVar[str] = "set"

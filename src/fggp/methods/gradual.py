@@ -1,4 +1,8 @@
-"""Gradual pruning methods: the rows of the table of chains in FGGP's paper."""
+"""Gradual pruning methods: FGGP, and the chains that its paper compares it with.
+
+Notation of the paper: θ is a weight, g its gradient. An update at step t prunes N_p = N_{t−Δt} − N_t of the N_{t−Δt}
+active weights (``now.excess`` of ``now.active``). `candidates` is the quota K = max(N_p, ⌊r·N_{t−Δt}⌋) of a first step.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,15 @@ from fggp.selection.chains import TopK
 
 @dataclass(frozen=True)
 class FGGP(Method):
-    """Fixed-rate gradient-first gradual pruning: gradient first, magnitude next.
+    """Fixed-rate gradient-first gradual pruning (Zhu, Bezek & Goksel 2024, arXiv 2411.05500).
 
-    A weight with a large gradient has not converged, so its magnitude says little yet: it is spared.
+    1. Of the active weights, take the K with the smallest |g|. A weight with a large gradient has not converged, so
+       its magnitude says little yet: this step spares it.
+    2. Of these K, prune the N_p with the smallest |θ|.
 
     Args:
-        rate: r, the share of the active weights, those with the smallest gradients, among which the magnitude
-            decides; fixed over training. 1 is magnitude pruning (`GMP`), 0 is gradient pruning (`GradientOnly`).
+        rate: r, the share of the active weights that step 1 takes; fixed over training. 1 is magnitude pruning
+            (`GMP`), 0 is gradient pruning (`GradientOnly`).
     """
 
     name: ClassVar[str] = "fggp"
@@ -34,7 +40,11 @@ class FGGP(Method):
 
 @dataclass(frozen=True)
 class MagnitudeFirst(Method):
-    """FGGP with its two steps exchanged: magnitude first, gradient next, at a fixed rate."""
+    """FGGP with its steps in the other order: take the K smallest |θ|, then prune the N_p smallest |g| of them.
+
+    Args:
+        rate: r, as in `FGGP`.
+    """
 
     name: ClassVar[str] = "magnitude-first"
     rate: float = 0.5
@@ -48,7 +58,12 @@ class MagnitudeFirst(Method):
 
 @dataclass(frozen=True)
 class GradientFirstAnnealed(Method):
-    """FGGP with a rate that falls by a cosine from ``start`` to ``end`` over the pruning phase."""
+    """`FGGP` with a rate that falls from ``start`` to ``end`` by a cosine over the pruning phase.
+
+    Args:
+        start: r when the phase begins.
+        end: r when it ends.
+    """
 
     name: ClassVar[str] = "gradient-first-annealed"
     start: float = 0.5
@@ -65,7 +80,12 @@ class GradientFirstAnnealed(Method):
 
 @dataclass(frozen=True)
 class MagnitudeFirstAnnealed(Method):
-    """`MagnitudeFirst` with a rate that falls by a cosine from ``start`` to ``end`` over the pruning phase."""
+    """`MagnitudeFirst` with a rate that falls from ``start`` to ``end`` by a cosine over the pruning phase.
+
+    Args:
+        start: r when the phase begins.
+        end: r when it ends.
+    """
 
     name: ClassVar[str] = "magnitude-first-annealed"
     start: float = 0.5
@@ -82,7 +102,7 @@ class MagnitudeFirstAnnealed(Method):
 
 @dataclass(frozen=True)
 class GMP(Method):
-    """Gradual magnitude pruning (Zhu & Gupta 2017, arXiv 1710.01878): the smallest |θ| go."""
+    """Gradual magnitude pruning (Zhu & Gupta 2017, arXiv 1710.01878): prune the N_p smallest |θ|."""
 
     name: ClassVar[str] = "gmp"
 
@@ -92,7 +112,7 @@ class GMP(Method):
 
 @dataclass(frozen=True)
 class GradientOnly(Method):
-    """The smallest |g| go."""
+    """Gradient pruning: prune the N_p smallest |g|."""
 
     name: ClassVar[str] = "gradient-only"
 
@@ -102,7 +122,7 @@ class GradientOnly(Method):
 
 @dataclass(frozen=True)
 class Taylor(Method):
-    """The smallest |θ·g| go: those whose removal changes the loss least, to first order."""
+    """Prune the N_p smallest |θ·g|: the weights whose removal changes the loss least, to first order."""
 
     name: ClassVar[str] = "taylor"
 
@@ -112,7 +132,7 @@ class Taylor(Method):
 
 @dataclass(frozen=True)
 class Random(Method):
-    """Any may go: the control that a method must beat."""
+    """Prune N_p weights at random: the control that a method must beat."""
 
     name: ClassVar[str] = "random"
 

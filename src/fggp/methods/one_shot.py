@@ -1,4 +1,4 @@
-"""Pruning at initialisation: the masks are chosen once, when the Pruner is made, and never change."""
+"""Methods of pruning at initialisation: they choose the masks once, when the Pruner is made."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ LossFunction = Callable[[Any, Tensor], Tensor]
 
 
 class OneShot(ABC):
-    """A method that acts once, at construction; ``begin``, ``end`` and ``every`` do not apply to it."""
+    """A method that chooses the masks once, when the Pruner is made. It takes no ``begin``, ``end`` and ``every``."""
 
     name: ClassVar[str]
-    """How tables, files and the command line call the method."""
+    """The method's name in tables, files and on the command line."""
 
     @abstractmethod
     def masks(self, model: nn.Module, weights: Sequence[Prunable], sparsity: float, seed: int) -> list[Tensor]:
-        """Choose for each weight a bool tensor of its shape; the model and the global generators stay as they are."""
+        """Choose for each weight a mask, a bool tensor of its shape, without changing model or global generators."""
 
     def settings(self) -> dict[str, Any]:
         """The method's hyper-parameters by name."""
@@ -40,7 +40,7 @@ class OneShot(ABC):
 
 @dataclass(frozen=True)
 class StaticERK(OneShot):
-    """A random mask with Erdős–Rényi-Kernel layer densities, kept throughout: what dynamic methods must beat."""
+    """A random mask with Erdős–Rényi-Kernel layer densities: the control that dynamic methods must beat."""
 
     name: ClassVar[str] = "erk-static"
 
@@ -62,7 +62,7 @@ class SNIP(OneShot):
     batch: tuple[Any, Tensor] = field(repr=False)
 
     def masks(self, model: nn.Module, weights: Sequence[Prunable], sparsity: float, seed: int) -> list[Tensor]:  # noqa: D102
-        with _trial(model, weights, seed) as (run, theta):
+        with _with_substitutes(model, weights, seed) as (run, theta):
             inputs, targets = self.batch
             g = _gradients(self.loss_fn(run(inputs), targets), theta)
             saliency = [(t * g_t).detach().abs() for t, g_t in zip(theta, g, strict=True)]
@@ -73,7 +73,7 @@ class SNIP(OneShot):
 class GraSP(OneShot):
     """Gradient signal preservation (Wang et al. 2020, arXiv 2002.07376): keep the smallest −θ·Hg of one batch.
 
-    H is the loss's Hessian, g its gradient: what is kept is what the gradient's norm would lose most by losing.
+    H is the loss's Hessian and g its gradient. Removing a weight that is kept would shrink the gradient's norm most.
 
     Args:
         loss_fn: maps the model's output and the targets to a scalar.
@@ -85,7 +85,7 @@ class GraSP(OneShot):
     batch: tuple[Any, Tensor] = field(repr=False)
 
     def masks(self, model: nn.Module, weights: Sequence[Prunable], sparsity: float, seed: int) -> list[Tensor]:  # noqa: D102
-        with _trial(model, weights, seed) as (run, theta):
+        with _with_substitutes(model, weights, seed) as (run, theta):
             inputs, targets = self.batch
             g = _gradients(self.loss_fn(run(inputs), targets), theta, create_graph=True)
             # The gradient of g·g′, with g′ held constant, is Hg.
@@ -96,14 +96,15 @@ class GraSP(OneShot):
 
 @dataclass(frozen=True)
 class SynFlow(OneShot):
-    """Iterative synaptic flow pruning (Tanaka et al. 2020, arXiv 2006.05467): no data, made to avoid layer collapse.
+    """Iterative synaptic flow pruning (Tanaka et al. 2020, arXiv 2006.05467): uses no data and avoids layer collapse.
 
-    In each round keeps the largest |θ·∂R/∂θ|, R being the sum of the outputs of a network with absolute weights on
-    an input of ones; the density falls exponentially over the rounds. Computed in float64: flows span many orders.
+    Each round keeps the largest |θ·∂R/∂θ|. R is the sum of the outputs, for an input of ones, of the network with
+    absolute weights. The density falls exponentially over the rounds. Flows span many orders of magnitude, so they
+    are computed in float64.
 
     Args:
-        input_shape: of one input, without the batch dimension.
-        rounds: how many.
+        input_shape: the shape of one input, without the batch dimension.
+        rounds: the number of rounds.
     """
 
     name: ClassVar[str] = "synflow"
@@ -121,7 +122,7 @@ class SynFlow(OneShot):
         masks = [torch.ones_like(w.parameter, dtype=torch.bool) for w in weights]
         ones = torch.ones((1, *self.input_shape), dtype=torch.float64, device=weights[0].parameter.device)
         for done in range(1, self.rounds + 1):
-            with _trial(model, weights, seed, linear=masks) as (run, theta):
+            with _with_substitutes(model, weights, seed, linear=masks) as (run, theta):
                 g = _gradients(run(ones).sum(), theta)
                 flow = [(t * g_t).detach().abs() for t, g_t in zip(theta, g, strict=True)]
             density = (1 - sparsity) ** (done / self.rounds)
@@ -133,52 +134,56 @@ Run = Callable[[Any], Any]
 
 
 @contextmanager
-def _trial(
+def _with_substitutes(
     model: nn.Module, weights: Sequence[Prunable], seed: int, linear: Sequence[Tensor] | None = None
 ) -> Iterator[tuple[Run, list[Tensor]]]:
-    """Something to run the model by that leaves it alone: parameters are stand-ins, buffers copies.
+    """Run the model on substitutes for its parameters and copies of its buffers, without changing it.
 
     Args:
         model: the model.
-        weights: those whose stand-ins are yielded, to differentiate by.
-        seed: of what is random in the model.
-        linear: masks of the weights; with them the network is made linear as SynFlow wants it, with absolute
-            parameters in float64 and in evaluation mode.
+        weights: the weights to differentiate by.
+        seed: the seed of random layers such as dropout.
+        linear: masks of the weights. If given, the network is linear, as SynFlow needs it: masked absolute parameters
+            in float64, evaluation mode.
+
+    Yields:
+        A function from the model's inputs to its output, and the weights' substitutes.
     """
-    model = getattr(model, "_orig_mod", model)  # torch.compile would compile anew for each kind of stand-in
+    model = getattr(model, "_orig_mod", model)  # a compiled model would be recompiled for the substitutes
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = dict(model.named_buffers())
     modes = {module: module.training for module in model.modules()}
     masks = {} if linear is None else {id(w.parameter): m for w, m in zip(weights, linear, strict=True)}
 
-    def stand_in(parameter: Tensor) -> Tensor:
+    def substitute_for(parameter: Tensor) -> Tensor:
         value = parameter.detach()
         if linear is not None and value.is_floating_point():
             value = value.abs().double()
             value = value * masks[id(parameter)] if id(parameter) in masks else value
         return value.requires_grad_(parameter.requires_grad)
 
-    # A tied weight has one stand-in under all its names.
-    ours = {id(p): stand_in(p) for p in parameters.values()}
+    # By id: a tied weight has one substitute under all its names.
+    substitutes = {id(p): substitute_for(p) for p in parameters.values()}
     copies = {
         n: b.detach().abs().double() if linear is not None and b.is_floating_point() else b.detach().clone()
         for n, b in buffers.items()
     }
-    state = {**{n: ours[id(p)] for n, p in parameters.items()}, **copies}
+    state = {**{n: substitutes[id(p)] for n, p in parameters.items()}, **copies}
     devices = [d for d in {p.device for p in parameters.values()} if d.type == "cuda"]
     try:
         if linear is not None:
             model.eval()
         with torch.enable_grad(), torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            yield lambda inputs: functional_call(model, state, (inputs,)), [ours[id(w.parameter)] for w in weights]
+            theta = [substitutes[id(w.parameter)] for w in weights]
+            yield lambda inputs: functional_call(model, state, (inputs,)), theta
     finally:
         for module, training in modes.items():
             module.training = training
 
 
 def _gradients(value: Any, theta: Sequence[Tensor], create_graph: bool = False) -> list[Tensor]:
-    """The gradient of a scalar by each stand-in, zero where it does not depend on it."""
+    """The gradient of a scalar by each tensor; zero for a tensor that it does not depend on."""
     found = torch.autograd.grad(value, list(theta), create_graph=create_graph, allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for t, g in zip(theta, found, strict=True)]
 
@@ -186,16 +191,22 @@ def _gradients(value: Any, theta: Sequence[Tensor], create_graph: bool = False) 
 def _keep_largest(
     weights: Sequence[Prunable], values: Sequence[Tensor], sparsity: float, among: Sequence[Tensor] | None = None
 ) -> list[Tensor]:
-    """The masks, exact in total, that keep the weights with the largest values, among those in earlier masks.
+    """Masks that keep the weights with the largest values, exactly as many as ``sparsity`` leaves.
+
+    Args:
+        weights: the weights.
+        values: for each weight a tensor of its shape.
+        sparsity: the share of zeros over all weights.
+        among: masks of the weights to choose from; all by default.
 
     Raises:
         ValueError: a value is not finite.
     """
     if not all(v.isfinite().all() for v in values):
-        raise ValueError("a weight's score is not finite: the model's loss, or its gradient, is not on this batch")
+        raise ValueError("the score of a weight is not finite: the loss or its gradient is not finite on this batch")
     layers = flatten(weights)
-    table = {layer.name: layer.layout.flat(v) for layer, v in zip(layers, values, strict=True)}
-    score = Score("one shot", lambda block: table[block.layer.name][block.where])
+    values_by_name = {layer.name: layer.layout.flat(v) for layer, v in zip(layers, values, strict=True)}
+    score = Score("one shot", lambda block: values_by_name[block.layer.name][block.where])
     marks = [
         torch.ones(len(layer), dtype=torch.bool, device=layer.weight.device)
         if among is None
