@@ -1,4 +1,4 @@
-"""What the tests share: small models, a training loop, comparison to the bit."""
+"""Helpers of all tests: small models, a training loop, comparison to the bit."""
 
 import copy
 import math
@@ -23,13 +23,13 @@ GRADUAL = (
     "taylor",
     "random",
 )
-"""The methods whose updates are a chain of Top-K steps alone: those that the reference knows, and random."""
+"""The methods that only prune: those that the reference implements, and random."""
 
 _INT = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def convnet(seed=0, dtype=torch.float32):
-    """Convolution, norm, convolution, linear: 436 prunable weights and what is to be left alone."""
+    """Convolution, norm, convolution, linear: 436 prunable weights, and a norm and biases that are not pruned."""
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(2, 6, 3),
@@ -51,7 +51,7 @@ def mlp(seed=0, dtype=torch.float32):
 
 
 def loss_of(model, step, size=8):
-    """The loss on the step's own batch, which a seed of its own draws: the same for any model and in any run."""
+    """The loss on a batch that depends on the step alone: the same for every model and in every run."""
     first = next(model.parameters())
     generator = torch.Generator().manual_seed(1000 + step)
     shape = (size, 2, 6, 6) if any(isinstance(m, nn.Conv2d) for m in model.modules()) else (size, 6)
@@ -68,7 +68,7 @@ def backward(model, optimizer, step):
 
 
 def train(model, optimizer, steps):
-    """Train for these steps; ``steps`` is a number or a range."""
+    """Train for a number or a range of steps."""
     for step in range(1, steps + 1) if isinstance(steps, int) else steps:
         backward(model, optimizer, step)
         optimizer.step()
@@ -79,7 +79,7 @@ def sgd(model, **options):
 
 
 def prunable(model):
-    """The weights that are pruned by default in these models, in order."""
+    """The weights of these models that are pruned by default, in order."""
     return [p for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) for p in [m.weight]]
 
 
@@ -105,10 +105,20 @@ def identical(a, b):
     return type(a) is type(b) and a == b
 
 
-def assert_exactly_zero(pruner, optimizer, model=None):
+def pruned_parameters(pruner):
+    """The parameters that a pruner prunes, by weight name."""
+    return {w.name: w.parameter for w in pruner._masks.weights}
+
+
+def averages_of(pruner, name):
+    """A running average that a pruner keeps, by weight name: the tensors themselves."""
+    return {w.name: pruner._averages.of(w)[name] for w in pruner._masks.weights}
+
+
+def assert_exactly_zero(pruner, optimizer):
     """Pruned weights and every floating-point state tensor of their shape are +0, and the count is exact."""
     parameters = {p for group in optimizer.param_groups for p in group["params"]}
-    weights = [w.parameter for w in pruner._masks.weights]
+    weights = list(pruned_parameters(pruner).values())
     assert parameters.issuperset(weights)
     kept = 0
     for weight, mask in zip(weights, pruner.masks.values(), strict=True):
@@ -120,7 +130,7 @@ def assert_exactly_zero(pruner, optimizer, model=None):
 
 
 def twin(make_model, make_optimizer):
-    """Two models alike, each with its optimizer: ((model, optimizer), (model, optimizer))."""
+    """Two identical models, each with its optimizer: ((model, optimizer), (model, optimizer))."""
     pair = []
     for _ in range(2):
         model = make_model()
@@ -129,7 +139,7 @@ def twin(make_model, make_optimizer):
 
 
 def snapshot(model, optimizer):
-    """Everything that a refused call must leave as it was."""
+    """Everything that a refused call must not change."""
     return copy.deepcopy(
         {
             "model": dict(model.state_dict()),
@@ -144,7 +154,7 @@ def snapshot(model, optimizer):
 
 @contextmanager
 def untouched(model, optimizer):
-    """Assert that what happens inside leaves model, optimizer and global generator as they were, to the bit."""
+    """Assert that the block changes no bit of model, optimizer and global generator."""
     before = snapshot(model, optimizer)
     yield
     assert identical(before, snapshot(model, optimizer))
@@ -155,9 +165,9 @@ def make_pruner(model, optimizer, sparsity=0.8, begin=0, end=6, every=2, **optio
 
 
 def run_beside_the_reference(make_model, make_optimizer, steps, naive=("fggp", 0.5), before_step=None, **options):
-    """Train twins, one with a Pruner, one with the reference's pruning by hand; compare all bits after every step.
+    """Train identical models, one with a Pruner, one with the reference; compare all bits after every step.
 
-    ``before_step(t, model, optimizer)`` does to both what a user might do between two steps.
+    ``before_step(t, model, optimizer)`` is called for both before every step, and may do what a user might do there.
     """
     (model, optimizer), (other, other_optimizer) = twin(make_model, make_optimizer)
     method = REGISTRY[naive[0]](*naive[1:])
@@ -188,7 +198,7 @@ def run_beside_the_reference(make_model, make_optimizer, steps, naive=("fggp", 0
 
 
 def poison(model, optimizer, t, value=math.nan, where=None):
-    """A backward pass that leaves one non-finite gradient."""
+    """A backward pass, after which one gradient is not finite."""
     backward(model, optimizer, t)
     grad = model[0].weight.grad
     grad.view(-1)[0 if where is None else where] = value
@@ -196,7 +206,7 @@ def poison(model, optimizer, t, value=math.nan, where=None):
 
 @contextmanager
 def not_learning(optimizer):
-    """Weights that a NaN gradient would destroy are put back, so that the run can go on."""
+    """Restore the weights after the block, in which a NaN gradient destroys them."""
     parameters = [p for g in optimizer.param_groups for p in g["params"]]
     before = [p.detach().clone() for p in parameters]
     yield
@@ -210,7 +220,7 @@ running = Score("running |g|", lambda block: block.average("size"), ties=magnitu
 
 @dataclass(frozen=True)
 class Running(fggp.Method):
-    """FGGP by a running average, which the pruner keeps; and one that nothing reads."""
+    """FGGP by a running average of the gradients; a second average is kept and not read."""
 
     name = "running"
     rate: float = 0.5

@@ -1,4 +1,4 @@
-"""Files that are there completely or not at all."""
+"""Atomic file writes: a file appears complete, or not at all."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Under torch.compile: the same bits, no recompiles, one graph break at most. In a CUDA graph: refused."""
+"""Under torch.compile: the same bits, no recompilation, at most one graph break. In a CUDA graph: refused."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 import helpers
 
 pytestmark = [
-    # The compiler looks at a loss in a function that breaks at the backward pass.
+    # The compiler reads the .grad of a loss when a graph breaks at the backward pass.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
 ]
 
@@ -22,14 +22,14 @@ STEPS = 14  # updates at 4, 6, 8, 10 and 12
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
-    """Nothing is left of what other tests have compiled."""
+    """Forget what other tests compiled."""
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
 
 
 class Own(torch.optim.Optimizer):
-    """An optimizer that compiles into one full graph: PyTorch's break it themselves."""
+    """An optimizer that compiles into one full graph; PyTorch's own ones break it."""
 
     def __init__(self, parameters, lr=0.1):
         super().__init__(parameters, {"lr": lr})
@@ -51,7 +51,7 @@ def own(model):
 
 
 def sgd(model):
-    return helpers.sgd(model, foreach=True)  # as it is compiled; alone, a CPU would go weight by weight
+    return helpers.sgd(model, foreach=True)  # as when compiled; by default a CPU uses a loop over weights
 
 
 def adamw(model, **options):
@@ -62,7 +62,7 @@ WAYS = ["model", "gradients", "step", "function", "all", "closure"]
 
 
 def training_step(way, model, optimizer, compile):
-    """A training step on a batch (x, y), of which ``compile`` has made a part, or nothing where it does nothing."""
+    """A training step on a batch (x, y), a part of which is compiled by ``compile``."""
     network = compile(model) if way == "model" else model
 
     def gradients(x, y):
@@ -98,7 +98,7 @@ def batch(t):
 
 
 def train(way, make_optimizer, compile, prune=True):
-    """Train a small net; yields what there is after every step."""
+    """Train a small net; yield model, optimizer, pruner and loss after every step."""
     model = helpers.mlp()
     optimizer = make_optimizer(model)
     pruner = helpers.make_pruner(model, optimizer, begin=2, end=12, every=2) if prune else None
@@ -133,7 +133,7 @@ def test_a_compiled_optimizer_is_pruned_as_by_hand(make_optimizer, backend):
 
 @dataclass
 class Work:
-    """What the compiler did in a run: graphs made and functions read, up to each step, and graph breaks."""
+    """The compiler's work in a run: graphs and traced functions up to each step, and all graph breaks."""
 
     graphs: list[int]
     functions: list[int]
@@ -160,10 +160,10 @@ def work(way, make_optimizer, prune):
 def test_the_compiler_has_no_more_work_but_for_one_break(way, make_optimizer):
     plain = work(way, make_optimizer, prune=False)
     pruned = work(way, make_optimizer, prune=True)
-    assert pruned.graphs == plain.graphs  # no more of them, and no later: none is compiled anew
-    assert set(pruned.functions[3:]) == {pruned.functions[2]}  # nor is anything read anew, from the first update on
+    assert pruned.graphs == plain.graphs  # the same number at every step: nothing is recompiled
+    assert set(pruned.functions[3:]) == {pruned.functions[2]}  # from the first update on, nothing is traced again
     assert pruned.breaks_by_pruner <= 1
-    # Where the pruner breaks the graph, PyTorch's optimizers do no longer.
+    # PyTorch's optimizers do not break a graph that the pruner has broken before them.
     assert pruned.breaks <= plain.breaks + (make_optimizer is own)
 
 

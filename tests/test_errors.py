@@ -1,4 +1,4 @@
-"""Bad input: the message names the argument and its value; model and optimizer stay as they were, to the bit."""
+"""Wrong arguments: the message names the argument and its value; no bit of model and optimizer changes."""
 
 import math
 import re
@@ -20,7 +20,7 @@ def masks(**changes):
 
 
 REFUSED = [
-    # sparsity and where it starts
+    # sparsity
     ({"sparsity": 1.0}, ValueError, "sparsity=1.0 must lie in [init_sparsity, 1) = [0.0, 1)"),
     ({"sparsity": 95}, ValueError, "sparsity=95 must lie in"),
     ({"sparsity": -0.1}, ValueError, "sparsity=-0.1 must lie in"),
@@ -49,12 +49,12 @@ REFUSED = [
     ({"method": fggp.GMP}, ValueError, "GMP'> must be a fggp.Method or one of"),
     ({"schedule": "cubic"}, TypeError, "schedule='cubic' must be a function"),
     ({"schedule": None}, TypeError, "schedule=None must be a function"),
-    ({"schedule": lambda p: 1 - 2 * p}, ValueError, "at a progress of 0.51; it must give the share of the way"),
+    ({"schedule": lambda p: 1 - 2 * p}, ValueError, "at a progress of 0.51; it must give the share still to prune"),
     ({"scope": "local"}, ValueError, "scope='local' must be 'global' or 'layer'"),
     ({"scope": None}, ValueError, "scope=None must be"),
     ({"seed": 1.5}, TypeError, "seed=1.5 must be an int"),
     ({"seed": None}, TypeError, "seed=None must be an int"),
-    # the start
+    # init
     ({"init": "random"}, ValueError, "init='random' must be 'erk', 'uniform', 'keep' or a mapping"),
     ({"init": None}, ValueError, "init=None must be"),
     ({"init": torch.ones(3)}, ValueError, "init=tensor([1., 1., 1.]) must be"),

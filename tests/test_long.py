@@ -22,14 +22,14 @@ def count_tensors():
 
 
 def resident_bytes():
-    """Memory in use, C++'s included; 0 where the system does not say."""
+    """The process's resident memory; 0 on systems that do not tell it."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 @pytest.mark.parametrize(("method", "steps"), [("fggp", 6_000), ("granet", 1_500)])
 def test_an_update_at_each_of_many_steps(method, steps):
-    # In a process of its own: what it counts must not be what other tests leave behind.
+    # In a process of its own, whose memory no other test uses.
     code = f"import test_long; test_long.update_at_each_step({method!r}, {steps})"
     paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
@@ -47,7 +47,7 @@ def update_at_each_step(method, steps):
     optimizer = helpers.sgd(model, lr=0.01)
     chosen = fggp.FGGP() if method == "fggp" else fggp.GraNet(total_steps=steps)
     pruner = fggp.Pruner(model, optimizer, 0.9, begin=0, end=steps, every=1, method=chosen)
-    gradients = [[torch.randn_like(w) for w in weights] for _ in range(7)]  # faster than those of a loss
+    gradients = [[torch.randn_like(w) for w in weights] for _ in range(7)]  # faster than a backward pass
 
     before = {}
     for t in range(1, steps + 1):
@@ -66,5 +66,5 @@ def update_at_each_step(method, steps):
 
     grown, updates = {what: now[what] - before[what] for what in now}, steps - WARM_UP
     assert grown["tensors"] == 0
-    assert grown["objects"] < updates / 3  # less than one an update; the interpreter moves by some 100
-    assert grown["bytes"] < updates * total / 2  # less than half a mask; the allocator moves by some 100 kB
+    assert grown["objects"] < updates / 3  # less than one an update; the interpreter itself varies by about 100
+    assert grown["bytes"] < updates * total / 2  # less than half a mask an update; the allocator varies by about 100 kB

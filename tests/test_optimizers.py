@@ -1,4 +1,4 @@
-"""Works untouched with every optimizer, its variants, parameter groups and GradScaler."""
+"""The Pruner with every optimizer of PyTorch, third parties' optimizers, parameter groups and GradScaler."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_the_run_is_that_of_pruning_by_hand(name):
 
 
 @pytest.mark.parametrize("name", ["sgd-nesterov-decay", "adam", "adam-foreach", "adamw-amsgrad"])
-def test_and_so_it_is_in_half_precision(name):
+def test_the_run_is_that_of_pruning_by_hand_in_half_precision(name):
     kind, options = OPTIMIZERS[name]
     helpers.run_beside_the_reference(lambda: helpers.convnet(dtype=torch.bfloat16), making(kind, options), 8)
 
@@ -64,7 +64,7 @@ def test_muon_which_mixes_whole_matrices():
 
 
 class Shampoo(torch.optim.Optimizer):
-    """As much of Shampoo as matters: preconditioners of other shapes, a step that mixes rows and columns."""
+    """A minimal Shampoo: preconditioners of other shapes, and a step that mixes rows and columns."""
 
     def __init__(self, params, lr=0.1):
         super().__init__(params, {"lr": lr})
@@ -123,7 +123,7 @@ def test_a_group_added_later_does_not_matter():
 
 
 def test_only_state_of_the_weights_shape_is_zeroed():
-    """Adam's step counter and integer state go on."""
+    """Adam's step counter and integer state keep their values."""
     model = helpers.mlp()
     optimizer = Adam(model.parameters())
     helpers.make_pruner(model, optimizer)
@@ -176,7 +176,7 @@ def third_party(kind):
     return lambda m: getattr(optimizers, kind)(m.parameters(), lr=1e-3)
 
 
-@pytest.mark.filterwarnings("default")  # theirs
+@pytest.mark.filterwarnings("default")  # third parties may warn
 @pytest.mark.parametrize("kind", ["schedulefree", "Lion", "AdaBelief", "Shampoo"])
 def test_third_party_optimizers(kind):
     make = third_party(kind)
@@ -192,7 +192,7 @@ def test_third_party_optimizers(kind):
 
 def test_a_wrapper_that_is_no_initialised_optimizer_is_refused():
     class Wrapper(torch.optim.Optimizer):
-        """As accelerate's."""
+        """Like the wrapper of Accelerate."""
 
         def __init__(self, optimizer):
             self.optimizer = optimizer
@@ -216,7 +216,7 @@ def test_a_wrapper_that_is_no_initialised_optimizer_is_refused():
 
 
 def scaled_training(model, optimizer, scaler, steps, infinite=(), unscale=False):
-    """An AMP loop, with an inf in the gradients of some iterations; yields the iteration after each."""
+    """An AMP loop with an inf in the gradients of some iterations; yields after each iteration."""
     for t in range(1, steps + 1):
         optimizer.zero_grad()
         scaler.scale(helpers.loss_of(model, t)).backward()
@@ -240,7 +240,7 @@ def test_a_skipped_step_is_no_step_and_the_run_is_that_without_scaling(name, uns
     pruner = helpers.make_pruner(model, optimizer)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     by_hand = reference.PrunedTraining(helpers.prunable(other), other_optimizer, 0.8, 0, 6, 2)
-    infinite = (2, 3, 5, 9)  # steps 2 and the one that ends the schedule meet an inf
+    infinite = (2, 3, 5, 9)  # the updates at step 2 and at the end of the schedule meet an inf
     for t in scaled_training(model, optimizer, scaler, 12, infinite, unscale):
         if t not in infinite:
             helpers.backward(other, other_optimizer, t)
@@ -258,7 +258,7 @@ mixed = Score("mixed", lambda block: block.weight.abs() + 10 * block.grad.abs(),
 
 
 class Mixed(fggp.Method):
-    """Adds what scales with the gradient to what does not: only the true, unscaled gradient ranks right."""
+    """Ranks by a sum of |θ| and |g|, which is wrong unless the gradient is unscaled."""
 
     name = "mixed"
 

@@ -1,4 +1,4 @@
-"""state_dict: a resumed run is the unbroken one, to the bit; a bad state changes nothing."""
+"""state_dict: a resumed run has the same bits as an unbroken one; a damaged state changes nothing."""
 
 import copy
 import io
@@ -21,7 +21,7 @@ def through_a_file(state):
 
 
 def everything(model, optimizer, pruner):
-    """All that a run consists of."""
+    """The states of model, optimizer and pruner, and the masks."""
     return copy.deepcopy([model.state_dict(), optimizer.state_dict(), pruner.state_dict(), dict(pruner.masks)])
 
 
@@ -52,7 +52,7 @@ def step(model, optimizer, t, poisoned):
         with warnings.catch_warnings(), helpers.not_learning(optimizer):
             warnings.simplefilter("ignore", RuntimeWarning)
             optimizer.step()
-        # what the NaN left in the optimizer's state is not what is tested here
+        # remove the NaNs from the optimizer's state, which are not tested here
         for state in optimizer.state.values():
             for value in state.values():
                 value.nan_to_num_(0)
@@ -79,7 +79,7 @@ def test_a_run_resumed_anywhere_is_the_unbroken_one(name, poisoned, order):
         unbroken.append(everything(*run))
 
     for split in range(STEPS):
-        resumed = make(1)  # whatever weights it starts from
+        resumed = make(1)  # from other weights
         parts = list(zip(resumed, copy.deepcopy(saved[split]), strict=True))
         for part, state in parts if order.startswith("model") else reversed(parts):
             part.load_state_dict(state)
@@ -184,7 +184,7 @@ def test_a_state_loads_under_a_wrapper():
     assert identical(dict(other.masks), dict(pruner.masks))
 
 
-# Refused
+# Damaged and foreign states
 
 
 def without(key, *path):

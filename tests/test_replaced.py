@@ -1,4 +1,4 @@
-"""Weights replaced, converted or laid out anew after the Pruner was made: followed or refused, never missed."""
+"""Weights that are replaced, converted or moved after the Pruner was made: followed or refused, never missed."""
 
 import copy
 
@@ -23,7 +23,7 @@ def assign_clones(model):
 
 
 def hand_over(model, optimizer):
-    """Give an optimizer the model's present parameters, its state with them."""
+    """Give an optimizer the model's present parameters, and its state of the old ones."""
     old = optimizer.param_groups[0]["params"]
     new = list(model.parameters())
     for before, after in zip(old, new, strict=True):
@@ -65,7 +65,7 @@ class TestAssigned:
         hand_over(model, optimizer)
         pruner.remove()
         helpers.assert_exactly_zero(pruner, optimizer)
-        assert model[0].weight is pruner._masks.weights[0].parameter
+        assert model[0].weight is helpers.pruned_parameters(pruner)["0.weight"]
 
     def test_dense_weights_are_pruned_by_load_state_dict(self):
         dense = copy.deepcopy(helpers.convnet().state_dict())
@@ -166,7 +166,7 @@ class TestConverted:
         def convert(t, model, optimizer):
             if t == 4:
                 model.to(dtype)
-                # The optimizer's own state stays as it was; so say its authors, the user converts it.
+                # PyTorch leaves it to the user to convert the optimizer's state.
                 for state in optimizer.state.values():
                     state["momentum_buffer"] = state["momentum_buffer"].to(dtype)
 
@@ -205,10 +205,10 @@ class TestConverted:
         assert all((s[:, 1::2] == 7).all() for s in storages)
 
     def test_parameters_that_are_swapped_not_assigned(self):
-        """What FSDP2 and tensor subclasses ask of module.to and load_state_dict."""
+        """module.to and load_state_dict swap parameters like this for FSDP2 and tensor subclasses."""
 
         def convert(t, model, optimizer):
-            optimizer.zero_grad()  # torch swaps no parameter that still has a graph
+            optimizer.zero_grad()  # torch cannot swap a parameter that has a graph
             if t == 4:
                 model.to(torch.float64)
                 for state in optimizer.state.values():
@@ -251,4 +251,4 @@ def test_a_copied_model_and_a_pickled_optimizer_do_not_carry_the_pruner_along():
     helpers.train(twin, free, range(4, 7))
     assert (twin[0].weight != 0).all()
     assert isinstance(optimizer.state_dict(), dict)
-    assert fggp.Pruner  # the library itself holds nothing of it
+    assert fggp.Pruner  # and the library keeps no reference

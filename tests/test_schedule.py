@@ -1,4 +1,4 @@
-"""The schedule: how many weights stay at step t, at which steps the masks change, how layers share a total."""
+"""The schedule: the number of active weights at step t, the update steps, and how layers share a total."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_sparsity_and_counts_are_those_of_the_formula_in_doubles(schedule, total
 @example(Schedule(0.5, 3, 10, 3))  # every does not divide the phase
 @example(Schedule(0.5, 3, 9, 3))  # it does
 @example(Schedule(0.5, 3, 9, 50))  # every is longer than the phase
-def test_masks_change_every_so_many_steps_and_at_the_end(schedule):
+def test_masks_change_at_regular_steps_and_at_the_end(schedule):
     steps = [t for t in range(schedule.end + 3 * schedule.every) if schedule.is_update(t)]
     assert steps == reference.update_steps(schedule.begin, schedule.end, schedule.every)
 
@@ -98,7 +98,7 @@ def shared_totals(draw):
 
 @given(shared_totals())
 @example((5, [1, 1, 1], [9, 9, 9]))  # remainders tie: earlier layers first
-@example((12, [100, 1, 1], [6, 9, 9]))  # one is full, the rest go to the others
+@example((12, [100, 1, 1], [6, 9, 9]))  # one layer gets its cap, the others the rest
 @example((7, [5, 5, 1], [0, 3, 9]))
 @example((4, [11, 5], [2, 9]))  # 2.75 of at most 2
 def test_apportioned_parts_are_exact_capped_and_proportional(given_):

@@ -1,4 +1,4 @@
-"""Runs scenarios in real processes: `python driver.py FOLDER NAME…` leaves what went wrong in FOLDER/NAME.txt.
+"""Runs scenarios in real processes: `python driver.py FOLDER NAME:SIZE…` writes errors to FOLDER/NAME.txt.
 
 Each scenario's processes are forked from this one (importing PyTorch is what takes the time) and talk through gloo.
 An empty file says that all went well.
@@ -13,7 +13,7 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 
-import scenarios  # once, and not in every process that is forked
+import scenarios  # here, so that forked processes need not
 import torch
 import torch.distributed as dist
 
@@ -22,7 +22,7 @@ TIMEOUT = 120.0
 
 def in_process(name, rank, size, folder):
     warnings.simplefilter("error")
-    # Warnings of PyTorch's own about gloo and forks.
+    # PyTorch warns about gloo and forks.
     warnings.filterwarnings("ignore", module=r"torch\.")
     store = folder / f"{name}.store"
     dist.init_process_group(
@@ -53,7 +53,7 @@ def run(name, size, folder):
             rank = children.pop(pid)
             if status:
                 failed.append(rank)
-                end = min(end, time.monotonic() + 5)  # the others wait for it in vain
+                end = min(end, time.monotonic() + 5)  # the others wait for the failed one
         elif time.monotonic() > end:
             for late, rank in children.items():
                 os.kill(late, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What distributed processes must do; each function runs in all processes of its scenario at once, and asserts."""
+"""Scenarios of distributed training: each function runs in all processes at once, and asserts."""
 
 import copy
 
@@ -31,7 +31,7 @@ def whole(tensor):
 
 
 def sharded(model, mesh=None, **options):
-    """A model for FSDP2, as its users write it: layers first, then the root."""
+    """Shard a model with FSDP2 in the usual way: layers first, then the root."""
     mesh = mesh or world()
     for layer in model:
         if list(layer.parameters(recurse=False)):
@@ -40,15 +40,15 @@ def sharded(model, mesh=None, **options):
 
 
 def beside_one_process(model, plain, steps, ties=False, momentum=0.9, **options):
-    """Train sharded; a pruner on plain tensors is fed the same weights and gradients, and must do the same.
+    """Train a sharded model; a pruner on plain tensors gets the same weights and gradients, and must do the same.
 
     Args:
-        model: sharded.
+        model: the sharded model.
         plain: the same model, not sharded.
-        steps: how many.
-        ties: round gradients, so that most are equal to others.
-        momentum: of both optimizers.
-        options: of both pruners.
+        steps: the number of steps.
+        ties: whether to round gradients, so that most are equal to others.
+        momentum: the momentum of both optimizers.
+        options: options of both pruners.
     """
     optimizer, alone = helpers.sgd(model, momentum=momentum), helpers.sgd(plain, momentum=momentum)
     pruner, expected = helpers.make_pruner(model, optimizer, **options), helpers.make_pruner(plain, alone, **options)
@@ -67,7 +67,7 @@ def beside_one_process(model, plain, steps, ties=False, momentum=0.9, **options)
         alone.step()
         compare(pruner, expected)
         for (name, mine), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
-            # What vector instructions round in bfloat16 depends on where a part begins.
+            # In bfloat16, vector instructions round differently depending on where a part begins.
             if mine.dtype != torch.bfloat16:
                 assert helpers.identical(whole(mine.detach()), theirs.detach()), (t, name)
     assert pruner.last_update > 0
@@ -155,12 +155,12 @@ def fsdp_and_tensor_parallel(folder):
 
 
 def ddp(folder):
-    """Masks are the same on all ranks though nobody sends any; where something differs, all say where."""
+    """Masks are the same on all ranks though no rank sends any; if one differs, all ranks name the weight."""
     model = nn.parallel.DistributedDataParallel(helpers.mlp())
     optimizer = helpers.sgd(model)
     pruner = helpers.make_pruner(model, optimizer, init_sparsity=0.2)
     for t in range(1, 8):
-        helpers.loss_of(model, 10 * t + rank()).backward()  # each its own batch
+        helpers.loss_of(model, 10 * t + rank()).backward()  # a different batch on each rank
         optimizer.step()
         optimizer.zero_grad()
         for mask in pruner.masks.values():
@@ -202,7 +202,7 @@ def refused(folder):
     model = sharded(helpers.mlp())
     optimizer = helpers.sgd(model)
     once = fggp.SNIP(nn.functional.cross_entropy, (torch.randn(4, 6), torch.zeros(4, dtype=torch.int64)))
-    with pytest.raises(ValueError, match="'snip' needs whole weights"):
+    with pytest.raises(ValueError, match="'snip' needs unsharded weights"):
         fggp.Pruner(model, optimizer, 0.8, method=once)
     model[0].weight.data.to_local().fill_(torch.nan)
     helpers.make_pruner(model, optimizer, begin=0, end=1, every=1, method="gmp")
@@ -216,7 +216,7 @@ def refused(folder):
     flat.add_module("1", type("FullyShardedDataParallel", (nn.Identity,), {})())
     with pytest.raises(ValueError, match="fully_shard"):
         helpers.make_pruner(flat, helpers.sgd(flat))
-    apart = helpers.mlp()  # a plain weight beside a sharded one is one that every process holds
+    apart = helpers.mlp()  # every process holds the plain weight beside the sharded one
     apart[0].weight = nn.Parameter(distribute_tensor(apart[0].weight.detach(), world(), [Shard(0)]))
     assert helpers.make_pruner(apart, helpers.sgd(apart), init_sparsity=0.5).sparsity == 0.5
     half = nn.Parameter(DTensor.from_local(torch.ones(3, 3), world(), [Partial()]))
@@ -244,7 +244,7 @@ def postponed_together(folder):
 
 
 def after_an_evaluation(folder):
-    """The root's weights stay gathered after a forward pass without a backward one: nothing is taken for replaced."""
+    """The root's weights stay gathered after a forward pass without a backward one: that is no replacement."""
     model = sharded(helpers.mlp())
     optimizer = helpers.sgd(model)
     pruner = helpers.make_pruner(model, optimizer)
@@ -257,11 +257,11 @@ def after_an_evaluation(folder):
         if name in pruner.masks:
             assert not whole(weight)[~whole(pruner.masks[name])].any()
     if rank() == 0:
-        repr(pruner), pruner.densities(), pruner.sparsity  # one process alone may look
+        repr(pruner), pruner.densities(), pruner.sparsity  # one process alone may call these
 
 
 def resumed(folder):
-    """From a state of its own and from a single process's, packed: bit for bit as if never interrupted."""
+    """A run resumed from its own state, or from the packed state of one process, has the bits of an unbroken one."""
     model, other = sharded(helpers.mlp()), sharded(helpers.mlp())
     optimizer, other_optimizer = helpers.sgd(model), helpers.sgd(other)
     pruner = helpers.make_pruner(model, optimizer)

@@ -25,7 +25,7 @@ SIZES = {
     "after_an_evaluation": 2,
     "resumed": 2,
     "saved_by_all": 3,
-    "loaded_by_others": 2,  # what those before it saved
+    "loaded_by_others": 2,  # loads what saved_by_all saved
 }
 
 pytestmark = [

@@ -1,4 +1,4 @@
-"""GraNet, RigL, SET, SNIP, GraSP, SynFlow and static ERK against plain re-statements of their definitions."""
+"""GraNet, RigL, SET, SNIP, GraSP, SynFlow and static ERK compared with plain restatements of their definitions."""
 
 import itertools
 import math
@@ -42,7 +42,7 @@ def test_an_exchange_drops_the_smallest_and_grows_the_largest_of_each_layer(mode
 
 
 class Plain:
-    """GraNet, RigL or SET by hand, as method.md states them, on float tensors with sort and a mask per layer."""
+    """GraNet, RigL or SET by hand, as docs/methods.md states them: with sort, and a mask per layer."""
 
     def __init__(self, parameters, optimizer, masks, final, begin, end, every, share, last, grow="gradient"):
         self.parameters, self.optimizer, self.masks = parameters, optimizer, [m.clone() for m in masks]
@@ -65,7 +65,7 @@ class Plain:
         flat[magnitudes.sort(stable=True).indices[: max(0, excess)]] = False
         split = flat.split([p.numel() for p in self.parameters])
         self.new = [m.view_as(p).clone() for m, p in zip(split, self.parameters, strict=True)]
-        # … then in each layer drop a further share, and regrow as many.
+        # … then in each layer drop a further share, and regrow the same number.
         for p, mask in zip(self.parameters, self.new, strict=True):
             moved = math.ceil(self.share(t) * int(mask.sum()))
             order = p.detach().abs().where(mask, torch.inf).flatten().sort(stable=True).indices

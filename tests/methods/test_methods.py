@@ -1,4 +1,4 @@
-"""Every method prunes what its definition says: checked by hand and against the reference."""
+"""Every method prunes what its definition says: compared with the reference and with examples by hand."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ rates = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))
 
 
 def pruned(method, thetas, grads, masks, excess, progress=0.5, seed=0, step=1):
-    """What a method prunes in one update, as (layer, position)."""
+    """The weights that a method prunes in one update, as (layer, position)."""
     layers = flatten(prunables(thetas, grads), grads=True)
     active = [layer.layout.flat(m) for layer, m in zip(layers, masks, strict=True)]
     now = Update(step, sum(int(m.sum()) for m in masks), excess, progress, seed)
@@ -65,7 +65,7 @@ GRAD = torch.tensor([[9.0, 0.1, -8.0, 0.2], [0.3, -0.4, 7.0, 6.0]])
     [
         (fggp.FGGP(rate=0.5), [4, 5]),  # smallest gradients 1, 3, 4, 5; of those, smallest weights 4, 5
         (fggp.FGGP(rate=0.7), [4, 7]),  # ⌊5.6⌋ = 5 candidates: 7 joins them
-        (fggp.FGGP(rate=0.0), [1, 3]),  # never fewer candidates than must go
+        (fggp.FGGP(rate=0.0), [1, 3]),  # never fewer candidates than weights to prune
         (fggp.FGGP(rate=1.0), [0, 2]),
         (fggp.FGGP(), [4, 5]),  # the default rate is one half
         (fggp.GMP(), [0, 2]),
@@ -140,7 +140,7 @@ def test_random_scores_are_splitmix64(salt, index):
 
 
 def test_random_scores_never_change_from_one_version_to_the_next():
-    """A checkpoint of today resumes to the same bits tomorrow."""
+    """A checkpoint resumes to the same bits with a later version."""
     assert splitmix64(torch.arange(3), _salt(0, 1, "fc.weight")).tolist() == GOLDEN
 
 
@@ -156,14 +156,14 @@ def test_random_pruning_differs_by_seed_step_and_name_and_is_even():
 
     first = by(0, 1)
     assert first == by(0, 1)
-    # Two independent halves share a quarter: 500 of 1000, give or take.
+    # Two independent halves of 2000 weights share a quarter, about 500.
     assert all(400 < len(set(first) & set(other)) < 600 for other in (by(1, 1), by(0, 2)))
     positions = [[p for i, p in first if i == layer] for layer in (0, 1)]
     assert all(400 < len(p) < 600 for p in positions)
     assert 150 < len(set(positions[0]) & set(positions[1])) < 350
 
 
-# Names, settings, and methods of one's own
+# Names, settings, custom methods
 
 
 @pytest.mark.parametrize("name", helpers.GRADUAL)

@@ -1,4 +1,4 @@
-"""The study's variants of FGGP (experiments/variants.py) against their formulas, written out."""
+"""The study's variants of FGGP (experiments/variants.py) compared with their formulas."""
 
 import runpy
 from pathlib import Path
@@ -16,7 +16,7 @@ def over_root_mean_square(g):
     return g.abs() / g.square().mean().sqrt()
 
 
-# Weight, gradient, and averages of g, |g| and g² so far → the scores of the steps, in their order.
+# Maps weight, gradient, and averages of g, |g| and g² to the scores of the steps, in order.
 FORMULAS = {
     "RunningGradient": lambda w, g, a: (a["size"], w.abs()),
     "MeanGradient": lambda w, g, a: (a["g"].abs(), w.abs()),
@@ -41,7 +41,7 @@ def test_a_variant_prunes_what_its_formula_says(name):
     for step in range(1, 25):
         g = torch.randn(25, 60, dtype=torch.double) * torch.rand(25, 60, dtype=torch.double)
         model.weight.grad = g.clone()
-        # The averages are kept in float64 for weights in float64, so both sides round alike but for the last digit.
+        # float64 weights have float64 averages, so both sides differ at most in the last digit.
         average["g"] = 0.9 * average["g"] + 0.1 * g
         average["size"] = 0.9 * average["size"] + 0.1 * g.abs()
         average["square"] = 0.99 * average["square"] + 0.01 * g.square()

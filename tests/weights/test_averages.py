@@ -1,4 +1,4 @@
-"""Running averages of gradients: against a plain loop, resumed, and refused where they are wrong."""
+"""Running averages of gradients: compared with a plain loop, resumed, and refused if they are wrong."""
 
 import copy
 import io
@@ -37,16 +37,16 @@ def test_updates_rank_by_the_average(dtype, memory_format):
         helpers.loss_of(model, t).backward()
         before = {name: mask.clone() for name, mask in pruner.masks.items()}
         weights = {name: p.detach().clone() for name, p in parameters.items()}
-        if t <= 6:  # masks change no more afterwards, and nothing is averaged
+        if t <= 6:  # after the last update nothing is averaged
             by_hand(averages, parameters, 0.8)
         optimizer.step()
-        kept = {w.name: pruner._averages.of(w)["size"] for w in pruner._masks.weights}
+        kept = helpers.averages_of(pruner, "size")
         for name, average in averages.items():
             torch.testing.assert_close(kept[name].double(), average, rtol=1e-5, atol=1e-9)
         if pruner.last_update != t:
             continue
         updates += 1
-        # The averages themselves, whose rounding the comparison above allows for, decide ties in the last place.
+        # Rank by the kept averages, whose rounding the comparison above allows: it may decide ties.
         layers = list(parameters)
         active = reference.weights_of(
             [weights[n] for n in layers], [kept[n] for n in layers], [before[n] for n in layers]
@@ -75,7 +75,7 @@ def test_missing_and_infinite_gradients_count_as_zero(gradients, decay, scale):
     weights = find_prunable(model)
     averages = Averages([fggp.Average("size", torch.abs, decay)])
     expected = torch.zeros(1, 3, dtype=torch.float64)
-    largest = 0.0  # what rounding is relative to: a small decay forgets it in the sum, but not in the rounding
+    largest = 0.0  # rounding is relative to it, even after a small decay has forgotten it
     for gradient in gradients:
         model.weight.grad = None if gradient is None else torch.tensor([gradient])
         averages.update(weights, scale)
@@ -183,7 +183,6 @@ def test_averages_follow_a_weight_that_is_converted():
     model, optimizer, pruner = run()
     helpers.train(model, optimizer, range(1, 2))
     model.double()
-    weight = pruner._masks.weights[0]
-    size = pruner._averages.of(weight)["size"]
+    size = next(iter(helpers.averages_of(pruner, "size").values()))
     assert size.dtype == torch.float64
     assert size.count_nonzero()

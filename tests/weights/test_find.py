@@ -1,4 +1,4 @@
-"""Which weights are pruned, and what they are called."""
+"""Which weights are pruned, and their names."""
 
 import re
 import sys
@@ -18,7 +18,7 @@ def names(model, **filters):
 
 
 class Zoo(nn.Module):
-    """One of everything."""
+    """One layer of every kind."""
 
     def __init__(self):
         super().__init__()
@@ -225,7 +225,7 @@ def test_empty_weights_are_left_out():
 
 
 def test_scalars_are_left_out():
-    """Adam's step counter has their shape: it would be zeroed with them."""
+    """Adam's step counter has a scalar's shape and would be zeroed with it."""
     model = nn.Sequential(nn.Linear(4, 3))
     model.register_parameter("scale", nn.Parameter(torch.tensor(1.0)))
     pruner = helpers.make_pruner(model, torch.optim.Adam(model.parameters()), include=["0.*", "scale"])
@@ -250,7 +250,7 @@ def test_parametrized_weights_are_left_out_with_a_warning():
 
 
 class Tied(nn.Module):
-    """An autoencoder's two uses of one weight, and an embedding with its output layer."""
+    """Two linear layers share a weight; an embedding shares its weight with the output layer."""
 
     def __init__(self):
         super().__init__()
