@@ -102,8 +102,8 @@ class Pruner:
         if isinstance(self.method, OneShot):
             if processes.sharded:
                 raise ValueError(
-                    f"method={self.method.name!r} needs whole weights: make a Pruner with it before the model is "
-                    f"sharded, and after it another one with init=<masks of the first> and a method of updates"
+                    f"method={self.method.name!r} needs unsharded weights: make a Pruner with it before the model is "
+                    f"sharded, and then a second one with init=<masks of the first> and a method that is not one-shot"
                 )
             masks = self.method.masks(model, weights, sparsity, seed)
         else:
@@ -121,7 +121,7 @@ class Pruner:
         self.step = self.last_update = 0
         self._initial_counts = self._masks.counts
         self._overdue = self._warned = self._skipped = self._in_step = False
-        self._choice: Choice | None = None  # made before the optimizer's step, put in force after it
+        self._choice: Choice | None = None  # chosen before the optimizer's step, put in force after it
         self._model, self._optimizer = model, optimizer
         self._masks.apply(optimizer)
         self._hooks = [
@@ -190,7 +190,7 @@ class Pruner:
             nonlocal evaluated
             if evaluated:
                 raise RuntimeError(
-                    "the optimizer evaluates its closure several times a step: which gradient to rank by?"
+                    "the optimizer evaluates its closure several times a step: there is no one gradient to rank by"
                 )
             evaluated = True
             loss = closure()
@@ -208,20 +208,28 @@ class Pruner:
         if not self._is_due(step):
             return
         assert isinstance(self.method, Method)  # the schedule of a OneShot has no updates
-        plan = plan_update(self.method, self.schedule, self.scope, self.seed, step, self._masks, self._initial_counts)
+        plan = plan_update(
+            self.method,
+            self.schedule,
+            step=step,
+            scope=self.scope,
+            seed=self.seed,
+            masks=self._masks,
+            initial_counts=self._initial_counts,
+        )
         obstacle = find_obstacle(plan, self.method, self._masks)
         if obstacle is None:
             self._choice = choose(plan, self._masks, self._grad_scale, self._averages)
         elif not self._warned:
             self._warned = True
-            message = f"the mask update due at step {step} is postponed: {obstacle} (this is said once)"
+            message = f"the mask update due at step {step} is postponed: {obstacle} (later postponements do not warn)"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Count the step, put the choice in force, and zero what is pruned."""
         if self._skipped:
             return
-        # If an optimizer's step calls its base class's, the hooks run twice in what is one step.
+        # If an optimizer's step calls its base class's step, the hooks run twice in one step.
         if self._in_step:
             self._in_step = False
             self.step += 1

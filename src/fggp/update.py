@@ -45,9 +45,10 @@ class Plan:
 def plan_update(
     method: Method,
     schedule: Schedule,
+    *,
+    step: int,
     scope: Scope,
     seed: int,
-    step: int,
     masks: Masks,
     initial_counts: Sequence[int],
 ) -> Plan:
@@ -56,11 +57,14 @@ def plan_update(
     Args:
         method: the method.
         schedule: how many weights are active after the step.
+        step: the optimizer step, from 1.
         scope: which weights are ranked together.
         seed: the pruner's seed.
-        step: the optimizer step, from 1.
         masks: the masks before the update.
-        initial_counts: the active weights of each layer when pruning started, whose proportions ``"layer"`` keeps.
+        initial_counts: the active weights of each layer when pruning started; ``"layer"`` keeps their proportions.
+
+    Raises:
+        ValueError: the method's chain does not prune the planned number of weights.
     """
     progress = schedule.progress(step)
     target = schedule.active_at(step, masks.total)

@@ -94,14 +94,14 @@ class Layer:
 
     @property
     def total_size(self) -> int:
-        """How many weights the layer has on all processes."""
+        """The number of the layer's weights on all processes."""
         return torch.Size(self.layout.part.full_shape).numel()
 
     def block(self, start: int, stop: int) -> Block:
         """The weights start … stop − 1 in memory order."""
         return Block(self, slice(start, stop))
 
-    def at(self, index: Tensor) -> Block:
+    def block_at(self, index: Tensor) -> Block:
         """The weights at some memory-order indices, int64 [k]."""
         return Block(self, index)
 
