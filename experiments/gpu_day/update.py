@@ -59,7 +59,7 @@ def zeroing_times(rehearse: bool) -> Any:
     """Time ways to zero pruned weights and momenta; the first is fggp's."""
     import torch
 
-    from fggp.masks.masks import zero_pruned
+    from fggp.masks.zeroing import zero_pruned
 
     model, optimizer, pruner = pruned_network(rehearse, "cpu" if rehearse else "cuda", ties=False)
     optimizer.step()
