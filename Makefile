@@ -68,7 +68,7 @@ sanitize: $(READY)  ## the kernels' tests with checked memory accesses and arith
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		FGGP_TEST_KERNELS=build/sanitize HYPOTHESIS_EXAMPLES=25 \
 		$(VENV)/bin/pytest -p no:cacheprovider tests/ship/runtime/test_kernels.py tests/selection/test_native_passes.py \
-		tests/selection/test_native_more.py
+		tests/selection/test_all_finite.py tests/masks/test_zeroing.py
 
 # The last line but one: without a compiler fggp is installed without its kernels, and nothing here should run so.
 $(READY): $(LOCK) pyproject.toml CMakeLists.txt
