@@ -1,4 +1,4 @@
-"""fggp.compile: what it returns computes what the model does, whatever it is given, and says so where it cannot."""
+"""fggp.compile: the compiled network computes the same as the model for any input, or warns that it cannot."""
 
 import copy
 import multiprocessing
@@ -21,7 +21,7 @@ from models import IMAGE_MODELS, randomised
 
 
 def pruned(model, density=0.1, seed=0):
-    """The model with so much of each convolution and linear layer left, chosen at random."""
+    """Prune each convolution and linear layer of a model at random, to about this density."""
     generator = torch.Generator().manual_seed(seed)
     randomised(model, seed)
     for module in model.modules():
@@ -57,7 +57,7 @@ def assert_agrees(fast, model, x, tolerance=1e-4):
 
 
 def on_kernels(fast, *inputs):
-    """How many products run on the sparse kernels for these inputs."""
+    """The number of products that run on the sparse kernels for these inputs."""
     return sum(len(step.chain) for step, _ in fast._engine.profile(list(inputs)) if isinstance(step, Product))
 
 
@@ -313,7 +313,7 @@ def test_control_flow_that_depends_on_data():
 
 def test_a_random_model():
     model = Random()
-    fast = compiled_with_warning(model, images(2), "off by .* as if it drew random numbers")
+    fast = compiled_with_warning(model, images(2), "off by .* as if the model drew random numbers")
     torch.manual_seed(0)
     ours = fast(images(2))
     torch.manual_seed(0)
@@ -333,7 +333,7 @@ def test_without_kernels(monkeypatch):
 
 
 def test_what_is_off_is_found_even_where_it_is_not_a_number(monkeypatch):
-    """A wrong result of the kernels' own is never used."""
+    """A wrong result of the kernels is never used."""
     engine = fggp.ship.runtime.engine.SparseEngine
     right = engine.run
     monkeypatch.setattr(engine, "run", lambda self, inputs: [x * torch.nan for x in right(self, inputs)])

@@ -29,8 +29,8 @@ from fggp.ship.runtime.plan import Plan
 from fggp.ship.runtime.tiles import Tiling
 from models import Builder, Tilings, exact, products
 
-# Floats before and after each buffer. NaN there is in every sum that reads it, and gone where something is written.
-# With the sanitizers, what is allocated ends where the buffer does.
+# Floats of NaN before and after each buffer: a read beyond the buffer makes NaN, a write replaces one. With the
+# sanitizers there are none, because those check the bounds of the allocation itself.
 GUARD = 0 if SANITIZED else 64
 
 
@@ -76,7 +76,7 @@ def plan_of(graph, batch, build, lanes, tilings, memory=SeparateMemory):
 
 
 def run_plan(plan, inputs, images, threads=1):
-    """Twice, as what a first run leaves behind must not matter."""
+    """Run a plan twice: the second run, on the memory that the first one wrote, must return the same."""
     first = plan.run(inputs, images, threads)
     second = plan.run(inputs, images, threads)
     if isinstance(plan.memory, SeparateMemory):
@@ -88,7 +88,7 @@ def run_plan(plan, inputs, images, threads=1):
 
 @st.composite
 def tilings(draw, chained=False):
-    """Any that are legal, and those that would be tried."""
+    """Any valid tiling, and the tilings that the tuner tries."""
     which = draw(st.none() | st.integers(0, 99))
     rows, columns = draw(st.integers(1, tiles.MAX_ROWS)), draw(st.integers(1, tiles.MAX_COLUMNS))
     chunk = draw(st.sampled_from([1, 2, 3, 5, 8, 100]))
@@ -156,8 +156,8 @@ CASES = {
 }
 
 
-def some(batch, lanes):
-    """As many images as are quick: with whole vectors up to three of them, without up to three images."""
+def quick_batch(batch, lanes):
+    """A number of images that is quick to run: up to 35 in vectors, up to three as single images."""
     return batch if lanes > 1 else 1 + batch % 3
 
 
@@ -165,7 +165,7 @@ def some(batch, lanes):
 def test_convolution(build, wide, geometry, density, batch, relu, residual, threads, tilings, seed):
     settings, shape, weight = geometry
     lanes = build.lanes if wide else 1
-    batch = some(batch, lanes)
+    batch = quick_batch(batch, lanes)
     b = Builder(batch, seed)
     weight, bias = b.sparse(*weight, density=density), b.randn(weight[0])
     x = b.input(*shape)
@@ -186,7 +186,7 @@ def test_convolution(build, wide, geometry, density, batch, relu, residual, thre
 
 
 def sizes_of_terms(graph, inputs):
-    """What the outputs would be if nothing cancelled."""
+    """The sums of the magnitudes of each output's terms."""
     positive = replace(graph, ops=tuple(op.with_constants(torch.Tensor.abs) for op in graph.ops))
     return exact(positive, [x.abs() for x in inputs])
 
@@ -267,7 +267,7 @@ def test_pointwise_products_after_a_convolution_are_done_with_it(
 )
 def test_linear(build, wide, tokens, features, density, batch, places, relu, residual, threads, tilings):
     lanes = build.lanes if wide else 1
-    batch = some(batch, lanes)
+    batch = quick_batch(batch, lanes)
     b = Builder(batch)
     between = (places,) if tokens else ()
     x = b.input(*between, features[0])
@@ -284,7 +284,7 @@ def test_linear(build, wide, tokens, features, density, batch, places, relu, res
 @pytest.mark.parametrize("build", KERNELS, ids=lambda build: build.cpu)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_every_tile(build, stride):
-    """All shapes of tiles, on images that are no multiple of them."""
+    """All tile shapes, on images whose sizes are no multiples of them."""
     b = Builder(build.lanes + 1)
     weight = b.sparse(10, 6, 3, 3)
     x = b.input(6, 11, 19)
@@ -339,7 +339,7 @@ def pools(draw, largest):
 
 
 @st.composite
-def others(draw):
+def plane_wise_operations(draw):
     kind, settings = draw(
         st.sampled_from(
             [(Add, {"relu": True}), (Add, {}), (ReLU, {}), (Affine, {}), (Concat, {"dim": 1}), (Flatten, {})]
@@ -350,7 +350,7 @@ def others(draw):
 
 
 @given(
-    operation=pools(True) | pools(False) | others(),
+    operation=pools(True) | pools(False) | plane_wise_operations(),
     build=st.sampled_from(KERNELS),
     wide=st.booleans(),
     batch=st.integers(1, 35),
@@ -361,7 +361,7 @@ def others(draw):
 def test_plane_wise_operations(operation, build, wide, batch, channels, odd, threads):
     kind, settings, size = operation
     lanes = build.lanes if wide else 1
-    batch = some(batch, lanes)
+    batch = quick_batch(batch, lanes)
     b = Builder(batch)
     if kind is Affine:
         settings = {"scale": b.randn(channels), "shift": b.randn(channels), "relu": True}

@@ -1,4 +1,4 @@
-"""Plans: memory that is used again, margins that stay zero, batches of any size, conversions, chains."""
+"""Plans: reused memory, padding that stays zero, batches of any size, conversions of layout, chains of products."""
 
 import os
 from unittest import mock
@@ -31,13 +31,13 @@ aten = torch.ops.aten
 KERNELS = kernels.load()
 
 
-def whole(chain):
-    """A tiling for any chain."""
+def first_tiling(chain):
+    """The first candidate, in place of the fastest."""
     return candidate_tilings(chain, KERNELS)[0]
 
 
 def plan_of(graph, batch, lanes, chained=False, sparse=None):
-    with mock.patch("fggp.ship.runtime.plan.tuner", Tilings(whole, chained)):
+    with mock.patch("fggp.ship.runtime.plan.tuner", Tilings(first_tiling, chained)):
         return Plan(graph, batch, KERNELS, lanes, products(graph) if sparse is None else sparse)
 
 
@@ -95,7 +95,7 @@ STEPS = {
 
 @st.composite
 def graphs(draw, most=9):
-    """Operations on images of one shape, each on any values so far, and some of all values as outputs."""
+    """Random graphs: operations on images of one shape, each on any earlier values; some of the values are outputs."""
     b = Builder(draw(st.integers(1, 3)), draw(st.integers(0, 9)))
     height, width = draw(st.sampled_from([(6, 5), (1, 3), (4, 9)]))
     values = [b.input(CHANNELS, height, width), b.input(CHANNELS, height, width)]
@@ -111,7 +111,7 @@ LANES = st.sampled_from([1, KERNELS.lanes])
 
 @given(data=st.data(), batch=st.integers(1, 20), lanes=LANES, chained=st.booleans())
 def test_no_two_activations_in_use_share_memory(data, batch, lanes, chained):
-    """Compared with what PyTorch computes: sharing would show. And nothing that is not a number stays behind."""
+    """Shared memory would change the outputs. NaN and infinity of one run do not reach the next."""
     batch = batch if lanes > 1 else 1 + batch % 3
     graph, b = data.draw(graphs())
     plan = plan_of(graph, batch, lanes, chained)
@@ -128,8 +128,7 @@ def test_no_two_activations_in_use_share_memory(data, batch, lanes, chained):
 
 @given(data=st.data(), batch=st.integers(1, 20), lanes=LANES, chained=st.booleans())
 def test_buffers_in_use_at_the_same_time_do_not_overlap(data, batch, lanes, chained):
-    """What the memory plan promises, checked step by step; one exception, a buffer over what is read for the last
-    time, by nothing but what writes it."""
+    """Checked step by step. The exception is a buffer that overwrites another in the step that reads that one last."""
     graph, _ = data.draw(graphs())
     steps = plan_of(graph, batch, lanes, chained).steps
     memory = Memory(steps)
@@ -152,7 +151,7 @@ def test_buffers_in_use_at_the_same_time_do_not_overlap(data, batch, lanes, chai
 
 
 def test_a_residual_stays_while_another_product_of_the_chain_needs_it():
-    """The second product reads and may replace what the first one, a 3×3, reads around every tile."""
+    """The second product may overwrite its residual, which the first one, a 3×3, reads around every tile."""
     b = Builder(KERNELS.lanes)
     x = b.conv(b.input(8, 9, 9), weight=torch.eye(8)[:, :, None, None], relu=True)
     y = b.conv(x, weight=b.sparse(8, 8, 3, 3), padding=1)
@@ -167,7 +166,7 @@ def test_a_residual_stays_while_another_product_of_the_chain_needs_it():
 
 @pytest.mark.parametrize("lanes", [1, KERNELS.lanes])
 def test_what_was_not_replaced_when_it_could_have_been_is_not_replaced_later(lanes):
-    """The ReLU leaves its input alone, which is read once more; by then the ReLU's output is in use as well."""
+    """The ReLU cannot overwrite its input, which is read once more, when the ReLU's output is in use too."""
     b = Builder(1)
     made = b.conv(b.input(4, 6, 5), weight=b.sparse(4, 4, 1, 1))
     positive = b.add(ReLU, made)
@@ -177,7 +176,7 @@ def test_what_was_not_replaced_when_it_could_have_been_is_not_replaced_later(lan
 
 
 def test_functions_that_pytorch_applies_in_place_between_margins():
-    """What it reads has no reader with a margin, what it writes has."""
+    """The function's output has a reader that needs a margin; its input has none."""
     for lanes in (1, KERNELS.lanes):
         b = Builder(3)
         x = b.conv(b.input(4, 5, 6), weight=b.sparse(4, 4, 1, 1))
@@ -190,7 +189,7 @@ def test_functions_that_pytorch_applies_in_place_between_margins():
 
 @pytest.fixture(scope="module")
 def cnn():
-    """A small one: (its graph, its builder)."""
+    """A small convolutional network: its graph and its builder."""
     b = Builder(4)
     x = b.input(3, 11, 10)
     y = b.conv(x, weight=b.sparse(8, 3, 3, 3), padding=1, stride=2, bias=b.randn(8), relu=True)
@@ -268,7 +267,7 @@ def test_inputs_in_any_memory_order(height, width, lanes, seed):
 
 
 def test_inputs_too_large_for_the_kernels_stay_with_pytorch():
-    """Offsets in bytes have 31 bits; here as if they had fewer, so that no test needs gigabytes."""
+    """The limit of offsets, 2 GiB, is lowered here so that the test needs little memory."""
     b = Builder(KERNELS.lanes)
     x = b.conv(b.input(3, 8, 8), weight=b.sparse(3, 3, 1, 1))
     small = b.conv(x, weight=b.sparse(1, 3, 8, 8))

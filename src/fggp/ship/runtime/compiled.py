@@ -84,9 +84,11 @@ class Compiled:
         if self._engine is not None:
             difference = self._relative_difference(self._engine, model)
             if difference > TOLERANCE:
-                reason = f"compiled, its output is off by {difference:.1e} relative to its size"
-                reason = f"{reason}, as if it drew random numbers or branched on the batch size"
-                self._fall_back(f"the whole model runs on PyTorch: {reason}", model)
+                self._fall_back(
+                    f"the whole model runs on PyTorch: the compiled output is off by {difference:.1e} relative to its "
+                    f"size, as if the model drew random numbers or branched on the batch size",
+                    model,
+                )
 
     @torch.no_grad()
     def _relative_difference(self, engine: SparseEngine, model: nn.Module) -> float:
