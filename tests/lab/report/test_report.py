@@ -355,3 +355,7 @@ def test_rates_that_were_tried_out_are_not_ranked(tmp_path):
     assert "| FGGP (r = 0.5) | **91.00 ± 0.71** (2) #1 |" in markdown
     assert "| GMP | 80.50 ± 0.71 (2) #2 |" in markdown
     assert "tried out here, are not ranked" in markdown
+
+
+def test_without_a_sweep_nothing_is_said_of_rates(folder):
+    assert "tried out here" not in (folder / "report.md").read_text()

@@ -41,46 +41,39 @@ def pytorch(file: str, threads: int) -> tuple[str, Load]:
     """PyTorch, eager."""
     import torch
 
-    return _of_torch(file, threads, lambda model: model, torch.inference_mode)
+    return torch.__version__, _torch_load(file, threads, lambda model, _: torch.inference_mode()(model))
 
 
 def torch_compile(file: str, threads: int) -> tuple[str, Load]:
     """PyTorch's compiler with its default options."""
     import torch
 
-    return _of_torch(file, threads, torch.compile, torch.no_grad)
-
-
-def _of_torch(file: str, threads: int, prepare: Run, without_gradients: Callable[[], Any]) -> tuple[str, Load]:
-    import torch
-
-    torch.set_num_threads(threads)
-    _module(file)  # imports the code of its layers
-
-    def load(inputs: Mapping[str, Any]) -> Run:
-        model, tensors = prepare(_module(file)), _tensors(inputs)
-
-        decorated: Run = without_gradients()(lambda: model(*tensors))
-        return decorated
-
-    return torch.__version__, load
+    return torch.__version__, _torch_load(file, threads, lambda model, _: torch.no_grad()(torch.compile(model)))
 
 
 def fggp_compile(file: str, threads: int) -> tuple[str, Load]:
     """The sparse kernels of this package."""
-    import torch
-
     import fggp
 
-    torch.set_num_threads(threads)
-    _module(file)
+    return fggp.__version__, _torch_load(file, threads, fggp.compile)
+
+
+def _torch_load(file: str, threads: int, prepare: Callable[[Any, Any], Run]) -> Load:
+    """Return the `Load` of a PyTorch engine; ``prepare`` makes a function from the module and its inputs."""
+    import torch
+
+    def read() -> Any:
+        # The parent process wrote this file, so its pickle is safe to load.
+        return torch.load(file, weights_only=False).eval()
 
     def load(inputs: Mapping[str, Any]) -> Run:
-        tensors = _tensors(inputs)
-        compiled = fggp.compile(_module(file), tensors)
-        return lambda: compiled(*tensors)
+        tensors = tuple(torch.from_numpy(x) for x in inputs.values())
+        run = prepare(read(), tensors)
+        return lambda: run(*tensors)
 
-    return fggp.__version__, load
+    torch.set_num_threads(threads)
+    read()  # imports the code of the layers
+    return load
 
 
 def onnxruntime(file: str, threads: int) -> tuple[str, Load]:
@@ -163,19 +156,6 @@ def time_runs(run: Run, seconds: float) -> Json:
         run()
         times.append(time.perf_counter() - start)
     return {"seconds": statistics.median(times), "runs": len(times)}
-
-
-def _module(file: str) -> Any:
-    import torch
-
-    # The parent process wrote this file, so its pickle is safe to load.
-    return torch.load(file, weights_only=False).eval()
-
-
-def _tensors(inputs: Mapping[str, Any]) -> tuple[Any, ...]:
-    import torch
-
-    return tuple(torch.from_numpy(x) for x in inputs.values())
 
 
 def _first(output: Any) -> Any:

@@ -1,12 +1,13 @@
 """The pictures of a report. Each is drawn only where there is data for it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from fggp.lab.report.findings import Contest, dense_accuracy, differences, summary_of
@@ -21,7 +22,6 @@ from fggp.lab.report.style import (
     PictureFolder,
     format_accuracy_axis,
     panels,
-    sparsity_panels,
 )
 from fggp.lab.report.tables import Cell, Row, Table, percent
 from fggp.lab.training.pictures import GREY
@@ -58,6 +58,14 @@ def draw_all(
 
 def _lines(panel_count: int) -> int:
     return math.ceil(panel_count / PANELS_PER_LINE)
+
+
+def _sparsity_panels(
+    figure: Figure, sparsities: Sequence[float], ylabel: str, **options: Any
+) -> Iterator[tuple[Axes, float]]:
+    """Give a panel for each sparsity, and the sparsity; the options are those of `panels`."""
+    titles = [f"{percent(sparsity)} sparsity" for sparsity in sparsities]
+    return zip(panels(figure, titles, ylabel, **options), sparsities, strict=True)
 
 
 def _draw_accuracy(folder: PictureFolder, tables: Sequence[Table]) -> None:
@@ -148,7 +156,7 @@ def _draw_differences(folder: PictureFolder, table: Table, baseline: str) -> Non
     width = 2.3 * min(len(columns), PANELS_PER_LINE) + (4.3 if len(columns) == 1 else 1.4)
     height = _lines(len(columns)) * (0.28 * len(found) + 0.95)
     with folder.draw("differences", table.title, caption, width, height) as figure:
-        for axes, sparsity in sparsity_panels(figure, columns, ""):
+        for axes, sparsity in _sparsity_panels(figure, columns, ""):
             axes.axvline(0, color=folder.looks[baseline].colour, linewidth=1.4)
             for number, (name, own) in enumerate(found.items()):
                 if sparsity not in own:
@@ -185,7 +193,7 @@ def _draw_curves(folder: PictureFolder, table: Table) -> None:
     width = (5.2 if len(columns) == 1 else 2.9 * min(len(columns), PANELS_PER_LINE)) + 1.8
     height = max(2.9 * _lines(len(columns)), 0.2 * len(table.rows) + 0.8)
     with folder.draw("curves", table.title, caption, width, height) as figure:
-        for axes, sparsity in sparsity_panels(figure, columns, f"{by} accuracy"):
+        for axes, sparsity in _sparsity_panels(figure, columns, f"{by} accuracy"):
             if phase:
                 axes.axvspan(*phase, color=GRID, alpha=0.55, linewidth=0, zorder=0)
             lines = [
@@ -249,7 +257,7 @@ def _draw_densities(folder: PictureFolder, table: Table) -> None:
     height = 2.2 * math.ceil(len(columns) / per_line) + (0.055 * max(map(len, layers)) if named else 0.2)
     with folder.draw("density", table.title, caption, width, max(height, 0.2 * len(table.rows) + 0.8)) as figure:
         thin: Any = {"lw": 1.1, "ms": 4 if named else 0, "mec": BACKGROUND, "mew": 0.4}
-        for axes, sparsity in sparsity_panels(figure, columns, "kept weights", per_line=per_line, sharex=True):
+        for axes, sparsity in _sparsity_panels(figure, columns, "kept weights", per_line=per_line, sharex=True):
             axes.axhline(1 - sparsity, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
             for row in table.rows:
                 look, own = folder.looks[row.label], found.get((row.label, sparsity), {})
@@ -285,7 +293,7 @@ def _draw_rates(folder: PictureFolder, table: Table, sweep: Sequence[Row]) -> No
     title = f"{sweep[0].label.partition(' (')[0]} · {table.title}"
     width = (4.6 if len(columns) == 1 else 2.7 * min(len(columns), PANELS_PER_LINE)) + 1.6
     with folder.draw("rate", title, caption, width, 2.8 * _lines(len(columns))) as figure:
-        for axes, sparsity in sparsity_panels(figure, columns, "accuracy"):
+        for axes, sparsity in _sparsity_panels(figure, columns, "accuracy"):
             test, validation = {}, {}
             for row in sweep:
                 runs, rate = row.cells.get(sparsity, {}).values(), row.rate or 0.0

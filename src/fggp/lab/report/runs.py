@@ -184,10 +184,8 @@ def _curve(curve: object, notes: list[str], source: str) -> dict[str, list[float
         usable = {name: values for name, values in numbers.items() if len(values) == length}
         if not usable.keys().isdisjoint(ACCURACY_KEYS.values()):
             return usable
-    notes.append(
-        f"{source}: curve not used, it must hold lists of numbers of one length, epoch and val_accuracy or "
-        f"test_accuracy among them"
-    )
+    expected = "lists of numbers of one length, epoch and val_accuracy or test_accuracy among them"
+    notes.append(f"{source}: curve not used, it must hold {expected}")
     return {}
 
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from fggp.lab.report.runs import Split
-from fggp.lab.report.tables import Row, percent
+from fggp.lab.report.tables import Row
 from fggp.lab.training.pictures import COLOURS, STYLE
 
 TEXT, FAINT, GRID, BACKGROUND = "#1F2430", "#5F6775", "#E4E7EC", "#FFFFFF"
@@ -144,14 +144,6 @@ def panels(
     for panel in axes[::columns]:
         panel.set_ylabel(ylabel)
     return list(axes[: len(titles)])
-
-
-def sparsity_panels(
-    figure: Figure, sparsities: Sequence[float], ylabel: str, **options: Any
-) -> Iterator[tuple[Axes, float]]:
-    """Give a panel for each sparsity, and the sparsity; the options are those of `panels`."""
-    titles = [f"{percent(sparsity)} sparsity" for sparsity in sparsities]
-    return zip(panels(figure, titles, ylabel, **options), sparsities, strict=True)
 
 
 def format_accuracy_axis(figure: Figure) -> None:

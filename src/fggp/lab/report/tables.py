@@ -107,7 +107,7 @@ class Table:
         swept = [row for rows in self.sweeps for row in rows if any(other.has_default_rate for other in rows)]
         left_out = {row.label for row in swept if not row.has_default_rate and row.label != baseline}
         rows = [row for row in self.rows if row.label not in left_out]
-        return replace(self, rows=rows) if len({row.method for row in rows}) > 1 else self
+        return replace(self, rows=rows) if left_out and len({row.method for row in rows}) > 1 else self
 
 
 @dataclass(frozen=True)
