@@ -1,7 +1,8 @@
 """Write a pruning method in a few lines and compare it with FGGP.
 
-A method is a chain of Top-K steps. Each step keeps the lowest-ranked weights of the step before it. What the last
-step keeps is pruned. docs/methods.md has more: regrowth, running averages, use from the command line.
+A method is a chain of Top-K steps. Each step picks the weights with the lowest scores among those that the step before
+it picked. The weights that the last step picks are pruned. docs/methods.md has more: regrowth, running averages, use
+from the command line.
 
     python examples/own_method.py
 """
@@ -17,20 +18,26 @@ import fggp
 from fggp.methods import candidates
 from fggp.scores import Score, gradient
 
-# A score maps a block of weights to one number each, elementwise. Low scores are pruned first.
-between = Score("|θ|·√|g|", lambda block: block.weight.abs() * block.grad.abs().sqrt(), needs_gradient=True)
+# A score gives each weight θ with gradient g one number. The weights with the lowest scores are pruned.
+weight_times_root_gradient = Score(
+    "|θ|·√|g|", lambda block: block.weight.abs() * block.grad.abs().sqrt(), needs_gradient=True
+)
 
 
 @dataclass(frozen=True)
-class GradientThenBetween(fggp.Method):
+class GradientThenProduct(fggp.Method):
     """FGGP whose second step ranks by |θ|·√|g| instead of |θ|."""
 
-    name = "gradient-then-between"
+    name = "gradient-then-product"
     rate: float = 0.5
 
     def chain(self, now: fggp.Update) -> Sequence[fggp.TopK]:
-        """Take half of the active weights by gradient, then prune the excess among those."""
-        return [fggp.TopK(gradient, candidates(self.rate, now)), fggp.TopK(between, now.excess)]
+        """Pick the half of the active weights with the smallest gradients, then prune among those.
+
+        ``now.excess`` is the number of weights that the schedule prunes now. ``candidates`` is the rate's share of the
+        active weights, but at least this number.
+        """
+        return [fggp.TopK(gradient, candidates(self.rate, now)), fggp.TopK(weight_times_root_gradient, now.excess)]
 
 
 digits = load_digits()
@@ -57,7 +64,7 @@ def train(method: fggp.Method, seed: int) -> tuple[float, float]:
 
 
 print("test accuracy for seeds 0, 1 and 2 (too few images and seeds to say which method is better)")
-for method in (fggp.FGGP(), GradientThenBetween()):
+for method in (fggp.FGGP(), GradientThenProduct()):
     results = [train(method, seed) for seed in range(3)]
     accuracies = ", ".join(f"{accuracy:.1%}" for accuracy, _ in results)
     print(f"{method.name}: {accuracies}; {results[0][1]:.2%} of the weights are zero")

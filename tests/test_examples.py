@@ -52,5 +52,5 @@ def test_ship_small_and_fast(printed):
 def test_own_method(printed):
     output = printed("own_method.py")
     lines = re.findall(r"^(\S+): (.*); 97\.00% of the weights are zero$", output, re.M)
-    assert [name for name, _ in lines] == ["fggp", "gradient-then-between"]
+    assert [name for name, _ in lines] == ["fggp", "gradient-then-product"]
     assert all(float(accuracy) > 80 for _, listed in lines for accuracy in re.findall(r"([\d.]+)%", listed))
