@@ -103,6 +103,8 @@ def _accuracy_panel(folder: PictureFolder, axes: Axes, table: Table, show_runs: 
         axes.axhline(dense.mean, color=GREY, linewidth=1.2, zorder=1, label=row.label)
         axes.axhspan(dense.mean - std, dense.mean + std, color=GREY, alpha=0.18, linewidth=0, zorder=0)
     axes.set_xticks(list(place.values()), [percent(sparsity) for sparsity in place])
+    if len(place) == 1:
+        axes.set_xlim(min(place.values()) - 0.25, max(place.values()) + 0.25)
     axes.grid(False, axis="x")
     axes.set_xlabel("sparsity")
 
