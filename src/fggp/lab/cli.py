@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from fggp.lab.training.distributed import World
 
-EXTRAS = ("jinja2", "matplotlib", "rich", "sklearn", "timm", "torchvision", "tyro")
+EXTRAS = ("matplotlib", "rich", "sklearn", "timm", "torchvision", "tyro")
 
 DESCRIPTION = """Prune a neural network while it trains, store it small and run it fast.
 
