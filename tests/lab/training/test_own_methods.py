@@ -120,4 +120,4 @@ def test_two_files_of_one_name_in_one_grid_are_refused(file, tmp_path, capsys):
     other.write_text(OWN)
     command = ["grid", "--method", f"{file}:Rated", f"{other}:Rated", "--out", str(tmp_path / "grid")]
     assert main([*command, "--epochs", "1", "--dry-run"]) == 2
-    assert "names of their own" in " ".join(capsys.readouterr().err.split())
+    assert "rename one of the files" in " ".join(capsys.readouterr().err.split())

@@ -99,7 +99,7 @@ def test_replays_of_one_graph_a_size_train_the_same_bits(monkeypatch, count):
     expected = trained(trainer(count=count))
     monkeypatch.setattr(step_module, "capture", capture)
     run = trainer(count=count)
-    run.compute = CapturedStep(run.model, run._loss)
+    run.compute = CapturedStep(run.model, run.loss_and_hits)
     assert same(trained(run), expected)
     assert sizes == {21: [7], 22: [8, 7], 5: [5]}[count]
     assert run.compute.name == "captured"
@@ -108,7 +108,7 @@ def test_replays_of_one_graph_a_size_train_the_same_bits(monkeypatch, count):
 def test_a_weighted_step_among_captured_ones_changes_nothing_for_them(monkeypatch):
     monkeypatch.setattr(step_module, "capture", replayed_on_the_cpu)
     run = trainer()
-    run.compute = CapturedStep(run.model, run._loss)
+    run.compute = CapturedStep(run.model, run.loss_and_hits)
     batch = run.data.train
 
     def gradients(weight: float) -> list[torch.Tensor]:
@@ -128,7 +128,7 @@ def test_what_cannot_be_captured_is_stepped_eagerly_and_says_so_once(monkeypatch
     expected = trained(trainer())
     monkeypatch.setattr(step_module, "capture", capture)
     run = trainer()
-    run.compute = CapturedStep(run.model, run._loss)
+    run.compute = CapturedStep(run.model, run.loss_and_hits)
     with pytest.warns(
         RuntimeWarning, match=r"not captured, which is slower: called a synchronizing CUDA operation$"
     ) as w:
