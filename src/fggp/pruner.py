@@ -44,7 +44,8 @@ class Pruner:
         model: the model; wrapped (DDP, ``torch.compile``) or not. Its state-dict keys never change.
         optimizer: any optimizer with PyTorch's step hooks that holds all weights to be pruned.
         sparsity: the final share of zeros among the prunable weights, in [init_sparsity, 1), met to the weight.
-        begin: the optimizer step before which nothing is pruned.
+        begin: the optimizer step from which the schedule counts. The first update is at begin + every (or at ``end``,
+            if that is earlier).
         end: the optimizer step from which ``sparsity`` holds.
         every: optimizer steps between two updates. ``begin``, ``end`` and ``every`` are required, except by one-shot
             methods (`fggp.OneShot`), which act when the Pruner is made and take none of the three.
@@ -121,7 +122,7 @@ class Pruner:
         self.step = self.last_update = 0
         self._initial_counts = self._masks.counts
         self._overdue = self._warned = self._skipped = self._in_step = False
-        self._choice: Choice | None = None  # chosen before the optimizer's step, put in force after it
+        self._choice: Choice | None = None  # made before the optimizer's step, applied after it
         self._model, self._optimizer = model, optimizer
         self._masks.apply(optimizer)
         self._hooks = [
@@ -153,7 +154,7 @@ class Pruner:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._masks.follow(self._optimizer)
+        self._masks.sync_with_model(self._optimizer)
         self._masks.apply(self._optimizer)
 
     # Around the optimizer's step
@@ -164,7 +165,7 @@ class Pruner:
         """Choose before the optimizer changes the weights; with a closure, once that has computed the gradients."""
         refuse_capture()
         self._choice, self._in_step = None, True
-        self._masks.follow(optimizer)
+        self._masks.sync_with_model(optimizer)
         if self._is_due(self.step + 1):
             check_attached(self._masks.weights, self._model)
         # An optimizer that unscales by itself (fused) gets found_inf from the GradScaler and skips the step itself.
@@ -226,7 +227,7 @@ class Pruner:
             warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Count the step, put the choice in force, and zero what is pruned."""
+        """Count the step, apply the choice, and zero the pruned weights."""
         if self._skipped:
             return
         # If an optimizer's step calls its base class's step, the hooks run twice in one step.
@@ -235,7 +236,7 @@ class Pruner:
             self.step += 1
             self._overdue = self._is_due(self.step) and self._choice is None
         if self._choice is not None:
-            self._masks.change(optimizer, self._choice.layers, self._choice.active, self._choice.regrown)
+            self._masks.set_and_apply(optimizer, self._choice.layers, self._choice.active, self._choice.regrown)
             self.last_update, self._choice = self.step, None
         elif self._masks.active < self._masks.total:
             self._masks.apply(optimizer)
@@ -281,9 +282,9 @@ class Pruner:
             ValueError: the state is damaged, of another model, or of a custom method or schedule that this pruner
                 was not made with. The pruner is then unchanged.
         """
-        self._masks.follow(self._optimizer)
+        self._masks.sync_with_model(self._optimizer)
         restored = PrunerState.from_dict(state, self._masks.weights, self.method, self.schedule)
-        self._masks.replace([local(mask) for mask in restored.masks.values()])
+        self._masks.set([local(mask) for mask in restored.masks.values()])
         self.method, self.schedule = restored.method, restored.schedule
         self.scope, self.seed = restored.scope, restored.seed
         self.step, self.last_update = restored.step, restored.last_update

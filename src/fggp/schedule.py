@@ -34,7 +34,8 @@ class Schedule:
 
     Args:
         sparsity: the final sparsity s_fin, a share of the prunable weights, in [init_sparsity, 1).
-        begin: the step t_ini before which nothing is pruned; 0 or more, and below ``end``.
+        begin: the step t_ini from which the schedule counts; 0 or more, and below ``end``. The first update is at
+            begin + every, or at ``end`` if that is earlier.
         end: the step t_fin from which the final sparsity holds.
         every: optimizer steps between two updates, Δt; at least 1.
         init_sparsity: the sparsity s_ini to start from, in [0, 1).
@@ -78,7 +79,7 @@ class Schedule:
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name}={value!r} must be an int: a number of optimizer steps")
         if self.begin < 0:
-            raise ValueError(f"begin={self.begin} must be 0 or more: the optimizer step after which pruning starts")
+            raise ValueError(f"begin={self.begin} must be 0 or more: the optimizer step from which the schedule counts")
         if self.end <= self.begin:
             raise ValueError(f"end={self.end} must be greater than begin={self.begin}")
         if self.every < 1:

@@ -17,7 +17,7 @@ from fggp.weights.layers import Block
 
 @dataclass(frozen=True)
 class Score:
-    """A saliency: how much a weight matters, from the weight, its gradient and its position alone.
+    """An importance score: how much a weight matters, from the weight, its gradient and its position alone.
 
     Args:
         name: its name in tables and messages.
@@ -80,7 +80,10 @@ gradient = Score("gradient", Formula(Quantity.GRADIENT), needs_gradient=True, ti
 """|g|, equal gradients by |θ|"""
 
 saliency = Score("saliency", Formula(Quantity.PRODUCT), needs_gradient=True)
-"""|θ·g|: the first-order change of the loss when the weight is removed (Molchanov et al. 2017, arXiv 1611.06440)"""
+"""|θ·g|, the score of `fggp.methods.Taylor`
+
+It is the first-order change of the loss when the weight is removed (Molchanov et al. 2017, arXiv 1611.06440).
+"""
 
 
 position = Score("position", lambda block: block.position)
@@ -88,7 +91,10 @@ position = Score("position", lambda block: block.position)
 
 
 def largest(score: Score) -> Score:
-    """The score and its tie-breakers in descending order; position still ranks in ascending order."""
+    """The negated score, to select the weights with the largest values first.
+
+    Its tie-breakers are negated too. Position still ranks in ascending order.
+    """
     ties = None if score.ties is None else largest(score.ties)
     formula = score.formula
     of: Callable[[Block], Tensor] = (

@@ -26,7 +26,7 @@ class Plan:
     """What an update does: chains that prune, and then an exchange within each layer.
 
     Args:
-        chains: the layers that are ranked together, and the chain of Top-K steps that prunes them.
+        chains: the layers that are ranked together, and the chain of Top-K steps that prunes their weights.
         exchange: which weights are then dropped and regrown, if any.
     """
 
@@ -98,7 +98,7 @@ def find_obstacle(plan: Plan, method: Method, masks: Masks) -> str | None:
 
 @dataclass(frozen=True)
 class Choice:
-    """The weights that are active after an update; `Masks.change` puts it in force.
+    """The weights that are active after an update; `Masks.set_and_apply` applies it.
 
     Args:
         layers: the layers that the selection read.

@@ -55,7 +55,7 @@ def install(reached: Reached, stepped: Callable[[], None]) -> None:
 
 def _around_steps(reached: Reached, stepped: Callable[[], None]) -> None:
     optimizer: Any = importlib.import_module("torch.optim.sgd")  # torch.optim hides its modules
-    sgd, change, apply = optimizer.sgd, Masks.change, Masks.apply
+    sgd, change, apply = optimizer.sgd, Masks.set_and_apply, Masks.apply
 
     def sgd_reached(*args: Any, **kwargs: Any) -> None:
         sgd(*args, **kwargs)
@@ -70,7 +70,7 @@ def _around_steps(reached: Reached, stepped: Callable[[], None]) -> None:
         reached("masking")  # in an update the masks have changed, the weights have not yet
         apply(*args, **kwargs)
 
-    optimizer.sgd, Masks.change, Masks.apply = sgd_reached, change_reached, apply_reached
+    optimizer.sgd, Masks.set_and_apply, Masks.apply = sgd_reached, change_reached, apply_reached
 
 
 def _around_metrics(reached: Reached) -> None:

@@ -69,13 +69,13 @@ CASES = {
     "threads": st.sampled_from([1, 3]),
     "case": layers_and_marks(),
     "score": st.sampled_from(SCORES),
-    "among": st.sampled_from([0, 1, 2]),
+    "eligible_mark": st.sampled_from([0, 1, 2]),
 }
 
 
-def all_scores(layers, marks, score, among):
-    """The scores of all weights with the mark ``among``, concatenated."""
-    ranked = [score.of(la.block(0, len(la)))[m == among] for la, m in zip(layers, marks, strict=True)]
+def all_scores(layers, marks, score, eligible_mark):
+    """The scores of all weights with the mark ``eligible_mark``, concatenated."""
+    ranked = [score.of(la.block(0, len(la)))[m == eligible_mark] for la, m in zip(layers, marks, strict=True)]
     return torch.cat([torch.empty(0), *ranked])
 
 

@@ -202,7 +202,7 @@ def test_a_quota_that_cannot_be_met_is_refused(k):
     layers = flatten(prunables([torch.randn(6)], [None]))
     marks = [torch.ones(6, dtype=torch.bool)]
     with pytest.raises(ValueError, match=rf"k={k} must lie in \[0, 6\]"):
-        chains.keep_smallest(layers, marks, 6, magnitude, k)
+        chains.select_smallest(layers, marks, 6, magnitude, k)
     assert marks[0].all()
 
 

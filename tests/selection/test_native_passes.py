@@ -34,14 +34,14 @@ def bounds(data, scores, count):
 
 
 @given(data=st.data(), buffer_size=st.sampled_from([1, native_passes.MIN_BUFFER_SIZE]), **CASES)
-def test_a_survey_counts_and_gathers(data, build, threads, case, score, among, buffer_size):
+def test_a_pass_counts_and_gathers(data, build, threads, case, score, eligible_mark, buffer_size):
     layers, marks = case
-    scores = all_scores(layers, marks, score, among)
+    scores = all_scores(layers, marks, score, eligible_mark)
     a, b = bounds(data, scores, 2)
     before = [m.clone() for m in marks]
     with running(build, threads), mock.patch.object(native_passes, "MIN_BUFFER_SIZE", buffer_size):
         assert native_passes.supports(layers, score)
-        counts, inside = native_passes.survey(layers, marks, score, among, a, b)
+        counts, inside = native_passes.count_and_gather(layers, marks, score, eligible_mark, a, b)
     between = scores[(scores > a) & (scores < b)]
     at_b = 0 if a == b else int((scores == b).sum())
     assert counts == (int((scores < a).sum()), int((scores == a).sum()), len(between), at_b)
@@ -50,25 +50,25 @@ def test_a_survey_counts_and_gathers(data, build, threads, case, score, among, b
 
 
 @given(data=st.data(), equal=st.sampled_from([0, 1, 2]), **CASES)
-def test_a_cut_marks(data, build, threads, case, score, among, equal):
+def test_applying_a_threshold_marks(data, build, threads, case, score, eligible_mark, equal):
     layers, marks = case
-    [value] = bounds(data, all_scores(layers, marks, score, among), 1)
+    [value] = bounds(data, all_scores(layers, marks, score, eligible_mark), 1)
     expected = []
     for layer, mark in zip(layers, marks, strict=True):
         scores = score.of(layer.block(0, len(layer)))
         new = torch.where(scores < value, 1, torch.where(scores == value, equal, 0)).to(torch.uint8)
-        expected.append(torch.where(mark == among, new, mark))
+        expected.append(torch.where(mark == eligible_mark, new, mark))
     with running(build, threads):
-        native_passes.cut(layers, marks, score, among, value, equal)
+        native_passes.apply_threshold(layers, marks, score, eligible_mark, value, equal)
     assert identical(marks, expected)
 
 
 @given(share=st.sampled_from([0.0, 0.01, 0.3, 1.0]), **CASES)
-def test_a_sample_is_drawn_from_the_scores_of_marked_weights(build, threads, case, score, among, share):
+def test_a_sample_is_drawn_from_the_scores_of_marked_weights(build, threads, case, score, eligible_mark, share):
     layers, marks = case
-    scores = all_scores(layers, marks, score, among)
+    scores = all_scores(layers, marks, score, eligible_mark)
     with running(build, threads):
-        found = native_passes.draw(layers, marks, score, among, share)
+        found = native_passes.sample_scores(layers, marks, score, eligible_mark, share)
     assert len(found) <= sum(math.ceil(share * len(layer)) for layer in layers)
     assert set(found.tolist()) <= set(scores[~scores.isnan()].tolist())
 
@@ -79,20 +79,20 @@ def test_kernels_draw_the_same_sample_as_torch_operations(build):
     marks = [torch.randint(0, 3, (len(layer),)).to(torch.uint8) for layer in layers]
     for score in (gradient, largest(saliency)):
         with running(build, 3):
-            found = native_passes.draw(layers, marks, score, 1, 0.05)
+            found = native_passes.sample_scores(layers, marks, score, 1, 0.05)
         with without_kernels():
-            expected = passes.draw(layers, marks, score, 1, 0.05)
+            expected = passes.sample_scores(layers, marks, score, 1, 0.05)
         assert identical(found.sort().values, expected.float().sort().values)
 
 
 @pytest.mark.parametrize("build", BUILDS, ids=build_name)
-def test_a_survey_of_more_scores_than_its_buffer_holds(build):
+def test_a_pass_with_more_scores_than_its_buffer_holds(build):
     layer = one_layer(200_000)
     assert len(layer) > native_passes.MIN_BUFFER_SIZE
     marks = torch.ones(len(layer), dtype=torch.uint8)
     with running(build, 2):
         for a, b in ((-math.inf, math.inf), (-1.0, 9.0)):
-            counts, inside = native_passes.survey([layer], [marks], magnitude, 1, a, b)
+            counts, inside = native_passes.count_and_gather([layer], [marks], magnitude, 1, a, b)
             assert counts == (0, 0, len(layer), 0)
             assert identical(inside.sort().values, layer.weight.abs().sort().values)
 
@@ -153,9 +153,9 @@ def test_a_score_has_the_formula_of_its_function():
 )
 def test_marks_of_another_dtype_shape_or_layout_are_refused(marks):
     with pytest.raises(ValueError, match=r"marks of 'w' must be contiguous uint8 \[40\] on the CPU, not torch"):
-        native_passes.cut([one_layer()], [marks], magnitude, 1, 0.5, 1)
+        native_passes.apply_threshold([one_layer()], [marks], magnitude, 1, 0.5, 1)
     with pytest.raises(ValueError, match="marks of 'w'"):
-        native_passes.survey([one_layer()], [marks], magnitude, 1, 0.5, 0.6)
+        native_passes.count_and_gather([one_layer()], [marks], magnitude, 1, 0.5, 0.6)
 
 
 @given(case=layers_and_marks(), share=st.floats(0, 1), score=st.sampled_from(SCORES))

@@ -41,10 +41,10 @@ class Masks:
         self.weights = list(weights)
         self.processes = processes
         self.total = sum(w.parameter.numel() for w in weights)
-        self.replace(masks)
+        self.set(masks)
 
-    def replace(self, masks: Sequence[Tensor]) -> None:
-        """Replace the masks without zeroing anything; all processes call this together.
+    def set(self, masks: Sequence[Tensor]) -> None:
+        """Set the masks without zeroing any weight; all processes call this together.
 
         Raises:
             RuntimeError: processes that hold the same weights were given different masks for them.
@@ -69,10 +69,12 @@ class Masks:
             table = torch.stack([d.to(digests[0].device) for d in digests])  # without waiting for a GPU
             self.processes.check_same(table, [w.name for w in self.weights], "mask")
 
-    def change(
+    def set_and_apply(
         self, optimizer: torch.optim.Optimizer, layers: Sequence[Layer], marks: Sequence[Tensor], regrown: bool
     ) -> None:
-        """Make a selection's result the masks and apply them; regrown weights and their state start at zero.
+        """Set the masks from a selection's result, and zero the pruned weights.
+
+        Regrown weights and their state start at zero.
 
         Args:
             optimizer: its state is zeroed where the weights are.
@@ -82,7 +84,7 @@ class Masks:
         """
         new = [layer.layout.shaped(m) for layer, m in zip(layers, marks, strict=True)]
         if regrown:
-            torch._foreach_mul_(self._tensors, new)  # active before and after
+            torch._foreach_mul_(self._tensors, new)  # old ∧ new, so that regrown weights are zeroed once too
             self.apply(optimizer)
         self._tensors = new
         if not regrown:
@@ -116,7 +118,7 @@ class Masks:
                     masks.append(mask if mask.device == state.device else mask.to(state.device))
         zero_pruned(tensors, masks)
 
-    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+    def sync_with_model(self, optimizer: torch.optim.Optimizer) -> None:
         """Adapt to weights that were replaced, or changed device, dtype or memory layout, since the last call.
 
         Raises:

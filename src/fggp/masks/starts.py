@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fggp.schedule import active_count, apportion
 from fggp.scores import random
-from fggp.selection.chains import keep_smallest
+from fggp.selection.chains import select_smallest
 from fggp.weights.dtensor import local, own_part
 from fggp.weights.layers import flatten
 from fggp.weights.processes import ALONE, Processes
@@ -63,7 +63,7 @@ def random_masks(
     masks = []
     for layer, count in zip(flatten(weights, owned=processes.owned or None), counts, strict=True):
         marks = [torch.ones(len(layer), dtype=torch.bool, device=layer.weight.device)]
-        keep_smallest([layer], marks, layer.total_size, random(seed, 0), count, processes)
+        select_smallest([layer], marks, layer.total_size, random(seed, 0), count, processes)
         masks.append(layer.layout.shaped(marks[0]))
     return masks
 

@@ -42,11 +42,11 @@ class Method(ABC):
     """The method's name in tables, files and on the command line."""
 
     constant: ClassVar[bool] = False
-    """Whether training starts at the final sparsity, unless ``init_sparsity`` is given."""
+    """Whether the sparsity is constant: training starts at the final sparsity, unless ``init_sparsity`` is given."""
 
     @abstractmethod
     def chain(self, now: Update) -> Sequence[TopK]:
-        """The Top-K steps of an update; the quota of the last one is ``now.excess``."""
+        """The Top-K steps of an update, ``now``; the quota of the last one is ``now.excess``."""
 
     def exchange(self, now: Update) -> Exchange | None:
         """The weights to drop and regrow in each layer after the chain has pruned; by default none."""
@@ -55,8 +55,8 @@ class Method(ABC):
     def averages(self) -> Sequence[Average]:
         """The running averages of gradients that the method's scores read; by default none.
 
-        The pruner updates them at every step until the last update, in one pass over the weights each, and stores
-        them in its state.
+        The pruner updates them at every step until the last update, in one pass over the gradients per average. It
+        stores them in its state.
         """
         return ()
 
@@ -98,7 +98,10 @@ def checked_chain(method: Method, now: Update) -> Sequence[TopK]:
 
 
 def candidates(rate: float, now: Update) -> int:
-    """The quota K of a first step: ⌊r·N_{t−Δt}⌋ of the active weights, but at least the N_p to prune."""
+    """The number of candidates: the quota K of a chain's first step.
+
+    It is ⌊r·N_{t−Δt}⌋, the share ``rate`` of the active weights, but at least the N_p to prune.
+    """
     return max(now.excess, math.floor(rate * now.active))
 
 

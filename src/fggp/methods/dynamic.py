@@ -1,4 +1,4 @@
-"""Methods of dynamic sparse training: drop weights in each layer and regrow the same number elsewhere in it."""
+"""Methods of dynamic sparse training: drop weights in each layer and regrow the same number in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class GraNet(Method):
 
     Args:
         total_steps: optimizer steps of the whole training; at least the ``end`` of the pruning phase.
-        start: the share exchanged at the first step of training.
+        start: the share of each layer's active weights exchanged at the first step of training: in [0, 1], not a step.
         end: the share exchanged at the last step of training.
     """
 

@@ -19,8 +19,8 @@ from fggp.selection.chains import TopK
 class FGGP(Method):
     """Fixed-rate gradient-first gradual pruning (Zhu, Bezek & Goksel 2024, arXiv 2411.05500).
 
-    1. Of the active weights, take the K with the smallest |g|. A weight with a large gradient has not converged, so
-       its magnitude says little yet: this step spares it.
+    1. Of the active weights, take the K with the smallest |g|. This step spares weights with a large gradient. The
+       paper's argument: they have not converged, so their magnitude says little yet.
     2. Of these K, prune the N_p with the smallest |θ|.
 
     Args:
@@ -61,8 +61,8 @@ class GradientFirstAnnealed(Method):
     """`FGGP` with a rate that falls from ``start`` to ``end`` by a cosine over the pruning phase.
 
     Args:
-        start: r when the phase begins.
-        end: r when it ends.
+        start: the rate r at the begin of the pruning phase: a share in [0, 1], not a step.
+        end: the rate r at its end.
     """
 
     name: ClassVar[str] = "gradient-first-annealed"
@@ -83,8 +83,8 @@ class MagnitudeFirstAnnealed(Method):
     """`MagnitudeFirst` with a rate that falls from ``start`` to ``end`` by a cosine over the pruning phase.
 
     Args:
-        start: r when the phase begins.
-        end: r when it ends.
+        start: the rate r at the begin of the pruning phase: a share in [0, 1], not a step.
+        end: the rate r at its end.
     """
 
     name: ClassVar[str] = "magnitude-first-annealed"
@@ -132,7 +132,7 @@ class Taylor(Method):
 
 @dataclass(frozen=True)
 class Random(Method):
-    """Prune N_p weights at random: the control that a method must beat."""
+    """Prune N_p weights at random: the baseline that a method must beat."""
 
     name: ClassVar[str] = "random"
 

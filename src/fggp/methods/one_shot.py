@@ -15,7 +15,7 @@ from torch.func import functional_call
 from fggp.masks import starts
 from fggp.schedule import active_count
 from fggp.scores import Score, largest
-from fggp.selection.chains import count_marked, keep_smallest
+from fggp.selection.chains import count_marked, select_smallest
 from fggp.weights.layers import flatten
 from fggp.weights.prunable import Prunable
 
@@ -40,7 +40,7 @@ class OneShot(ABC):
 
 @dataclass(frozen=True)
 class StaticERK(OneShot):
-    """A random mask with Erdős–Rényi-Kernel layer densities: the control that dynamic methods must beat."""
+    """A random mask with Erdős–Rényi-Kernel layer densities: the baseline that dynamic methods must beat."""
 
     name: ClassVar[str] = "erk-static"
 
@@ -73,7 +73,8 @@ class SNIP(OneShot):
 class GraSP(OneShot):
     """Gradient signal preservation (Wang et al. 2020, arXiv 2002.07376): keep the smallest −θ·Hg of one batch.
 
-    H is the loss's Hessian and g its gradient. Removing a weight that is kept would shrink the gradient's norm most.
+    H is the loss's Hessian and g its gradient. The kept weights are those whose removal would shrink
+    the gradient's norm most.
 
     Args:
         loss_fn: maps the model's output and the targets to a scalar.
@@ -122,7 +123,7 @@ class SynFlow(OneShot):
         masks = [torch.ones_like(w.parameter, dtype=torch.bool) for w in weights]
         ones = torch.ones((1, *self.input_shape), dtype=torch.float64, device=weights[0].parameter.device)
         for done in range(1, self.rounds + 1):
-            with _with_substitutes(model, weights, seed, linear=masks) as (run, theta):
+            with _with_substitutes(model, weights, seed, synflow_masks=masks) as (run, theta):
                 g = _gradients(run(ones).sum(), theta)
                 flow = [(t * g_t).detach().abs() for t, g_t in zip(theta, g, strict=True)]
             density = (1 - sparsity) ** (done / self.rounds)
@@ -135,7 +136,7 @@ Run = Callable[[Any], Any]
 
 @contextmanager
 def _with_substitutes(
-    model: nn.Module, weights: Sequence[Prunable], seed: int, linear: Sequence[Tensor] | None = None
+    model: nn.Module, weights: Sequence[Prunable], seed: int, synflow_masks: Sequence[Tensor] | None = None
 ) -> Iterator[tuple[Run, list[Tensor]]]:
     """Run the model on substitutes for its parameters and copies of its buffers, without changing it.
 
@@ -143,8 +144,8 @@ def _with_substitutes(
         model: the model.
         weights: the weights to differentiate by.
         seed: the seed of random layers such as dropout.
-        linear: masks of the weights. If given, the network is linear, as SynFlow needs it: masked absolute parameters
-            in float64, evaluation mode.
+        synflow_masks: masks of the weights, for SynFlow, which needs a linear network. If given, the parameters are
+            absolute, masked and in float64, and the model runs in evaluation mode.
 
     Yields:
         A function from the model's inputs to its output, and the weights' substitutes.
@@ -153,11 +154,11 @@ def _with_substitutes(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = dict(model.named_buffers())
     modes = {module: module.training for module in model.modules()}
-    masks = {} if linear is None else {id(w.parameter): m for w, m in zip(weights, linear, strict=True)}
+    masks = {} if synflow_masks is None else {id(w.parameter): m for w, m in zip(weights, synflow_masks, strict=True)}
 
     def substitute_for(parameter: Tensor) -> Tensor:
         value = parameter.detach()
-        if linear is not None and value.is_floating_point():
+        if synflow_masks is not None and value.is_floating_point():
             value = value.abs().double()
             value = value * masks[id(parameter)] if id(parameter) in masks else value
         return value.requires_grad_(parameter.requires_grad)
@@ -165,13 +166,13 @@ def _with_substitutes(
     # By id: a tied weight has one substitute under all its names.
     substitutes = {id(p): substitute_for(p) for p in parameters.values()}
     copies = {
-        n: b.detach().abs().double() if linear is not None and b.is_floating_point() else b.detach().clone()
+        n: b.detach().abs().double() if synflow_masks is not None and b.is_floating_point() else b.detach().clone()
         for n, b in buffers.items()
     }
     state = {**{n: substitutes[id(p)] for n, p in parameters.items()}, **copies}
     devices = [d for d in {p.device for p in parameters.values()} if d.type == "cuda"]
     try:
-        if linear is not None:
+        if synflow_masks is not None:
             model.eval()
         with torch.enable_grad(), torch.random.fork_rng(devices):
             torch.manual_seed(seed)
@@ -189,30 +190,33 @@ def _gradients(value: Any, theta: Sequence[Tensor], create_graph: bool = False) 
 
 
 def _keep_largest(
-    weights: Sequence[Prunable], values: Sequence[Tensor], sparsity: float, among: Sequence[Tensor] | None = None
+    weights: Sequence[Prunable], values: Sequence[Tensor], sparsity: float, candidates: Sequence[Tensor] | None = None
 ) -> list[Tensor]:
-    """Masks that keep the weights with the largest values, exactly as many as ``sparsity`` leaves.
+    """Masks that keep the weights with the largest values, in the number that ``sparsity`` stands for.
 
     Args:
         weights: the weights.
         values: for each weight a tensor of its shape.
         sparsity: the share of zeros over all weights.
-        among: masks of the weights to choose from; all by default.
+        candidates: masks of the weights to choose from; all by default.
 
     Raises:
         ValueError: a value is not finite.
     """
     if not all(v.isfinite().all() for v in values):
-        raise ValueError("the score of a weight is not finite: the loss or its gradient is not finite on this batch")
+        raise ValueError(
+            "some scores are infinite or NaN for this model and input: check the model's output, and the loss and its "
+            "gradient if the method takes a loss_fn"
+        )
     layers = flatten(weights)
     values_by_name = {layer.name: layer.layout.flat(v) for layer, v in zip(layers, values, strict=True)}
     score = Score("one shot", lambda block: values_by_name[block.layer.name][block.where])
     marks = [
         torch.ones(len(layer), dtype=torch.bool, device=layer.weight.device)
-        if among is None
-        else layer.layout.flat(among[i]).clone()
+        if candidates is None
+        else layer.layout.flat(candidates[i]).clone()
         for i, layer in enumerate(layers)
     ]
     total = sum(len(layer) for layer in layers)
-    keep_smallest(layers, marks, count_marked(layers, marks), largest(score), active_count(sparsity, total))
+    select_smallest(layers, marks, count_marked(layers, marks), largest(score), active_count(sparsity, total))
     return [layer.layout.shaped(m) for layer, m in zip(layers, marks, strict=True)]

@@ -50,8 +50,8 @@ class Search:
         count: how many weights are ranked.
 
     Attributes:
-        low: the k-th smallest score is greater; −inf at first, which it may equal.
-        high: the k-th smallest score is less; inf at first, which it may equal.
+        low: exclusive lower bound of the k-th smallest score (inclusive while −inf).
+        high: exclusive upper bound of the k-th smallest score (inclusive while inf).
     """
 
     def __init__(self, score_name: str, k: int, count: int) -> None:
@@ -65,8 +65,8 @@ class Search:
         """The rank of the k-th smallest score among those between ``low`` and ``high``, as a share of their number."""
         return (self.k - self._at_most_low) / (self._below_high - self._at_most_low)
 
-    def settle_outside(self, a: float, b: float, counts: Counts) -> Threshold | None:
-        """Use a pass whose bracket does not hold the k-th smallest score strictly inside.
+    def narrow_after_miss(self, a: float, b: float, counts: Counts) -> Threshold | None:
+        """Narrow the range after a pass whose bracket does not hold the k-th smallest score strictly inside.
 
         Args:
             a: the bracket's lower end, at least ``low``.

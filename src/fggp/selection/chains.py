@@ -1,6 +1,6 @@
 """Chains of Top-K steps: exact selection of the lowest-ranked weights over many tensors at once; regrowth.
 
-A Top-K step finds the k-th smallest score (`kth`) and marks the weights that score less (`passes`). Weights that tie
+A Top-K step finds the k-th smallest score (`kth`) and selects the weights that score less (`passes`). Weights that tie
 for the last place are ranked by the score's tie-breakers, then by position. The rank is a total order, so the result is
 unique. It depends on the values alone, not on memory layout, block size, the sample, or the number of processes.
 """
@@ -17,15 +17,18 @@ from torch import Tensor
 from fggp.scores import Score, largest, position
 from fggp.selection import passes
 from fggp.selection.kth import find_threshold
-from fggp.selection.one_gpu import keep_smallest_joined
-from fggp.selection.passes import MARK_IN, MARK_OUT, MARK_TIED
+from fggp.selection.one_gpu import select_smallest_joined
+from fggp.selection.passes import EXCLUDED, SELECTED, TIED
 from fggp.weights.layers import Layer
 from fggp.weights.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
 class TopK:
-    """One step of a chain: keep the ``quota`` weights with the smallest scores among those the step before kept."""
+    """One step of a chain: select the ``quota`` lowest-scoring weights among those that the step before selected.
+
+    The first step selects among the active weights. The weights that the last step selects are pruned.
+    """
 
     score: Score
     quota: int
@@ -55,16 +58,16 @@ Marks = list[Tensor]
 def run_chain(
     layers: Sequence[Layer], active: Sequence[Tensor], chain: Sequence[TopK], processes: Processes = ALONE
 ) -> Marks:
-    """Run a chain of Top-K steps on the active weights and return those that the last step keeps.
+    """Run a chain of Top-K steps on the active weights and return those that the last step selects.
 
     Args:
         layers: the weights and gradients, ranked together.
-        active: the weights to choose among, a bool tensor [n] for each layer; not modified.
+        active: the weights to select from, a bool tensor [n] for each layer; not modified.
         chain: the steps; no quota may exceed the one before it or the number of active weights.
         processes: those that hold the weights; all of them call this together.
 
     Returns:
-        Exactly ``chain[-1].quota`` marked weights.
+        The selection: exactly ``chain[-1].quota`` weights.
     """
     if _on_one_gpu(active):
         marks = list(torch.split(torch.cat(list(active)), [len(m) for m in active]))
@@ -72,7 +75,7 @@ def run_chain(
         marks = [m.clone() for m in active]
     count = count_marked(layers, marks, processes)
     for step in chain:
-        keep_smallest(layers, marks, count, step.score, step.quota, processes)
+        select_smallest(layers, marks, count, step.score, step.quota, processes)
         count = step.quota
     return marks
 
@@ -107,7 +110,9 @@ def count_marked(layers: Sequence[Layer], marks: Sequence[Tensor], processes: Pr
 
 
 def count_marked_each(owned: Sequence[bool], marks: Sequence[Tensor], processes: Processes = ALONE) -> list[int]:
-    """How many weights of each tensor are marked, on all processes; on a GPU the host waits once, not once a tensor.
+    """How many weights of each tensor are marked, on all processes.
+
+    On a GPU this takes one synchronization, not one for each tensor.
 
     Args:
         owned: for each tensor whether this process counts it.
@@ -121,68 +126,70 @@ def count_marked_each(owned: Sequence[bool], marks: Sequence[Tensor], processes:
     return processes.sum([n if is_owned else 0 for n, is_owned in zip(numbers, owned, strict=True)])
 
 
-def keep_smallest(
+def select_smallest(
     layers: Sequence[Layer], marks: Marks, count: int, score: Score, k: int, processes: Processes = ALONE
 ) -> None:
     """Narrow ``marks``, in place, from ``count`` weights to the ``k`` that rank lowest.
 
     Args:
         layers: the weights and gradients.
-        marks: the weights to choose among, a bool tensor [n] for each layer.
+        marks: the weights to select from, a bool tensor [n] for each layer.
         count: how many these are, on all processes.
         score: what they are ranked by.
-        k: how many to keep.
+        k: how many to select.
         processes: those that hold the weights; all of them call this together.
 
     Raises:
         ValueError: k is not in [0, count], or fewer than k weights have a score that is not NaN.
     """
     if not 0 <= k <= count:
-        raise ValueError(f"k={k} must lie in [0, {count}], the number of weights to choose among")
+        raise ValueError(f"k={k} must lie in [0, {count}], the number of weights to select from")
     if k == count:
         return
     if k == 0:
         for m in marks:
             m.zero_()
     elif _on_one_gpu(marks) and not processes.sharded:
-        keep_smallest_joined(layers, marks, count, score, k)
+        select_smallest_joined(layers, marks, count, score, k)
     else:
-        # During a step each byte is one of three marks; afterwards only 0 and 1 are left, which are bools again.
-        _narrow(layers, [m.view(torch.uint8) for m in marks], MARK_IN, count, score, k, processes)
+        # During a step each byte is one of three marks. Afterwards it is SELECTED or EXCLUDED again: a bool.
+        _select_marked(layers, [m.view(torch.uint8) for m in marks], SELECTED, count, score, k, processes)
 
 
-def _narrow(
+def _select_marked(
     layers: Sequence[Layer],
     marks: Sequence[Tensor],
-    among: int,
+    eligible_mark: int,
     count: int,
     score: Score,
     k: int,
     processes: Processes,
 ) -> None:
-    """Of the ``count`` weights marked ``among``, mark ``k`` MARK_IN and the others MARK_OUT.
+    """Mark the ``k`` lowest-ranked of the weights with ``eligible_mark`` SELECTED, and the others of them EXCLUDED.
 
-    The ``k`` weights are the lowest-ranked; 0 < k < count.
+    ``count`` weights have that mark; 0 < k < count.
     """
-    threshold = find_threshold(layers, marks, among, count, score, k, processes)
-    tied_to_keep = k - threshold.below
-    all_tied_fit = tied_to_keep == threshold.equal
-    passes.cut(layers, marks, score, among, threshold.value, MARK_IN if all_tied_fit else MARK_TIED)
-    if all_tied_fit:
+    threshold = find_threshold(layers, marks, eligible_mark, count, score, k, processes)
+    tied_to_select = k - threshold.below
+    all_tied_selected = tied_to_select == threshold.equal
+    passes.apply_threshold(
+        layers, marks, score, eligible_mark, threshold.value, SELECTED if all_tied_selected else TIED
+    )
+    if all_tied_selected:
         return
     if score.ties is not None:
-        _narrow(layers, marks, MARK_TIED, threshold.equal, score.ties, tied_to_keep, processes)
+        _select_marked(layers, marks, TIED, threshold.equal, score.ties, tied_to_select, processes)
         return
     # Without a tie-breaker: by parameter order, then by flat index.
     tied = processes.sum(
-        [passes.count_mark(m, MARK_TIED) if layer.owned else 0 for layer, m in zip(layers, marks, strict=True)]
+        [passes.count_mark(m, TIED) if layer.owned else 0 for layer, m in zip(layers, marks, strict=True)]
     )
     for layer, m, n in zip(layers, marks, tied, strict=True):
-        if 0 < tied_to_keep < n:
-            _narrow([layer], [m], MARK_TIED, n, position, tied_to_keep, processes)
+        if 0 < tied_to_select < n:
+            _select_marked([layer], [m], TIED, n, position, tied_to_select, processes)
         elif n:
-            passes.replace_mark(m, MARK_TIED, MARK_IN if tied_to_keep else MARK_OUT)
-        tied_to_keep -= min(tied_to_keep, n)
+            passes.replace_mark(m, TIED, SELECTED if tied_to_select else EXCLUDED)
+        tied_to_select -= min(tied_to_select, n)
 
 
 def _on_one_gpu(tensors: Sequence[Tensor]) -> bool:

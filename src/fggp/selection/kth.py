@@ -2,8 +2,8 @@
 
 Nothing is sorted as a whole. A sample of the scores brackets the k-th; one pass over the weights counts what lies below
 the bracket and gathers the few scores inside it; among these the k-th is found. A bracket that misses costs another
-pass and never changes the result. On many processes the counts are sums, and the last search counts digits: each
-process sends its sample and a few histograms.
+pass and never changes the result. On many processes the counts are summed, and the last search is a distributed radix
+select. Each process sends its sample and a few histograms.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REFINING_SAMPLE_SIZE = 1 << 12
 def find_threshold(
     layers: Sequence[Layer],
     marks: Sequence[Tensor],
-    among: int,
+    eligible_mark: int,
     count: int,
     score: Score,
     k: int,
@@ -48,7 +48,7 @@ def find_threshold(
     Args:
         layers: this process's part of the weights and gradients.
         marks: uint8 [n] for each layer.
-        among: the mark of the weights that are ranked.
+        eligible_mark: the mark of the weights that are ranked.
         count: how many have that mark, on all processes.
         score: what they are ranked by.
         k: in [1, count].
@@ -72,15 +72,15 @@ def find_threshold(
     while True:
         a, b = search.low, search.high
         if total > sample_size:
-            drawn = passes.draw(owned, owned_marks, score, among, sample_size / total).to(dtype)
+            drawn = passes.sample_scores(owned, owned_marks, score, eligible_mark, sample_size / total).to(dtype)
             a, b = _bracket(processes.gather(drawn), search.low, search.high, search.quantile)
-        own_counts, inside = passes.survey(owned, owned_marks, score, among, a, b)
+        own_counts, inside = passes.count_and_gather(owned, owned_marks, score, eligible_mark, a, b)
         counts = Counts(*processes.sum(own_counts))
         rank = k - counts.at_most_a
         if 0 < rank <= counts.inside:
             kth = _kth_of_all(inside.to(dtype), rank, digit_bits, processes)
             return kth._replace(below=counts.at_most_a + kth.below)
-        threshold = search.settle_outside(a, b, counts)
+        threshold = search.narrow_after_miss(a, b, counts)
         if threshold is not None:
             return threshold
 
@@ -107,7 +107,8 @@ def _kth_of_all(values: Tensor, k: int, digit_bits: int, processes: Processes) -
     """
     if not processes.sharded:
         return _kth_of_own(values, k)
-    # From the highest digit to the lowest: how many of the keys that begin as the k-th does have each digit next?
+    # Radix select, from the highest digit to the lowest: histogram the next digit among the keys that share the k-th
+    # key's prefix.
     keys, width = ordered_keys(values), values.element_size() * 8
     prefix = less = equal = 0
     for shift in range((width - 1) // digit_bits * digit_bits, -1, -digit_bits):

@@ -31,7 +31,7 @@ _EXPONENT_BITS = {
 }
 
 MIN_BUFFER_SIZE = 1 << 17
-"""Scores that a survey's buffer holds at the least; it holds a sixteenth of the weights if that is more."""
+"""The least number of scores that a buffer for gathered scores holds; a sixteenth of the weights if that is more."""
 
 
 class _LayerStruct(Structure):
@@ -72,8 +72,8 @@ def supports(layers: Sequence[Layer], score: Score) -> bool:
     return all(_can_read(layer, reads_gradient) for layer in layers) and _kernels_installed()
 
 
-def survey(
-    layers: Sequence[Layer], marks: Sequence[Tensor], score: Score, among: int, a: float, b: float
+def count_and_gather(
+    layers: Sequence[Layer], marks: Sequence[Tensor], score: Score, eligible_mark: int, a: float, b: float
 ) -> tuple[Counts, Tensor]:
     """Count the scores around a bracket and gather those inside; NaN is not counted.
 
@@ -81,7 +81,7 @@ def survey(
         layers: the weights and gradients; supported.
         marks: uint8 [n] for each layer.
         score: what the weights are ranked by; supported.
-        among: the mark of the weights that are ranked.
+        eligible_mark: the mark of the weights that are ranked.
         a: the bracket's lower end, a float32; it may be −inf.
         b: its upper end, a float32 not below a; it may be inf.
 
@@ -97,7 +97,7 @@ def survey(
             c_layers,
             len(layers),
             c_score,
-            among,
+            eligible_mark,
             a,
             b,
             inside.data_ptr(),
@@ -110,15 +110,17 @@ def survey(
         size = counts.inside
 
 
-def draw(layers: Sequence[Layer], marks: Sequence[Tensor], score: Score, among: int, share: float) -> Tensor:
+def sample_scores(
+    layers: Sequence[Layer], marks: Sequence[Tensor], score: Score, eligible_mark: int, share: float
+) -> Tensor:
     """Draw a sample of the scores, NaN left out.
 
     Args:
         layers: the weights and gradients; supported.
         marks: uint8 [n] for each layer.
         score: what the weights are ranked by; supported.
-        among: the mark of the weights that are ranked.
-        share: of each layer ⌈share·n⌉ weights are looked at, spread evenly; those with another mark are dropped.
+        eligible_mark: the mark of the weights that are ranked.
+        share: of each layer, ⌈share·n⌉ weights are read, spread evenly; those with another mark are left out.
 
     Returns:
         float32 [k], in any order.
@@ -127,26 +129,28 @@ def draw(layers: Sequence[Layer], marks: Sequence[Tensor], score: Score, among: 
     values = torch.empty(sum(math.ceil(share * len(layer)) for layer in layers), dtype=torch.float32)
     drawn = c_int64()
     _library().fggp_draw(
-        c_layers, len(layers), c_score, among, share, values.data_ptr(), torch.get_num_threads(), byref(drawn)
+        c_layers, len(layers), c_score, eligible_mark, share, values.data_ptr(), torch.get_num_threads(), byref(drawn)
     )
     return values[: drawn.value]
 
 
-def cut(
-    layers: Sequence[Layer], marks: Sequence[Tensor], score: Score, among: int, threshold: float, equal: int
+def apply_threshold(
+    layers: Sequence[Layer], marks: Sequence[Tensor], score: Score, eligible_mark: int, threshold: float, equal: int
 ) -> None:
-    """Mark the weights that score less than a threshold 1, and those that score more, or NaN, 0.
+    """Set the mark to SELECTED for scores below a threshold, and to EXCLUDED for scores above it and for NaN.
+
+    Weights with another mark than ``eligible_mark`` keep theirs.
 
     Args:
         layers: the weights and gradients; supported.
         marks: uint8 [n] for each layer; changed in place.
         score: what the weights are ranked by; supported.
-        among: the mark of the weights to decide on.
+        eligible_mark: the mark of the weights to decide on.
         threshold: a score, a float32.
         equal: the mark for weights whose score equals the threshold.
     """
     c_score, c_layers = _as_structs(layers, marks, score)
-    _library().fggp_cut(c_layers, len(layers), c_score, among, threshold, equal, torch.get_num_threads())
+    _library().fggp_cut(c_layers, len(layers), c_score, eligible_mark, threshold, equal, torch.get_num_threads())
 
 
 def zero(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> list[int]:

@@ -1,9 +1,9 @@
-"""The selection of `chains.py` on one GPU: all layers as one, a few large passes, a fixed number of waits.
+"""The selection of `chains.py` on one GPU: all layers as one, in few large passes and few synchronizations.
 
 On a GPU, launching a kernel and reading a number on the host both cost more than a pass over a layer. So a Top-K step
 computes the scores of all layers once and concatenates them (4 or 8 bytes a weight, freed after the step). A sample
-brackets the k-th score as on a CPU. The host reads numbers three times a step, however many layers there are, and three
-more times if weights tie for the last place.
+brackets the k-th score as on a CPU. The number of host-device synchronizations does not depend on the number of layers:
+three a step, and three more if weights tie for the last place or a bracket misses.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ TIE_SORT_MAX = 1 << 20
 """Above this number of tied weights, a Top-K step by the first tie-breaker narrows them before they are sorted."""
 
 
-def keep_smallest_joined(layers: Sequence[Layer], marks: Sequence[Tensor], count: int, score: Score, k: int) -> None:
-    """Narrow ``marks``, in place, to the same weights as `fggp.selection.chains.keep_smallest`; 0 < k < count.
+def select_smallest_joined(layers: Sequence[Layer], marks: Sequence[Tensor], count: int, score: Score, k: int) -> None:
+    """Narrow ``marks``, in place, to the same weights as `fggp.selection.chains.select_smallest`; 0 < k < count.
 
     Args:
         layers: all on one device.
-        marks: the weights to choose among, a bool tensor [n] for each layer.
+        marks: the weights to select from, a bool tensor [n] for each layer.
         count: how many these are.
         score: what they are ranked by.
-        k: how many to keep.
+        k: how many to select.
     """
     joined = torch.cat(list(marks))
-    _narrow(layers, joined, count, score, k)
+    _select_joined(layers, joined, count, score, k)
     torch._foreach_copy_(list(marks), list(torch.split(joined, [len(layer) for layer in layers])))
 
 
-def _narrow(layers: Sequence[Layer], marks: Tensor, count: int, score: Score, k: int) -> None:
+def _select_joined(layers: Sequence[Layer], marks: Tensor, count: int, score: Score, k: int) -> None:
     """Narrow ``marks``, [N] over all layers, in place to the k weights that rank lowest."""
     scores = torch.cat([score.of(layer.block(0, len(layer))) for layer in layers])
     threshold = _find_threshold(scores, marks, Search(score.name, k, count))
-    tied_to_keep = k - threshold.below
-    if tied_to_keep == threshold.equal:
+    tied_to_select = k - threshold.below
+    if tied_to_select == threshold.equal:
         marks.logical_and_(scores <= threshold.value)
         return
     tied = (scores == threshold.value).logical_and_(marks)
     marks.logical_and_(scores < threshold.value)
     del scores
     if score.ties is not None and threshold.equal > TIE_SORT_MAX:
-        _narrow(layers, tied, threshold.equal, score.ties, tied_to_keep)
+        _select_joined(layers, tied, threshold.equal, score.ties, tied_to_select)
         marks.logical_or_(tied)
     else:
         index = tied.nonzero().squeeze(1)
-        marks.index_fill_(0, index[_tie_order(layers, index, score.ties)[:tied_to_keep]], True)
+        marks.index_fill_(0, index[_tie_order(layers, index, score.ties)[:tied_to_select]], True)
 
 
 def _find_threshold(scores: Tensor, marks: Tensor, search: Search) -> Threshold:
@@ -63,11 +63,11 @@ def _find_threshold(scores: Tensor, marks: Tensor, search: Search) -> Threshold:
     while True:
         a, b = _bracket(scores, marks, search)
         within = (scores > a).logical_and_(scores < b).logical_and_(marks)
-        inside = scores[within].sort().values  # the host waits for their number
+        inside = scores[within].sort().values  # synchronizes: their number must be known
         del within
         below_a, at_a = (part.logical_and_(marks).count_nonzero() for part in (scores < a, scores == a))
         at_b = (scores == b).logical_and_(marks).count_nonzero() if a != b else torch.zeros_like(at_a)
-        # The k-th, should it be inside: computed before the host knows, so that one read brings everything.
+        # Compute the k-th even if it may not be inside: then one synchronization brings all numbers.
         kth = _value_at(inside, search.k - below_a - at_a - 1) if len(inside) else scores.new_zeros(())
         numbers = [below_a, at_a, at_b, (inside < kth).count_nonzero(), (inside == kth).count_nonzero(), kth]
         exact = torch.float64 if scores.is_floating_point() else torch.int64  # holds counts and scores alike
@@ -76,7 +76,7 @@ def _find_threshold(scores: Tensor, marks: Tensor, search: Search) -> Threshold:
         counts = Counts(n_below_a, n_at_a, len(inside), n_at_b)
         if 0 < search.k - counts.at_most_a <= counts.inside:
             return Threshold(value, counts.at_most_a + n_less, n_equal)
-        threshold = search.settle_outside(a, b, counts)
+        threshold = search.narrow_after_miss(a, b, counts)
         if threshold is not None:
             return threshold
 
@@ -88,7 +88,7 @@ def _bracket(scores: Tensor, marks: Tensor, search: Search) -> tuple[float, floa
     index = bracket.spread_indices(bracket.SAMPLE_SIZE, len(scores), scores.device)
     sample = scores[index]
     candidate = marks[index].logical_and_(sample > search.low).logical_and_(sample < search.high)
-    # Sort the other scores behind the candidates: to remove them, the host would have to wait for their number.
+    # Sort the other scores behind the candidates: removing them would need a synchronization for their number.
     greatest = math.inf if sample.is_floating_point() else torch.iinfo(sample.dtype).max
     size = candidate.count_nonzero()
     sample = sample.masked_fill_(candidate.logical_not_(), greatest).sort().values
@@ -105,7 +105,7 @@ def _bracket(scores: Tensor, marks: Tensor, search: Search) -> tuple[float, floa
 
 
 def _value_at(values: Tensor, index: Tensor) -> Tensor:
-    """The value at an index on the device, [], clamped into range; the host would wait for ``values[index]``."""
+    """The value at an index on the device, [], clamped into range, without the synchronization of ``values[index]``."""
     return values.index_select(0, index.clamp(0, len(values) - 1).view(1)).squeeze(0)
 
 

@@ -1,9 +1,11 @@
-"""Passes over the weights: the two of a Top-K step, `survey` and `cut`, the sample it draws, a test for NaN and inf.
+"""Passes over the weights: those of a Top-K step, and a test for NaN and inf.
 
-`survey` counts the scores around a bracket, `cut` marks the weights that score less than a threshold. Here they are
-torch operations, block by block, for any score, dtype and device. `native_passes` has them in C++ for built-in scores.
+A Top-K step calls `sample_scores` to guess a bracket, `count_and_gather` to find the threshold in it, and
+`apply_threshold` to select the weights that score less. Here they are torch operations, block by block, for any score,
+dtype and device. `native_passes` has them in C++ for built-in scores.
 
-Marks are uint8, [n] for each layer in its memory order: 0 is out, 1 is in, 2 ties for the last place.
+Marks say how far a selection has come. They are uint8, [n] for each layer in its memory order: `SELECTED` (so far),
+`EXCLUDED`, or `TIED`: equal to the threshold and not yet decided.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from fggp.weights.layers import Block, Layer
 BLOCK_SIZE = 1 << 18
 """Weights read at a time on a CPU: temporaries of this size stay in cache."""
 
-MARK_OUT, MARK_IN, MARK_TIED = 0, 1, 2
+EXCLUDED, SELECTED, TIED = 0, 1, 2
+"""A weight's mark. The first two are the bytes of False and True, so marks without ties are also bool tensors."""
 
 
-def survey(
-    layers: Sequence[Layer], marks: Sequence[Tensor], score: Score, among: int, a: float, b: float
+def count_and_gather(
+    layers: Sequence[Layer], marks: Sequence[Tensor], score: Score, eligible_mark: int, a: float, b: float
 ) -> tuple[Counts, Tensor]:
     """Count the scores around a bracket and gather those inside; NaN is not counted.
 
@@ -34,7 +37,7 @@ def survey(
         layers: the weights and gradients.
         marks: uint8 [n] for each layer.
         score: what the weights are ranked by.
-        among: the mark of the weights that are ranked: MARK_IN, all others being MARK_OUT, or MARK_TIED.
+        eligible_mark: the mark of the weights that are ranked: TIED, or SELECTED if no weight has the mark TIED.
         a: the bracket's lower end; it may be −inf.
         b: its upper end, not below a; it may be inf.
 
@@ -42,11 +45,11 @@ def survey(
         The counts, and the scores strictly inside, [inside], in any order.
     """
     if native_passes.supports(layers, score):
-        return native_passes.survey(layers, marks, score, among, a, b)
+        return native_passes.count_and_gather(layers, marks, score, eligible_mark, a, b)
     below_b = at_a = at_b = 0
     found: list[Tensor] = []
     for block, mark in _marked_blocks(layers, marks):
-        value, ranked = score.of(block), _have_mark(mark, among)
+        value, ranked = score.of(block), _have_mark(mark, eligible_mark)
         below = (value < b).logical_and_(ranked)
         below_b += int(below.count_nonzero())
         found.append(value[below.logical_and_(value > a)])
@@ -61,58 +64,60 @@ def survey(
     return Counts(below_a, at_a, inside, at_b), torch.cat([empty, *(f.to(device) for f in found)])
 
 
-def draw(layers: Sequence[Layer], marks: Sequence[Tensor], score: Score, among: int, share: float) -> Tensor:
+def sample_scores(
+    layers: Sequence[Layer], marks: Sequence[Tensor], score: Score, eligible_mark: int, share: float
+) -> Tensor:
     """Draw a sample of the scores; NaN may be left out.
 
     Args:
         layers: the weights and gradients.
         marks: uint8 [n] for each layer.
         score: what the weights are ranked by.
-        among: the mark of the weights that are ranked.
-        share: of each layer ⌈share·n⌉ weights are looked at, spread evenly; those with another mark are dropped.
+        eligible_mark: the mark of the weights that are ranked.
+        share: of each layer, ⌈share·n⌉ weights are read, spread evenly; those with another mark are left out.
 
     Returns:
         Reals or ints, [k], in any order, on the first layer's device.
     """
     if native_passes.supports(layers, score):
-        return native_passes.draw(layers, marks, score, among, share)
+        return native_passes.sample_scores(layers, marks, score, eligible_mark, share)
     values = []
     for layer, m in zip(layers, marks, strict=True):
         index = spread_indices(math.ceil(share * len(layer)), len(layer), m.device)
-        values.append(score.of(layer.block_at(index[m[index] == among])).to(layers[0].weight.device))
+        values.append(score.of(layer.block_at(index[m[index] == eligible_mark])).to(layers[0].weight.device))
     return torch.cat(values) if values else torch.empty(0)
 
 
-def cut(
-    layers: Sequence[Layer], marks: Sequence[Tensor], score: Score, among: int, threshold: float, equal: int
+def apply_threshold(
+    layers: Sequence[Layer], marks: Sequence[Tensor], score: Score, eligible_mark: int, threshold: float, equal: int
 ) -> None:
-    """Mark the weights that score less than a threshold MARK_IN, and those that score more, or NaN, MARK_OUT.
+    """Select the weights that score less than a threshold; exclude those that score more and those that score NaN.
 
     Args:
         layers: the weights and gradients.
         marks: uint8 [n] for each layer; changed in place.
         score: what the weights are ranked by.
-        among: the mark of the weights to decide on: MARK_IN, all others being MARK_OUT, or MARK_TIED.
+        eligible_mark: the mark of the weights to decide on: TIED, or SELECTED if no weight has the mark TIED.
         threshold: a score.
         equal: the mark for weights whose score equals the threshold.
     """
     if native_passes.supports(layers, score):
-        native_passes.cut(layers, marks, score, among, threshold, equal)
+        native_passes.apply_threshold(layers, marks, score, eligible_mark, threshold, equal)
         return
     for block, mark in _marked_blocks(layers, marks):
         scores = score.of(block)
-        if among == MARK_IN and equal != MARK_TIED:
-            mark.view(torch.bool).logical_and_(scores <= threshold if equal == MARK_IN else scores < threshold)
+        if eligible_mark == SELECTED and equal != TIED:
+            mark.view(torch.bool).logical_and_(scores <= threshold if equal == SELECTED else scores < threshold)
             continue
         decided = (scores < threshold).to(torch.uint8)
-        if equal != MARK_OUT:
+        if equal != EXCLUDED:
             decided.masked_fill_(scores == threshold, equal)
-        torch.where(mark == among, decided, mark, out=mark)
+        torch.where(mark == eligible_mark, decided, mark, out=mark)
 
 
 def _have_mark(marks: Tensor, mark: int) -> Tensor:
-    """Which weights have a certain mark, bool; marks without MARK_TIED can be read as bools in place."""
-    return marks.view(torch.bool) if mark == MARK_IN else marks == mark
+    """Which weights have a certain mark, bool; marks without TIED can be read as bools in place."""
+    return marks.view(torch.bool) if mark == SELECTED else marks == mark
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
@@ -125,7 +130,7 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     if known is not None:
         return known
     # A norm is one cheap pass and is not finite if an element is not. It may also overflow: only then are the elements
-    # looked at. On a GPU the host waits once for all norms.
+    # looked at. On a GPU all norms together take one synchronization.
     norms = torch.stack([norm.to(tensors[0].device, torch.float32) for norm in torch._foreach_norm(list(tensors), 1)])
     return bool(norms.isfinite().all()) or all(bool(t.isfinite().all()) for t in tensors)
 
