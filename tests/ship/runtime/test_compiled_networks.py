@@ -313,7 +313,7 @@ def test_control_flow_that_depends_on_data():
 
 def test_a_random_model():
     model = Random()
-    fast = compiled_with_warning(model, images(2), "off by .* as if the model drew random numbers")
+    fast = compiled_with_warning(model, images(2), "differs from the model's by .* the model draws random numbers")
     torch.manual_seed(0)
     ours = fast(images(2))
     torch.manual_seed(0)
@@ -338,7 +338,7 @@ def test_what_is_off_is_found_even_where_it_is_not_a_number(monkeypatch):
     right = engine.run
     monkeypatch.setattr(engine, "run", lambda self, inputs: [x * torch.nan for x in right(self, inputs)])
     model = cnn()
-    fast = compiled_with_warning(model, images(2), "off by inf")
+    fast = compiled_with_warning(model, images(2), "differs from the model's by inf")
     monkeypatch.undo()
     assert torch.equal(fast(images(2)), model(images(2)))
 
@@ -415,7 +415,7 @@ def test_it_is_not_copied_or_pickled():
 # What it tells.
 
 
-def test_print_names_layers_and_what_is_left_of_them():
+def test_print_names_layers_operations_and_densities():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -433,11 +433,13 @@ def test_print_names_layers_and_what_is_left_of_them():
     text = str(fast)
     assert text.startswith("Net compiled by fggp for a batch of 2: 2 of 2 convolutions and linear layers on the sparse")
     stem, head = (next(line for line in text.splitlines() if line.startswith(name)) for name in ("stem", "head"))
-    assert "8×3×3×3" in stem
+    assert stem.split()[:3] == ["stem", "Conv2d", "8×3×3×3"]
     assert "1.4%" in stem
-    assert "5×8" in head
+    assert head.split()[:3] == ["head", "Linear", "5×8"]
     assert "10.0%" in head
     assert "fggp " in stem
+    assert "convert to the kernels' layout" in text
+    assert text.splitlines()[-1].startswith("total")
 
 
 def test_no_warning_where_all_is_well():

@@ -29,7 +29,7 @@ CALLER_METADATA_MAX = 1 << 19
 
 
 class FileRefusedError(Exception):
-    """A file is not loaded. The message is a predicate whose subject is the file's path."""
+    """A file is not loaded. The message continues the sentence "PATH …", such as "is damaged: …"."""
 
 
 def damaged(detail: str) -> FileRefusedError:
@@ -62,7 +62,7 @@ def encode(metadata: Mapping[str, str], pieces: Mapping[str, Tensor]) -> Iterato
         metadata: any texts by name; the version is added.
         pieces: contiguous CPU tensors of dtypes in `CODE_OF_DTYPE`, by names not in `RESERVED`.
     """
-    # Largest elements first, which aligns every piece.
+    # Widest dtype first, which aligns every piece.
     ordered = sorted(pieces.items(), key=lambda item: -item[1].element_size())
     header: dict[str, Any] = {_METADATA: {"fggp": VERSION, **metadata}}
     end = 0

@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_unflatten
 from fggp.ship.graph.inplace import MutationError, functional_targets, refuse_changed
 from fggp.ship.graph.operations import Call, Graph, Value, map_leaves
 
-# An upper bound of the batch size from here on counts as none: for some networks it is about 2⁶³ over a factor.
+# For some networks torch.export reports a huge upper bound of the batch size: 2⁶³ divided by some factor. A bound of
+# UNBOUNDED_FROM or more counts as no bound.
 UNBOUNDED_FROM = 1 << 20
 
 

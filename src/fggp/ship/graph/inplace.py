@@ -16,8 +16,8 @@ from fggp.ship.graph.operations import arguments
 
 aten = torch.ops.aten
 
-# Without the underscore too, these return the dtype of their arguments if that is one floating-point dtype. (`eq` does
-# not.)
+# For these, `x.op_(y)` and `x.op(y)` give the same dtype, provided that all arguments have the same floating-point
+# dtype. (For `eq` they differ: `x.eq(y)` is bool.)
 # fmt: off
 _SAME_DTYPE_WITHOUT_UNDERSCORE = frozenset([
     "relu_", "relu6_", "hardtanh_", "hardswish_", "hardsigmoid_", "silu_", "mish_", "sigmoid_", "tanh_", "gelu_",

@@ -92,9 +92,9 @@ Operation = TypeVar("Operation", bound=Op)
 
 @dataclass(frozen=True, eq=False)
 class _Weighted(Op):
-    """A product with a weight, then + bias, + residual, ReLU. Inputs are (x,) or (x, residual).
+    """A product with a weight (a convolution or a linear layer), then + bias, + residual, ReLU.
 
-    The subclasses' ``layer`` is the path of the weight's module.
+    Inputs are (x,) or (x, residual). The subclasses' ``layer`` is the path of the weight's module.
     """
 
     weight: Tensor
@@ -170,7 +170,7 @@ class ReLU(Op):
 
 @dataclass(frozen=True, eq=False)
 class Affine(Op):
-    """x · scale + shift for each channel (dimension 1), then ReLU: a batch norm that no product absorbed.
+    """x · scale + shift for each channel (dimension 1), then ReLU: a batch norm that was not folded into a product.
 
     Args:
         inputs: one value, [N, C, …].
@@ -219,6 +219,12 @@ class Call(Op):
         read = tuple(x for x in leaves((args, kwargs)) if isinstance(x, Value))
         return cls(read, output, target, args, kwargs)
 
+    @property
+    def target_name(self) -> str:
+        """The function's name, such as "aten.mean.dim"."""
+        name = str(self.target)
+        return name if "." in name else getattr(self.target, "__name__", name)
+
     def with_inputs(self, replaced: Mapping[Value, Any]) -> Call:
         """The same call with some of its input values replaced, by other values or by constants."""
         args, kwargs = map_leaves((self.args, self.kwargs), lambda x: replaced.get(x, x) if isinstance(x, Value) else x)
@@ -235,8 +241,7 @@ class Call(Op):
 
     def __str__(self) -> str:
         given = [_short_text(x) for x in self.args] + [f"{name}={_short_text(x)}" for name, x in self.kwargs.items()]
-        name = str(self.target) if "." in str(self.target) else getattr(self.target, "__name__", str(self.target))
-        return f"{self.output} = {name}({', '.join(given)})"
+        return f"{self.output} = {self.target_name}({', '.join(given)})"
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,7 +40,7 @@ def simplify(graph: Graph, *, copy_constants: bool = True) -> Graph:
     graph = _without_unused(_with_known_operations(graph))
     # Chains of affine maps first, so that folding into a product rounds once.
     for merge in (_compose_affine, _fuse):
-        graph = _merge_into_makers(graph, merge)
+        graph = _merge_into_producers(graph, merge)
     graph = _affine_in_float32(graph)
     return _with_own_constants(graph, model_storages) if copy_constants else graph
 
@@ -175,29 +175,29 @@ def _with_known_operations(graph: Graph) -> Graph:
     )
 
 
-def _merge_into_makers(graph: Graph, merge: Callable[[Op, Op], Op | None]) -> Graph:
-    """Merge each operation with the one that computes its input, where no other operation reads that input.
+def _merge_into_producers(graph: Graph, merge: Callable[[Op, Op], Op | None]) -> Graph:
+    """Merge each operation with its producer: the operation that computes its input, if nothing else reads that input.
 
     Args:
         graph: any.
-        merge: returns one operation that does both, given an operation and one that reads its output; None if there is
-            none. The merged operation takes the place of the second one, whose other inputs are computed by then.
+        merge: called with a producer and the operation that reads its output. Returns one operation that does both, or
+            None if there is none. It takes the place of the reader: there, the reader's other inputs are computed.
     """
     uses = graph.uses()
-    makers: dict[Value, Op] = {}  # in order
+    producers: dict[Value, Op] = {}  # in order
     places: dict[Value, int] = {}
     for place, op in enumerate(graph.ops):
-        # The input that was computed last is merged, which keeps the first of the two operations near the second.
-        alone = [v for v in op.inputs if v in makers and uses[v] == 1]
-        for v in sorted(alone, key=lambda v: -places[v]):
-            both = merge(makers[v], op)
-            if both is not None:
-                del makers[v]
-                op = both
+        # If two inputs could be merged, take the one computed last: then no operation moves far.
+        read_only_here = [v for v in op.inputs if v in producers and uses[v] == 1]
+        for v in sorted(read_only_here, key=lambda v: -places[v]):
+            merged = merge(producers[v], op)
+            if merged is not None:
+                del producers[v]
+                op = merged
                 break
-        makers[op.output] = op
+        producers[op.output] = op
         places[op.output] = place
-    return replace(graph, ops=tuple(makers.values()))
+    return replace(graph, ops=tuple(producers.values()))
 
 
 def _compose_affine(first: Op, then: Op) -> Op | None:

@@ -1,4 +1,7 @@
-"""Choosing which products the sparse kernels run: those that are clearly sparse, and others by measurement."""
+"""Choosing which products the sparse kernels run: those that are clearly sparse, and others by measurement.
+
+A product is a convolution or a linear layer. Its density is the share of non-zero weights.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,11 @@ from fggp.ship.runtime.lowering import supported_kind
 from fggp.ship.runtime.plan import Plan
 from fggp.ship.runtime.sparse_weight import SparseWeight
 
-# Below the first density skipping zeros was always faster where it was measured, above the second always slower. Small
-# layers are an exception (a first convolution, which other layers follow on the kernels): they are always measured.
+# On images, products up to the density CLEARLY_SPARSE run on the kernels without a measurement: all that were measured
+# were faster there. Above CLEARLY_DENSE products run on PyTorch without a measurement: all that were measured were
+# slower on the kernels. All others are measured when the network is compiled: those between the two densities, those on
+# tokens up to CLEARLY_DENSE, and those above CLEARLY_DENSE with at most SMALL_LAYER_WEIGHTS non-zero weights. The last
+# are mostly first convolutions. On PyTorch their output would have to be converted for the layers after them.
 CLEARLY_SPARSE, CLEARLY_DENSE = 0.25, 0.7
 SMALL_LAYER_WEIGHTS = 1 << 14
 TRIALS = 3
@@ -77,8 +83,8 @@ class ProductChoice:
             product = min(product, sum(s for step, s in seconds if isinstance(step, Product)))
             conversions = min(conversions, sum(s for step, s in seconds if not isinstance(step, Product)))
         dense = _least_seconds(lambda: execute(op, dict(zip(inputs, examples, strict=True))))
-        # Images mostly stay in the kernels' layout, so that a product on PyTorch needs conversions. Between products on
-        # tokens there mostly is an operation that only PyTorch runs, so that a product on the kernels needs them.
+        # Images: the neighbours mostly run on the kernels, so running this product on PyTorch costs the conversions.
+        # Tokens: the neighbours mostly run on PyTorch, so running this product on the kernels costs the conversions.
         return product < dense + conversions if images else product + conversions < dense
 
 

@@ -30,9 +30,9 @@ TOLERANCE = 1e-3
 def compile(model: nn.Module, example_input: Any) -> Compiled:
     """Prepare a network for inference on the CPU, in float32, that skips zero weights.
 
-    Batch norms are folded into the products before them. Sparse convolutions and linear layers, and the operations
-    between them, run on fggp's own kernels; all others run on PyTorch, and so do layers that are too dense to gain, by
-    measurement.
+    Batch norms are folded into the convolutions and linear layers before them. Sparse convolutions and linear layers
+    run on fggp's own kernels, and so do the operations between them. All others run on PyTorch, and so do layers that
+    are too dense to gain, by measurement.
 
     Args:
         model: on the CPU; it is not changed. Later changes of its weights do not affect the compiled network.
@@ -85,8 +85,9 @@ class Compiled:
             difference = self._relative_difference(self._engine, model)
             if difference > TOLERANCE:
                 self._fall_back(
-                    f"the whole model runs on PyTorch: the compiled output is off by {difference:.1e} relative to its "
-                    f"size, as if the model drew random numbers or branched on the batch size",
+                    f"the whole model runs on PyTorch: the compiled network's output differs from the model's by "
+                    f"{difference:.1e} (relative). Possible reasons: the model draws random numbers, or its code "
+                    f"depends on the batch size",
                     model,
                 )
 

@@ -34,10 +34,10 @@ class Instruction:
         name: the function's name after ``fggp_add_``.
         reads: the activations it reads.
         writes: the activations it writes.
-        arguments: returns the operation's arguments and the owners of their memory, given a function from each buffer
-            to its C structure.
+        arguments: called with a function that gives each buffer's C structure. Returns the operation's arguments and
+            the objects to keep alive while they are used.
         op: the graph's operation that it is part of; None for a conversion of layout.
-        slot: the caller's tensor that it reads or writes.
+        caller_tensor: the caller's tensor that a load reads or a store writes; None for other operations.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Instruction:
     writes: tuple[Buffer, ...]
     arguments: Callable[[Callable[[Buffer], CTensor]], tuple[tuple[Any, ...], tuple[Any, ...]]]
     op: Op | None = None
-    slot: Value | None = None
+    caller_tensor: Value | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ class Convolve:
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """Sparse products that run together, tile by tile.
+    """Sparse products (convolutions and linear layers) that run together, tile by tile.
 
     Args:
         chain: the products. Each after the first is pointwise, and reads the output of the one before it.
@@ -106,7 +106,7 @@ class Product:
 
     @property
     def one_pixel(self) -> bool:
-        """Whether the output is one pixel a channel of single images, too few pixels for a vector."""
+        """Whether each output channel is one pixel of a single image (``lanes`` is 1), too few to fill a vector."""
         layout = self.chain[0].out.layout
         return layout.lanes == 1 and layout.height * layout.width == 1
 

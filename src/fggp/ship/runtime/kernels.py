@@ -10,7 +10,7 @@ from fggp.native import raise_if_failed
 
 
 class CTensor(Structure):
-    """`fggp_tensor`: an activation's place in memory, in pixels of ``lanes`` floats."""
+    """`fggp_tensor`: an activation's place in memory, in cells of ``lanes`` floats (see `ActivationLayout`)."""
 
     _fields_ = (
         ("data", c_void_p),
@@ -67,7 +67,7 @@ class CStrides(Structure):
 _TENSOR, _STRIDES = POINTER(CTensor), POINTER(CStrides)
 _ARGUMENTS_OF_ADD = {
     "conv": (POINTER(CConv), c_int32),
-    "product": (POINTER(CConv),),
+    "product": (POINTER(CConv),),  # a convolution whose output is one pixel a channel
     "max_pool": (POINTER(CPool),),
     "average_pool": (POINTER(CPool),),
     "unfold": (POINTER(CPool),),
@@ -139,17 +139,17 @@ class Program:
         self._kept += keep
         self._count += 1
 
-    def run(self, slots: list[int], images: int, threads: int, seconds: Any = None) -> None:
-        """Run all operations.
+    def run(self, addresses: list[int], images: int, threads: int, seconds: Any = None) -> None:
+        """Run all operations on the caller's tensors.
 
         Args:
-            slots: the addresses of inputs and outputs.
+            addresses: of the inputs and outputs, by slot: the number that a load or store has as its argument.
             images: the number of images.
             threads: the number of threads, the caller's included.
             seconds: a C array with a double for each operation, to which its time is added; None: no timing.
         """
-        addresses = (c_void_p * len(slots))(*slots)
-        self._library.fggp_run(self._handle, addresses, images, threads, seconds)
+        slots = (c_void_p * len(addresses))(*addresses)
+        self._library.fggp_run(self._handle, slots, images, threads, seconds)
 
     def __del__(self) -> None:
         self._library.fggp_program_free(self._handle)

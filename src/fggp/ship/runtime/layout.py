@@ -41,19 +41,22 @@ class Margin:
 
 @dataclass(frozen=True)
 class ActivationLayout:
-    """The memory layout of an activation, as `csrc/fggp.h` describes it. All sizes are in pixels of ``lanes`` floats.
+    """The memory layout of an activation, as `csrc/fggp.h` describes it.
+
+    All sizes are in cells of ``lanes`` floats. A cell holds the same pixel of ``lanes`` images. The header calls it a
+    pixel.
 
     Args:
-        lanes: 1 (a vector covers consecutive pixels of a plane), or the length of a vector (a vector holds the same
-            pixel of that number of images).
+        lanes: the number of images in a cell: 1 (then a vector covers consecutive pixels of one image's plane), or the
+            length of a vector (then a vector is a cell).
         groups: the number of images, or of groups of ``lanes`` images.
         channels: the number of planes in a group.
         height: the number of rows of an image.
-        width: the number of pixels of a row.
+        width: the number of cells of a row, without padding.
         row: the distance from one row to the next.
         plane: the distance from one channel to the next.
         lead: the number of zeros before the first plane.
-        tail: the number of pixels after the last plane that may be read.
+        tail: the number of cells after the last plane that may be read.
     """
 
     lanes: int
@@ -68,7 +71,7 @@ class ActivationLayout:
 
     @property
     def floats(self) -> int:
-        """The number of floats it takes, with all pixels around it that may be read."""
+        """The number of floats it takes, with all cells around it that may be read."""
         return (self.lead + self.groups * self.channels * self.plane + self.tail) * self.lanes
 
     @property
@@ -113,10 +116,10 @@ def choose_layout(
     Args:
         shape: the tensor's shape.
         kind: how its dimensions are read.
-        lanes: the number of images in a pixel: 1 or ``vector``.
+        lanes: the number of images in a cell: 1 or ``vector``.
         vector: the number of floats in a vector of this processor.
         margin: the padding that its readers need.
-        row: the distance between rows in pixels, if another activation determines it; 0: the least for this margin.
+        row: the distance between rows in cells, if another activation determines it; 0: the least for this margin.
     """
     images, channels, height, width = image_sizes(shape, kind)
     row = row or width + margin.columns

@@ -87,7 +87,7 @@ class Lowering:
         graph: the network.
         batch: the number of images.
         kernels: the kernels that run the instructions.
-        lanes: the number of images in a pixel: 1, or the length of a vector.
+        lanes: the number of images in a cell: 1, or the length of a vector.
         sparse: the products that the kernels run, with their non-zero weights.
 
     Attributes:
@@ -178,7 +178,7 @@ class Lowering:
         return op.stride not in ((1, 1), (2, 2))
 
     def _to_one_pixel(self, op: Conv2d) -> bool:
-        """Whether the output is one pixel a channel of single images, too few pixels for a vector."""
+        """Whether each output channel is one pixel of a single image (``lanes`` is 1), too few to fill a vector."""
         return self.lanes == 1 and op.output.shape[2:] == (1, 1)
 
     def _exceeds_offsets(self, op: Conv2d | Linear) -> bool:
@@ -210,7 +210,9 @@ class Lowering:
             self._store_for_torch(value)
             buffer = self._buffers[value, kind] = Buffer(self._layout(value, kind))
             strides = pixel_strides(shape_for_batch(value, self.batch), kind)
-            self.steps.append(Instruction("load", (), (buffer,), lambda c: ((strides, c(buffer)), ()), slot=value))
+            self.steps.append(
+                Instruction("load", (), (buffer,), lambda c: ((strides, c(buffer)), ()), caller_tensor=value)
+            )
         return self._buffers[value, kind]
 
     def _store_for_torch(self, value: Value) -> None:
@@ -221,7 +223,9 @@ class Lowering:
         kind = next(kind for kind in TensorKind if (value, kind) in self._buffers)
         buffer = self._buffers[value, kind]
         strides = pixel_strides(shape_for_batch(value, self.batch), kind)
-        self.steps.append(Instruction("store", (buffer,), (), lambda c: ((c(buffer), strides), ()), slot=value))
+        self.steps.append(
+            Instruction("store", (buffer,), (), lambda c: ((c(buffer), strides), ()), caller_tensor=value)
+        )
 
     # Operations.
 

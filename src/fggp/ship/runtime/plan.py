@@ -29,7 +29,7 @@ class Segment:
     def __init__(self, kernels: Kernels, memory: Memory, instructions: Sequence[KernelStep], threads: int) -> None:
         self.instructions = instructions
         self.program = Program(kernels)
-        self._slots: list[tuple[Value, bool]] = []  # a caller's tensor, and whether it is read or written
+        self._slots: list[tuple[Value, bool]] = []  # each slot's caller's tensor, and whether it is read (or written)
         for instruction in instructions:
             if isinstance(instruction, Product):
                 _, tiling = tuner(kernels, threads).choose(instruction.chain, memory.c_tensor)
@@ -40,11 +40,11 @@ class Segment:
                     self.program.add("conv", convs, len(convs), keep=keep)
                 continue
             arguments, keep = instruction.arguments(memory.c_tensor)
-            if instruction.slot is not None:
+            if instruction.caller_tensor is not None:
                 slot = len(self._slots)
                 reads = instruction.name == "load"
                 arguments = (slot, *arguments) if reads else (arguments[0], slot, *arguments[1:])
-                self._slots.append((instruction.slot, reads))
+                self._slots.append((instruction.caller_tensor, reads))
             self.program.add(instruction.name, *arguments, keep=keep)
 
     def reads(self) -> list[Value]:
@@ -94,7 +94,7 @@ class Plan:
         graph: the network.
         batch: the number of images.
         kernels: the kernels that run sparse products.
-        lanes: the number of images in a pixel: 1, or the length of a vector (`fggp.ship.runtime.layout`).
+        lanes: the number of images in a cell: 1, or the length of a vector (`fggp.ship.runtime.layout`).
         sparse: the products that the kernels run, with their non-zero weights.
 
     Attributes:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fggp.ship.graph.operations import Conv2d, Linear, Op
+from fggp.ship.graph.operations import Call, Conv2d, Linear, Op
 from fggp.ship.runtime.engine import SparseEngine
 from fggp.ship.runtime.instructions import Elementwise, Product, Step, Torch
 
-HEADER = ("layer", "weight", "non-zero", "runs on", "ms")
+HEADER = ("layer", "operation", "weight", "non-zero", "runs on", "ms")
 
 
 def summary(name: str, engine: SparseEngine, inputs: Sequence[Tensor]) -> str:
@@ -23,10 +23,11 @@ def summary(name: str, engine: SparseEngine, inputs: Sequence[Tensor]) -> str:
     on_kernels = sum(len(step.chain) for step, _ in profile if isinstance(step, Product))
     total = sum(seconds for _, seconds in profile) * 1e3
     threads = torch.get_num_threads()
+    threads_text = "1 thread" if threads == 1 else f"{threads} threads"
     lines = [
         f"{name} compiled by fggp for a batch of {engine.batch_size(inputs)}: {on_kernels} of {len(products)} "
-        f"convolutions and linear layers on the sparse {engine.kernels.cpu} kernels; {threads} threads",
-        *_aligned([HEADER, *rows, ("", "", "", "", f"{total:.3f}")]),
+        f"convolutions and linear layers on the sparse {engine.kernels.cpu} kernels; {threads_text}",
+        *_aligned([HEADER, *rows, ("total", "", "", "", "", f"{total:.3f}")]),
     ]
     return "\n".join(lines)
 
@@ -35,26 +36,29 @@ def _rows(step: Step, ms: float, sparse: str) -> Iterable[tuple[str, ...]]:
     if isinstance(step, Product):
         for convolve in step.chain:
             last = convolve is step.chain[-1]
-            yield (*_weight(convolve.op), sparse, f"{ms:.3f}" if last else "with the next")
+            yield (*_operation(convolve.op), sparse, f"{ms:.3f}" if last else "with the next")
     elif isinstance(step, Torch):
-        yield (*_weight(step.op), "PyTorch", f"{ms:.3f}")
+        yield (*_operation(step.op), "PyTorch", f"{ms:.3f}")
     elif isinstance(step, Elementwise):
-        yield (*_weight(step.op), "PyTorch, in place", f"{ms:.3f}")
+        yield (*_operation(step.op), "PyTorch, in place", f"{ms:.3f}")
     elif step.op is not None:
-        yield (*_weight(step.op), sparse, f"{ms:.3f}")
+        yield (*_operation(step.op), sparse, f"{ms:.3f}")
     else:
-        yield ("layout in" if step.name == "load" else "layout out", "", "", sparse, f"{ms:.3f}")
+        direction = "to" if step.name == "load" else "from"
+        yield ("", f"convert {direction} the kernels' layout", "", "", sparse, f"{ms:.3f}")
 
 
-def _weight(op: Op) -> tuple[str, str, str]:
+def _operation(op: Op) -> tuple[str, str, str, str]:
+    """The layer's path, the operation's name, and the shape and density of its weight."""
     if isinstance(op, (Conv2d, Linear)):
         density = float(op.weight.count_nonzero()) / max(1, op.weight.numel())
         shape = "×".join(map(str, op.weight.shape))
-        return op.layer or op.output.name, shape, f"{density:.1%}"
-    return op.output.module or op.output.name, "", ""
+        return op.layer or op.output.name, type(op).__name__, shape, f"{density:.1%}"
+    name = op.target_name if isinstance(op, Call) else type(op).__name__
+    return op.output.module or op.output.name, name, "", ""
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    align = "<<><>"
+    align = "<<<><>"
     return ["  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, align, widths, strict=True)).rstrip() for row in rows]
