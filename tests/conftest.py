@@ -29,12 +29,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # Files that take long come first, so that no worker of a parallel run is left with one in the end.
 SLOW_FIRST = (
     "tests/distributed/",
+    "tests/faults/",
     "tests/lab/grid/",
     "tests/lab/training/test_distributed",
     "tests/ship/runtime/",
     "tests/ship/graph/",
     "tests/lab/bench/",
-    "tests/faults/",
+    "tests/test_examples",
     "tests/lab/training/test_train",
     "tests/test_compiled",
 )
