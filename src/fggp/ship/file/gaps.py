@@ -2,8 +2,8 @@
 
 A code below 255 skips that number of zeros and places a value at the next position. The code 255 skips 255 zeros and
 places nothing: a gap of 600 is 255, 255, 90. Up to 98 % sparsity almost every gap takes one byte. Codes of a variable
-number of bits would save one or two of the 40 bits that a float32 weight takes with its gap, but one cumulative sum
-could no longer decode them.
+number of bits would save one or two of the 40 bits that a float32 weight takes with its gap, but decoding
+would be slower: today it is a single cumulative sum.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class StoredTensor:
     """A tensor of the saved state dict: its type, and the pieces that hold it.
 
     Args:
-        dtype: of the tensor, which its values may have been rounded from.
+        dtype: of the tensor; the stored values may have been rounded to a narrower one.
         shape: of the tensor.
         values: all its elements, or the non-zero ones.
         gaps: the positions of the non-zero ones; None where the tensor is stored dense.

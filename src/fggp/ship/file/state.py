@@ -1,4 +1,5 @@
-"""The tensors of a model's state dict by plain names, and checks that a small file can hold them and be loaded."""
+"""The tensors of a model's state dict by plain names, and checks that a small file can hold them and can be loaded
+into them."""
 
 from __future__ import annotations
 

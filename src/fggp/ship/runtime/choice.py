@@ -25,8 +25,9 @@ from fggp.ship.runtime.sparse_weight import SparseWeight
 # On images, products up to the density CLEARLY_SPARSE run on the kernels without a measurement: all that were measured
 # were faster there. Above CLEARLY_DENSE products run on PyTorch without a measurement: all that were measured were
 # slower on the kernels. All others are measured when the network is compiled: those between the two densities, those on
-# tokens up to CLEARLY_DENSE, and those above CLEARLY_DENSE with at most SMALL_LAYER_WEIGHTS non-zero weights. The last
-# are mostly first convolutions. On PyTorch their output would have to be converted for the layers after them.
+# tokens up to CLEARLY_DENSE, and those above CLEARLY_DENSE with at most SMALL_LAYER_WEIGHTS non-zero weights. This last
+# group is mostly the first convolution of a network. If PyTorch ran it, its output would have to be converted for the
+# next layers, so even a dense one may gain.
 CLEARLY_SPARSE, CLEARLY_DENSE = 0.25, 0.7
 SMALL_LAYER_WEIGHTS = 1 << 14
 TRIALS = 3

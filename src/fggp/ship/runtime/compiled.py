@@ -22,8 +22,8 @@ from fggp.ship.runtime.engine import SparseEngine
 from fggp.ship.runtime.kernels import KernelsMissingError
 from fggp.ship.runtime.summary import summary
 
-# The relative difference that is accepted between the compiled network and the model: above that of another order of
-# additions, below that of any mistake.
+# The relative difference that is accepted between the compiled network and the model: larger than the rounding
+# difference of another order of additions, smaller than what a bug would cause.
 TOLERANCE = 1e-3
 
 
@@ -80,7 +80,7 @@ class Compiled:
         except (CaptureError, MutationError) as error:
             self._fall_back(f"the whole model runs on PyTorch: {error}", model)
         except KernelsMissingError as error:
-            self._fall_back(f"all of it runs on PyTorch's dense kernels: {error}")
+            self._fall_back(f"the simplified network runs on PyTorch's dense kernels: {error}")
         if self._engine is not None:
             difference = self._relative_difference(self._engine, model)
             if difference > TOLERANCE:
@@ -125,7 +125,7 @@ class Compiled:
 
         Args:
             args: the model's positional arguments, of the example's shapes and dtypes; only the batch size may differ.
-            kwargs: its keyword arguments, of the same.
+            kwargs: its keyword arguments, with the same rule.
 
         Returns:
             The model's return value, in new tensors.

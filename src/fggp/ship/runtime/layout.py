@@ -9,7 +9,7 @@ import torch
 from fggp.ship.graph.operations import Value
 from fggp.ship.runtime.kernels import CStrides, CTensor
 
-# Bytes between two pixels of one image that the 32-bit offset of a sparse weight cannot express.
+# The smallest distance in bytes between two pixels of one image that a sparse weight's 32-bit offset cannot express.
 OFFSET_LIMIT = 2**31
 
 
@@ -43,8 +43,8 @@ class Margin:
 class ActivationLayout:
     """The memory layout of an activation, as `csrc/fggp.h` describes it.
 
-    All sizes are in cells of ``lanes`` floats. A cell holds the same pixel of ``lanes`` images. The header calls it a
-    pixel.
+    All sizes are in cells of ``lanes`` floats. A cell holds the same pixel of ``lanes`` images. (`csrc/fggp.h` says
+    "pixel" where this file says "cell".)
 
     Args:
         lanes: the number of images in a cell: 1 (then a vector covers consecutive pixels of one image's plane), or the

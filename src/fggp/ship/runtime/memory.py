@@ -27,8 +27,8 @@ def last_uses(steps: Sequence[Step]) -> dict[Buffer, int]:
 def overwritten_buffers(steps: Sequence[Step]) -> dict[Buffer, Buffer]:
     """For each buffer that is written in place, the buffer that it overwrites.
 
-    That is ``may_overwrite``, if no later step reads it. A step that reads it twice does not overwrite it, because the
-    second product of a chain may read it after the first one has written.
+    Each buffer names a candidate in ``may_overwrite``. The candidate is overwritten if no later step reads it and
+    this step reads it only once: in a chain, a second product could read it after the first one has written.
     """
     last = last_uses(steps)
     overwritten: dict[Buffer, Buffer] = {}
@@ -48,7 +48,7 @@ def overwritten_buffers(steps: Sequence[Step]) -> dict[Buffer, Buffer]:
 class Memory:
     """All activations of one plan in one block of memory, which is zero at first.
 
-    A buffer reuses memory that is free again, or that the step which writes the buffer reads for the last time. Memory
+    A buffer goes into free memory, or it overwrites an input of the step that writes it (`overwritten_buffers`). Memory
     with padding is reused only by a buffer of the same layout: kernels write only pixels, so that the padding stays
     zero.
     """

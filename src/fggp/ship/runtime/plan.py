@@ -29,7 +29,8 @@ class Segment:
     def __init__(self, kernels: Kernels, memory: Memory, instructions: Sequence[KernelStep], threads: int) -> None:
         self.instructions = instructions
         self.program = Program(kernels)
-        self._slots: list[tuple[Value, bool]] = []  # each slot's caller's tensor, and whether it is read (or written)
+        # For each slot: which of the caller's tensors it stands for; True if the program reads it, False if it writes.
+        self._slots: list[tuple[Value, bool]] = []
         for instruction in instructions:
             if isinstance(instruction, Product):
                 _, tiling = tuner(kernels, threads).choose(instruction.chain, memory.c_tensor)
@@ -71,7 +72,7 @@ Part = Segment | Elementwise | Torch
 
 
 def _fuse_products(steps: Sequence[Step], kernels: Kernels, threads: int) -> list[Step]:
-    """The steps, with consecutive products joined to a chain where that is faster."""
+    """The steps, with consecutive products (convolutions, linear layers) joined to a chain where that is faster."""
     memory = Memory(steps)
     tilings = tuner(kernels, threads)
     fused: list[Step] = []
