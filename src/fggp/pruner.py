@@ -36,14 +36,14 @@ class Pruner:
     so are their elements in every floating-point optimizer-state tensor of their shape.
 
     A call that a ``GradScaler`` skips is not a step. An update is postponed if a gradient is not finite, or if its
-    method needs gradients and no weight has one. The next step at which neither holds makes it, with that step's
-    sparsity; the first postponement warns. If only some weights have no gradient, theirs counts as zero, which is
-    their derivative.
+    method needs gradients and no weight has one. It then happens at the next step where neither is the case,
+    with that step's sparsity; the first postponement warns. If only some weights have no gradient, theirs counts as
+    zero, which is their derivative.
 
     Args:
         model: the model; wrapped (DDP, ``torch.compile``) or not. Its state-dict keys never change.
         optimizer: any optimizer with PyTorch's step hooks that holds all weights to be pruned.
-        sparsity: the final share of zeros among the prunable weights, in [init_sparsity, 1), met to the weight.
+        sparsity: the final share of zeros among the prunable weights, in [init_sparsity, 1); their number is exact.
         begin: the optimizer step from which the schedule counts. The first update is at begin + every (or at ``end``,
             if that is earlier).
         end: the optimizer step from which ``sparsity`` holds.
@@ -53,8 +53,8 @@ class Pruner:
         schedule: how sparsity grows from ``begin`` to ``end``: maps progress in [0, 1] to the share still to prune.
         init_sparsity: the sparsity to start from, in [0, 1); by default 0, or ``sparsity`` itself for methods of
             constant sparsity (RigL, SET).
-        init: which weights are zero at the start. ``"erk"`` and ``"uniform"`` draw them at random with such layer
-            densities; a mapping from weight names to bool tensors (True = kept) gives them; ``"keep"`` keeps the
+        init: which weights are zero at the start. ``"erk"`` and ``"uniform"`` draw them at random, with ERK or uniform
+            layer densities; a mapping from weight names to bool tensors (True = kept) gives them; ``"keep"`` keeps the
             zeros that the weights have. The last two set ``init_sparsity`` themselves.
         scope: ``"global"`` ranks all weights together; ``"layer"`` ranks each layer's by themselves and prunes the
             same share of every layer.
@@ -253,9 +253,10 @@ class Pruner:
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks (one bit a weight), step and settings: plain values and CPU tensors, for ``weights_only=True``.
+        """Masks, step and settings, to be loaded with ``weights_only=True``.
 
-        Masks of sharded weights are DTensors, placed like these, for ``torch.distributed.checkpoint``.
+        Masks of plain weights are packed to one bit a weight, on the CPU. Masks of sharded weights are DTensors that
+        are placed like their weights, for ``torch.distributed.checkpoint``.
         """
         state = PrunerState(
             step=self.step,

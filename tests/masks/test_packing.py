@@ -48,6 +48,12 @@ def test_a_digest_tells_masks_apart_that_differ_in_one_place(mask, data):
         assert digest(swapped) != digest(mask)
 
 
+def test_digests_of_masks_with_one_weight_each_all_differ():
+    """As of ranks that disagree about one weight: wherever in a word of eight bytes it lies."""
+    masks = torch.eye(4096, dtype=torch.bool)
+    assert len({int(digest(mask)) for mask in masks}) == len(masks)
+
+
 def test_a_digest_of_many_blocks():
     mask = torch.rand(3 * BLOCK_SIZE // 100, 101) < 0.5
     seen = {int(digest(mask))}

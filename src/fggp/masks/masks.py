@@ -30,8 +30,8 @@ class Masks:
 
     Attributes:
         total: the number of weights.
-        active: the number of weights that are not pruned.
-        counts: the number of weights that are not pruned, for each tensor.
+        active: how many of them are not pruned.
+        counts: how many of each weight tensor are not pruned.
 
     Raises:
         RuntimeError: processes that hold the same weights have different masks for them.
@@ -74,7 +74,7 @@ class Masks:
     ) -> None:
         """Set the masks from a selection's result, and zero the pruned weights.
 
-        Regrown weights and their state start at zero.
+        Weights that were pruned before this update and are regrown start at zero, as does their state.
 
         Args:
             optimizer: its state is zeroed where the weights are.

@@ -36,7 +36,7 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
 
 
 def digest(mask: Tensor) -> Tensor:
-    """A 64-bit digest of a mask: different masks collide with a probability of about 2⁻⁶⁰.
+    """A 64-bit digest of a mask: two different masks have the same with a probability of less than 2⁻⁶⁰.
 
     Args:
         mask: bool, of any shape; it is read in memory order.
@@ -48,9 +48,10 @@ def digest(mask: Tensor) -> Tensor:
     size = BLOCK_SIZE if mask.device.type == "cpu" else max(1, len(flat))
     total = torch.zeros((), dtype=torch.int64, device=mask.device)
     for i, block in enumerate(torch.split(flat, size)):
-        # A word is eight mask bytes. The digest sums the words, each times a random odd factor, modulo 2^64. An odd
-        # factor is invertible, so every bit of a word counts.
+        # A word is eight mask bytes. Each is hashed together with its place; the digest is the sum modulo 2^64.
+        # (A sum of words times random factors would not do: of a word that differs in its highest byte, the product
+        # keeps only the factor's lowest bits.)
         words = torch.nn.functional.pad(block.view(torch.uint8), (0, -len(block) % 8)).clone().view(torch.int64)
-        factors = splitmix64(torch.arange(len(words), device=mask.device), i + 1) | 1
-        total += (words * factors).sum()
+        places = splitmix64(torch.arange(len(words), device=mask.device), i + 1)
+        total += splitmix64(words ^ places, 0).sum()
     return total

@@ -58,7 +58,7 @@ class RigL(Method):
     """Rigging the lottery (Evci et al. 2020, arXiv 1911.11134): constant sparsity, regrowth by gradient.
 
     Args:
-        share: the share of each layer's active weights that the first update exchanges. It falls to 0 by a cosine
+        share: the share of each layer's active weights that is exchanged, at the start. It falls to 0 by a cosine
             until ``end``, which the authors set at three quarters of training.
     """
 

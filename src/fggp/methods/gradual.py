@@ -61,7 +61,7 @@ class GradientFirstAnnealed(Method):
     """`FGGP` with a rate that falls from ``start`` to ``end`` by a cosine over the pruning phase.
 
     Args:
-        start: the rate r at the begin of the pruning phase: a share in [0, 1], not a step.
+        start: the rate r at the beginning of the pruning phase: a share in [0, 1], not a step.
         end: the rate r at its end.
     """
 
@@ -83,7 +83,7 @@ class MagnitudeFirstAnnealed(Method):
     """`MagnitudeFirst` with a rate that falls from ``start`` to ``end`` by a cosine over the pruning phase.
 
     Args:
-        start: the rate r at the begin of the pruning phase: a share in [0, 1], not a step.
+        start: the rate r at the beginning of the pruning phase: a share in [0, 1], not a step.
         end: the rate r at its end.
     """
 

@@ -165,7 +165,7 @@ def _select_marked(
     k: int,
     processes: Processes,
 ) -> None:
-    """Mark the ``k`` lowest-ranked of the weights with ``eligible_mark`` SELECTED, and the others of them EXCLUDED.
+    """Of the weights that carry ``eligible_mark``, set the ``k`` lowest-ranked to SELECTED and the rest to EXCLUDED.
 
     ``count`` weights have that mark; 0 < k < count.
     """

@@ -3,7 +3,7 @@
 On a GPU, launching a kernel and reading a number on the host both cost more than a pass over a layer. So a Top-K step
 computes the scores of all layers once and concatenates them (4 or 8 bytes a weight, freed after the step). A sample
 brackets the k-th score as on a CPU. The number of host-device synchronizations does not depend on the number of layers:
-three a step, and three more if weights tie for the last place or a bracket misses.
+three a Top-K step, three more for each bracket that misses, and three or more for ties.
 """
 
 from __future__ import annotations
