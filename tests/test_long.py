@@ -27,7 +27,7 @@ def resident_bytes():
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
-@pytest.mark.parametrize(("method", "steps"), [("fggp", 4_000), ("granet", 1_000)])
+@pytest.mark.parametrize(("method", "steps"), [("fggp", 3_000), ("granet", 1_000)])
 def test_an_update_at_each_of_many_steps(method, steps):
     # In a process of its own, whose memory no other test uses.
     code = f"import test_long; test_long.update_at_each_step({method!r}, {steps})"
