@@ -47,11 +47,12 @@ def digest(mask: Tensor) -> Tensor:
     flat = mask.permute(sorted(range(mask.ndim), key=lambda d: -mask.stride()[d])).reshape(-1)
     size = BLOCK_SIZE if mask.device.type == "cpu" else max(1, len(flat))
     total = torch.zeros((), dtype=torch.int64, device=mask.device)
+    places = splitmix64(torch.arange(-(-min(size, len(flat)) // 8), device=mask.device), 0)
     for i, block in enumerate(torch.split(flat, size)):
-        # A word is eight mask bytes. Each is hashed together with its place; the digest is the sum modulo 2^64.
+        # A word is eight mask bytes. Each is hashed together with its place in its block, and the block's number; the
+        # digest is the sum modulo 2^64.
         # (A sum of words times random factors would not do: of a word that differs in its highest byte, the product
         # keeps only the factor's lowest bits.)
         words = torch.nn.functional.pad(block.view(torch.uint8), (0, -len(block) % 8)).clone().view(torch.int64)
-        places = splitmix64(torch.arange(len(words), device=mask.device), i + 1)
-        total += splitmix64(words ^ places, 0).sum()
+        total += splitmix64(words ^ places[: len(words)], i + 1).sum()
     return total

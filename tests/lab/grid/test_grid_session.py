@@ -4,7 +4,7 @@ import pytest
 
 from fggp.lab.grid.folder import GridFolder
 from fggp.lab.grid.plan import plan_runs, read_tables
-from fggp.lab.grid.session import GridResult, Schedule, Session
+from fggp.lab.grid.session import GridResult, RunQueue, Session
 from fggp.lab.grid.worker import Event
 from grids import logged
 
@@ -128,7 +128,7 @@ def test_no_time_at_all(tmp_path):
 
 def test_shorter_runs_fill_the_time_that_longer_ones_cannot():
     long, short = plan(epochs=[100])[0], plan(epochs=[2])[0]
-    schedule = Schedule({"long": long, "short": short}, set(), [record(short, seconds=20)], limit=5000)
+    schedule = RunQueue({"long": long, "short": short}, set(), [record(short, seconds=20)], limit=5000)
     assert schedule.next(500) == "short"
     assert schedule.next(500) is None
     assert schedule.next(1000) == "long"
@@ -136,20 +136,20 @@ def test_shorter_runs_fill_the_time_that_longer_ones_cannot():
 
 def test_runs_under_way_come_first_and_need_not_end_in_time():
     run = plan()[0]
-    schedule = Schedule({"new": run, "begun": run}, {"begun"}, [record(run, seconds=100)], limit=1000)
+    schedule = RunQueue({"new": run, "begun": run}, {"begun"}, [record(run, seconds=100)], limit=1000)
     assert schedule.next(5) == "begun"
     assert schedule.next(5) is None
 
 
 def test_a_run_longer_than_the_whole_limit_is_begun_all_the_same():
     run = plan()[0]
-    schedule = Schedule({"run": run}, set(), [record(run, seconds=5000)], limit=1000)
+    schedule = RunQueue({"run": run}, set(), [record(run, seconds=5000)], limit=1000)
     assert schedule.next(900) == "run"
 
 
 def test_a_run_takes_as_long_as_those_of_its_method_or_else_similar_ones():
     gmp, fggp = plan(method=["gmp", "fggp"])
-    schedule = Schedule({}, set(), [record(gmp, seconds=10)], limit=None)
+    schedule = RunQueue({}, set(), [record(gmp, seconds=10)], limit=None)
     assert schedule.estimate(gmp) == schedule.estimate(fggp) == 10
     schedule.add_record(record(fggp, seconds=30))
     assert (schedule.estimate(gmp), schedule.estimate(fggp)) == (10, 30)

@@ -21,7 +21,7 @@ SAME_PACE = ("data", "model", "image_size", "holdout", "batch_size", "precision"
 """Runs that agree in these settings take about the same time an epoch."""
 
 
-class Schedule:
+class RunQueue:
     """The runs that wait to be started, and how long a run takes.
 
     Args:
@@ -126,7 +126,7 @@ class Session:
         self.epochs_done = {name: 0 if line is None else line["epoch"] for name, line in lines.items()}
         self.epochs_before = sum(self.epochs_done.values())
         begun = {name for name, epochs in self.epochs_done.items() if epochs}
-        self.schedule = Schedule(dict(missing), begun, folder.records.values(), self._seconds_left())
+        self.queue = RunQueue(dict(missing), begun, folder.records.values(), self._seconds_left())
         self.attempts = dict.fromkeys(missing, 0)
         self.ending = False
         self.began = time.monotonic()
@@ -148,7 +148,7 @@ class Session:
         with self.bars:
             self._refresh()
             while (left := self._seconds_left()) is None or left > 0:
-                while not self.ending and self.jobs.free_slots() and (name := self.schedule.next(self._seconds_left())):
+                while not self.ending and self.jobs.free_slots() and (name := self.queue.next(self._seconds_left())):
                     self._start(name)
                 if not self.running:
                     break
@@ -177,8 +177,8 @@ class Session:
             self._stopped(name)
         elif event.kind == "died" and self.attempts[name] < ATTEMPTS:
             self._end(name, f"{name}  {event.reason}; trying once more", style="yellow")
-            self.schedule.waiting[name] = self.missing[name]
-            self.schedule.begun.add(name)
+            self.queue.waiting[name] = self.missing[name]
+            self.queue.begun.add(name)
         else:
             self._end(name, f"{name}  failed: {event.reason}", style="red")
             self.result.failed[name] = event.reason
@@ -192,7 +192,7 @@ class Session:
 
     def _finished(self, name: str, record: Json) -> None:
         self.folder.append(record)
-        self.schedule.add_record(record)
+        self.queue.add_record(record)
         self.result.finished += 1
         self.epochs_done[name] = self.missing[name].epochs
         time_left = self._time_left()

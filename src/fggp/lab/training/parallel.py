@@ -127,7 +127,7 @@ def gathered(state: Any, keep: bool) -> Any:
     return [gathered(value, keep) for value in state] if isinstance(state, list) else state
 
 
-def placed_as(parameter: Tensor, value: Tensor) -> Tensor:
+def distributed_like(parameter: Tensor, value: Tensor) -> Tensor:
     """Return a plain tensor with a parameter's memory format, sharded as the parameter is; all ranks call it."""
     if isinstance(parameter, DTensor):
         placed = value.to(parameter.device, memory_format=torch.contiguous_format)

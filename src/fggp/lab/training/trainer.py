@@ -16,7 +16,7 @@ from fggp.lab.training import methods, models
 from fggp.lab.training.batches import batch_sizes, epoch_seeds, training_batches
 from fggp.lab.training.data import ImageData, Split
 from fggp.lab.training.distributed import ALONE, World
-from fggp.lab.training.parallel import copy_to_ranks, gathered, placed_as, shard_over_ranks
+from fggp.lab.training.parallel import copy_to_ranks, distributed_like, gathered, shard_over_ranks
 from fggp.lab.training.settings import PRUNE_END_SHARE, ResolvedSettings
 from fggp.lab.training.step import CapturedStep, EagerStep, Step
 from fggp.masks.packing import pack
@@ -292,10 +292,13 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Return to the moment when ``state`` was taken, by any number of ranks."""
         own = self.model.state_dict()
-        network = {name: placed_as(own[name], t) if name in own else t for name, t in state["model"].items()}
+        network = {name: distributed_like(own[name], t) if name in own else t for name, t in state["model"].items()}
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         slots = {
-            i: {name: placed_as(parameters[i], t) if _is_shaped(t, parameters[i]) else t for name, t in slot.items()}
+            i: {
+                name: distributed_like(parameters[i], t) if _is_shaped(t, parameters[i]) else t
+                for name, t in slot.items()
+            }
             for i, slot in state["optimizer"]["state"].items()
         }
         placed = {**state, "model": network, "optimizer": {**state["optimizer"], "state": slots}}
