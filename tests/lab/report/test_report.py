@@ -359,3 +359,14 @@ def test_rates_that_were_tried_out_are_not_ranked(tmp_path):
 
 def test_without_a_sweep_nothing_is_said_of_rates(folder):
     assert "tried out here" not in (folder / "report.md").read_text()
+
+
+def test_every_mean_that_is_compared_is_of_the_shared_seeds(tmp_path):
+    """FGGP would be first by the seeds that only it has."""
+    seeds = {"fggp": (70.0, 71.0, 99.0), "gmp": (72.0, 73.5)}
+    records = [record(m, seed, accuracy=a) for m, own in seeds.items() for seed, a in enumerate(own)]
+    markdown = (made(tmp_path, records) / "report.md").read_text()
+    assert "| FGGP | 70.50 ± 0.71 (2) ≈ #2 |" in markdown
+    assert "| GMP | **72.75 ± 1.06** (2) #1 |" in markdown
+    assert "| GMP | +2.25 [−0.93 to +5.43] (2), not distinguishable |" in markdown
+    assert "GMP ranks first of 2 methods at 95 % sparsity" in markdown

@@ -1,11 +1,22 @@
+import itertools
 from collections.abc import Iterable
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from fggp.lab.base.errors import UsageError
-from fggp.lab.report.findings import baseline_of, contest, differences, entries, overall
+from fggp.lab.report.findings import (
+    baseline_of,
+    contest,
+    differences,
+    entries,
+    largest_block,
+    on_shared_seeds,
+    overall,
+)
 from fggp.lab.report.runs import parse
-from fggp.lab.report.statistics import paired
+from fggp.lab.report.statistics import paired, summarise
 from fggp.lab.report.tables import Setting, Table, settings_of, tabulate
 from fggp.lab.report.wording import headline, signed
 from made import record
@@ -58,8 +69,83 @@ def test_ranks_are_averaged_where_all_compared_methods_are_present():
     ranking = contest(tables(grid(some)))
     assert ranking.absent == ["random"]
     assert [setting.sparsity for setting in ranking.settings] == [0.9, 0.95]
-    both = contest(tables([*grid(TWO), *grid({"random": {0.9: [5.0], 0.95: [5.0]}})]))
+    both = contest(tables([*grid(TWO), *grid({"random": {0.9: [5.0] * 3, 0.95: [5.0] * 3}})]))
     assert list(both.average) == ["FGGP", "GMP", "taylor", "random"]
+
+
+UNEQUAL = {
+    "fggp": {0.9: [90.0, 91.0, 92.0, 99.0, 99.0]},
+    "gmp": {0.9: [90.5, 91.4, 92.6]},
+}
+"""FGGP has the higher mean of all seeds, GMP of the seeds that both have."""
+
+
+def test_ranks_and_bold_go_by_the_seeds_that_all_share():
+    (table,) = tables(grid(UNEQUAL))
+    found = entries(Setting(table, 0.9))
+    assert {name: (entry.rank, entry.best) for name, entry in found.items()} == {"FGGP": (2, False), "GMP": (1, True)}
+    assert found["FGGP"].accuracy == summarise([90.0, 91.0, 92.0])
+    expected = paired({0: 90.0, 1: 91.0, 2: 92.0}, {0: 90.5, 1: 91.4, 2: 92.6})
+    assert (found["FGGP"].to_best, found["GMP"].to_best) == (expected, None)
+    ranking = contest([table])
+    assert (list(ranking.average), ranking.seeds) == (["GMP", "FGGP"], [0, 1, 2])
+    assert told(UNEQUAL).startswith("GMP ranks first of 2 methods at 90 % sparsity; it is 0.50 points above FGGP")
+
+
+def test_seeds_count_only_where_every_setting_has_them():
+    by_setting = {
+        "fggp": {0.9: [90.0, 90.0, 90.0, 99.0], 0.95: [80.0, 80.0, 80.0]},
+        "gmp": {0.9: [91.0, 91.0, 91.0, 50.0], 0.95: [81.0, 81.0, 81.5]},
+    }
+    ranking = contest(tables(grid(by_setting)))
+    assert (ranking.average, ranking.seeds) == ({"GMP": 1, "FGGP": 2}, [0, 1, 2])
+    assert ranking.accuracy["FGGP"] == 85
+
+
+def test_a_method_without_the_shared_seeds_has_no_rank():
+    (table,) = tables([*grid(TWO), record("random", 7, 0.9, 99.0)])
+    assert set(entries(Setting(table, 0.9))) == {"FGGP", "GMP", "taylor"}
+    reduced = on_shared_seeds(table)
+    assert {row.label: sorted(row.cells[0.9]) for row in reduced.rows}["random"] == [7]
+    (apart,) = tables([record("fggp", 0, 0.9), record("gmp", 1, 0.9)])
+    assert entries(Setting(apart, 0.9)) == {}
+    assert contest([apart]) is None
+
+
+def test_a_table_on_shared_seeds():
+    (table,) = tables(grid(UNEQUAL))
+    assert [sorted(row.cells[0.9]) for row in on_shared_seeds(table).rows] == [[0, 1, 2]] * 2
+    (alone,) = tables(grid({"fggp": {0.9: [90.0, 91.0]}}))
+    assert on_shared_seeds(alone) == alone
+
+
+runs = st.sets(st.tuples(st.sampled_from(["fggp", "gmp", "taylor"]), st.sampled_from([0.9, 0.95]), st.integers(0, 3)))
+
+
+@hypothesis.given(runs)
+def test_the_block_is_the_largest_that_a_search_of_all_finds(present):
+    (table,) = tables([record(m, seed, s, 50.0) for m, s, seed in present] or [record()])
+    settings = settings_of([table])
+    label = {row.method: row.label for row in table.rows}
+
+    def subsets(values):
+        return itertools.chain.from_iterable(itertools.combinations(values, n) for n in range(1, len(values) + 1))
+
+    sizes = [
+        (len(methods) * len(sparsities) * len(seeds), len(methods))
+        for methods in subsets(["fggp", "gmp", "taylor"])
+        for sparsities in subsets([0.9, 0.95])
+        for seeds in subsets(range(4))
+        if len(methods) > 1 and {*itertools.product(methods, sparsities, seeds)} <= present
+    ]
+    block = largest_block(settings)
+    assert (block is None) == (not sizes)
+    if block is not None:
+        assert (len(block.methods) * len(block.settings) * len(block.seeds), len(block.methods)) == max(sizes)
+        back = {name: method for method, name in label.items()}
+        methods = [back[name] for name in block.methods]
+        sparsities = [setting.sparsity for setting in block.settings]
+        assert {*itertools.product(methods, sparsities, block.seeds)} <= present
 
 
 def test_settings_without_all_methods_do_not_count():

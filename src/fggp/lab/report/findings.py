@@ -1,7 +1,7 @@
 """What follows from the tables: the methods' ranks, and the differences between them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
 
@@ -12,35 +12,57 @@ from fggp.lab.report.tables import Cell, Row, Setting, Table, default_rate, rows
 
 @dataclass(frozen=True)
 class Entry:
-    """A method in a setting.
+    """A method in a setting, on the seeds that the compared methods share.
 
     Args:
-        accuracy: over the seeds.
-        rank: among the methods of the setting.
+        accuracy: over these seeds.
+        rank: among the compared methods of the setting.
         best: whether no other has a higher mean.
-        close: whether the paired difference to the best is not distinguishable; False where it is unknown.
+        to_best: the paired difference to the best, or to the first of those that tie; None for that one itself.
     """
 
     accuracy: Summary
     rank: float
     best: bool
-    close: bool
+    to_best: Difference | None
+
+    @property
+    def close(self) -> bool:
+        """Whether the method is not the best but cannot be told from it; False where that is unknown."""
+        return not self.best and self.to_best is not None and self.to_best.verdict == "not distinguishable"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Methods that were all run with all of some seeds in all of some settings.
+
+    Args:
+        methods: labels.
+        settings: where the methods were run.
+        seeds: with which they were run, ascending.
+    """
+
+    methods: frozenset[str]
+    settings: Sequence[Setting]
+    seeds: Sequence[int]
 
 
 @dataclass(frozen=True)
 class Contest:
-    """Methods that were all run in all of some settings, and their ranks there.
+    """Methods that were all run with the same seeds in the same settings, and their ranks there.
 
     Args:
         settings: where all methods were run.
+        seeds: with which all methods were run in all of these settings; no other seed counts.
         rows: the methods, the best first.
         ranks: by method, in each setting, among these methods only.
         average: average rank by method, the best first.
         accuracy: by method, the mean over the settings of the mean over the seeds.
-        absent: the methods that were not run in all of these settings.
+        absent: the methods that were not run with these seeds in all of these settings.
     """
 
     settings: Sequence[Setting]
+    seeds: Sequence[int]
     rows: Sequence[Row]
     ranks: Mapping[str, Sequence[float]]
     average: Mapping[str, float]
@@ -63,65 +85,131 @@ def dense_accuracy(table: Table, number: int = 0) -> Summary:
     return summarise([run.accuracy for run in table.dense[number].runs])
 
 
+def largest_block(settings: Sequence[Setting]) -> Block | None:
+    """Choose the methods, settings and seeds to compare, so that every method has every run.
+
+    Means over different seeds differ by luck too, so only these runs are ranked.
+
+    Returns:
+        The largest such block that intersections of pairs give; None where no two methods share a setting and a seed.
+    """
+    present: dict[int, dict[int, frozenset[str]]] = {}  # the methods, by setting's number and seed
+    for number, setting in enumerate(settings):
+        seeds = {seed for cell in setting.cells.values() for seed in cell}
+        present[number] = {
+            seed: frozenset(name for name, cell in setting.cells.items() if seed in cell) for seed in sorted(seeds)
+        }
+    every = list(dict.fromkeys(methods for by_seed in present.values() for methods in by_seed.values()))
+    # The methods of every full block are an intersection of these; those of pairs are enough to find a good one.
+    candidates = {one & other for one, other in combinations(every, 2)} | set(every)
+    if every:
+        candidates.add(frozenset.intersection(*every))
+    best: tuple[int, int, Block] | None = None
+    for methods in sorted((c for c in candidates if len(c) > 1), key=sorted):
+        own = {
+            number: frozenset(seed for seed, others in by_seed.items() if methods <= others)
+            for number, by_seed in present.items()
+        }
+        shared = {seeds for seeds in own.values() if seeds}
+        shared |= {one & other for one, other in combinations(sorted(shared, key=sorted), 2) if one & other}
+        for chosen in sorted(shared, key=sorted):
+            where = [settings[number] for number, seeds in own.items() if chosen <= seeds]
+            size = len(methods) * len(where) * len(chosen), len(methods)
+            if best is None or size > best[:2]:
+                best = (*size, Block(methods, where, sorted(chosen)))
+    return None if best is None else best[2]
+
+
+def on_shared_seeds(table: Table) -> Table:
+    """Reduce a table to what can be compared: in each column, the methods' runs with the seeds that they share.
+
+    A method that lacks these seeds in a column keeps its runs there; `entries` does not rank it.
+    """
+    kept: dict[float, Block] = {}
+    for sparsity in table.sparsities:
+        block = largest_block([Setting(table, sparsity)])
+        if block is not None:
+            kept[sparsity] = block
+
+    def reduced(row: Row, sparsity: float, cell: Cell) -> Cell:
+        block = kept.get(sparsity)
+        return cell if block is None or row.label not in block.methods else {seed: cell[seed] for seed in block.seeds}
+
+    rows = [replace(row, cells={s: reduced(row, s, cell) for s, cell in row.cells.items()}) for row in table.rows]
+    return replace(table, rows=rows)
+
+
 def entries(setting: Setting) -> dict[str, Entry]:
-    """Summarise and rank the methods of a setting."""
-    values = {name: accuracies(cell) for name, cell in setting.cells.items()}
+    """Summarise and rank the methods of a setting on the seeds that they share; a method without them has no entry."""
+    block = largest_block([setting])
+    if block is None:
+        return {}
+    values = {
+        name: {seed: cell[seed].accuracy for seed in block.seeds}
+        for name, cell in setting.cells.items()
+        if name in block.methods
+    }
     summaries = {name: summarise([*seeds.values()]) for name, seeds in values.items()}
     placed = ranks({name: summary.mean for name, summary in summaries.items()})
     first = min(placed, key=lambda name: placed[name])
-    found = {}
-    for name, summary in summaries.items():
-        best = placed[name] == placed[first]
-        difference = paired(values[name], values[first])
-        close = not best and difference is not None and difference.verdict == "not distinguishable"
-        found[name] = Entry(summary, placed[name], best, close)
-    return found
+    return {
+        name: Entry(
+            accuracy=summary,
+            rank=placed[name],
+            best=placed[name] == placed[first],
+            to_best=None if name == first else paired(values[name], values[first]),
+        )
+        for name, summary in summaries.items()
+    }
 
 
 def contest(tables: Sequence[Table]) -> Contest | None:
-    """Choose methods and settings to rank: all methods were run in all settings, and the cells are as many as possible.
+    """Rank the methods on the largest block of runs that they share.
 
     Returns:
-        None where no two methods were run in the same setting.
+        None where no two methods were run in the same setting with the same seed.
     """
-    settings = [setting for setting in settings_of(tables) if len(setting.cells) > 1]
-    if not settings:
+    block = largest_block(settings_of(tables))
+    if block is None:
         return None
-    present = [frozenset(setting.cells) for setting in settings]
-    # The methods of every full block are an intersection of settings; those of pairs are enough to find a good one.
-    candidates = {one & other for one, other in combinations(dict.fromkeys(present), 2)} | set(present)
-    candidates |= {frozenset.intersection(*present)}
-
-    def cells(methods: frozenset[str]) -> tuple[int, int]:
-        return len(methods) * sum(methods <= others for others in present), len(methods)
-
-    compared = max(sorted((c for c in candidates if len(c) > 1), key=sorted), key=cells)
     rows = {row.label: row for row in rows_of(tables)}
-    names = [name for name in rows if name in compared]
-    shared = [setting for setting, own in zip(settings, present, strict=True) if compared <= own]
-    means = [{name: fmean(accuracies(setting.cells[name]).values()) for name in names} for setting in shared]
+    names = [name for name in rows if name in block.methods]
+    means = [
+        {name: fmean(setting.cells[name][seed].accuracy for seed in block.seeds) for name in names}
+        for setting in block.settings
+    ]
     by_setting = [ranks(own) for own in means]
     average = {name: fmean(own[name] for own in by_setting) for name in names}
     accuracy = {name: fmean(own[name] for own in means) for name in names}
     order = sorted(names, key=lambda name: (round(average[name], 9), -round(accuracy[name], 9)))
     return Contest(
-        settings=shared,
+        settings=block.settings,
+        seeds=block.seeds,
         rows=[rows[name] for name in order],
         ranks={name: [own[name] for own in by_setting] for name in order},
         average={name: average[name] for name in order},
         accuracy={name: accuracy[name] for name in order},
-        absent=[name for name in rows if name not in compared],
+        absent=[name for name in rows if name not in block.methods],
     )
 
 
-def overall(settings: Sequence[Setting], ours: str, theirs: str) -> Difference | None:
+def overall(
+    settings: Sequence[Setting], ours: str, theirs: str, among: Collection[int] | None = None
+) -> Difference | None:
     """Compare two methods over several settings, seed by seed.
 
     Runs of one seed share their initial weights and the order of the images at every sparsity, so only the seeds are
     independent: each gives one difference, the mean over the settings, for the seeds that all settings have.
+
+    Args:
+        settings: where both were run.
+        ours, theirs: labels; the latter is subtracted.
+        among: the seeds to use; None uses all that both methods have.
     """
     cells = [(accuracies(setting.cells[ours]), accuracies(setting.cells[theirs])) for setting in settings]
     seeds = set.intersection(*({*own} & {*other} for own, other in cells))
+    if among is not None:
+        seeds &= {*among}
     return paired(
         {seed: fmean(own[seed] for own, _ in cells) for seed in seeds},
         {seed: fmean(other[seed] for _, other in cells) for seed in seeds},

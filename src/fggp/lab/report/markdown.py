@@ -29,8 +29,10 @@ IMAGES: dict[Split, str] = {"test": "test images", "validation": "training image
 HOW_TO_READ = (
     "Accuracy is on the {images} after the last epoch, in percent: mean ± standard deviation (n − 1) over the seeds. "
     "The number of seeds is in brackets; – means that one seed has no deviation.",
+    "Methods are compared on the seeds that they share; a cell with a rank has the mean over these. More seeds of a "
+    "method appear in the paired differences only. A method that lacks the shared seeds has no rank.",
     "Bold is the highest mean of a column; dense is the unpruned network. ≈ marks what cannot be told from the "
-    "highest: the 95 % confidence interval of the difference on the same seeds holds zero. # is the rank in a column.",
+    "highest: the 95 % confidence interval of the paired difference holds zero. # is the rank in a column.",
     "Ranks go by mean accuracy, 1 is best; ties share the average of their ranks.",
     "Differences are paired, seed by seed: mean, 95 % confidence interval (Student's t), number of pairs. Each "
     "interval is for one comparison alone: of twenty intervals, about one misses the truth by chance. Averaged over "
@@ -107,7 +109,7 @@ def _section(table: Table, baseline: str, pictures: Sequence[Picture]) -> list[s
 
 
 def accuracy_table(table: Table, baseline: str) -> str:
-    """Return the means over the seeds, methods down and sparsities across.
+    """Return the means over the seeds that a column's methods share, methods down and sparsities across.
 
     Rates that were only tried out are not ranked, and neither is a method alone.
     """
@@ -121,8 +123,8 @@ def accuracy_table(table: Table, baseline: str) -> str:
         cells = [""] * len(table.sparsities)
         for column, sparsity in enumerate(table.sparsities):
             if sparsity in row.cells:
-                entry = ranked[sparsity].get(row.label) if len(ranked[sparsity]) > 1 else None
-                cells[column] = _accuracy(summary_of(row.cells[sparsity]), entry)
+                entry = ranked[sparsity].get(row.label)
+                cells[column] = _accuracy(entry.accuracy if entry else summary_of(row.cells[sparsity]), entry)
         body.append([escape(row.label), *cells])
     return _table(head, body)
 
@@ -170,9 +172,10 @@ def _ranks(ranking: Contest, baselines: Mapping[int, str], pictures: Sequence[Pi
     ranked_baselines = [name for name in baselines.values() if name in names and len(ranking.settings) > 1]
     if ranked_baselines:
         baseline = ranked_baselines[0]
-        own = [None if name == baseline else overall(ranking.settings, name, baseline) for name in names]
+        own = [None if name == baseline else overall(ranking.settings, name, baseline, ranking.seeds) for name in names]
         body.append([f"minus {escape(baseline)}, on average", *map(_difference, own)])
-    remark = f"Averaged over {count_of(len(ranking.settings), 'setting')} in which all of these were run."
+    seeds = f"seed{'s' * (len(ranking.seeds) != 1)} {listed([*map(str, ranking.seeds)])}"
+    remark = f"Averaged over {count_of(len(ranking.settings), 'setting')} in which all of these were run with {seeds}."
     if ranking.absent:
         were = "was" if len(ranking.absent) == 1 else "were"
         remark += f" {listed(ranking.absent)} {were} not, and {were} left out of these ranks."

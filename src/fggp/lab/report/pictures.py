@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
-from fggp.lab.report.findings import Contest, dense_accuracy, differences, summary_of
+from fggp.lab.report.findings import Contest, dense_accuracy, differences, on_shared_seeds, summary_of
 from fggp.lab.report.runs import ACCURACY_KEYS, Split
 from fggp.lab.report.statistics import Summary, summarise
 from fggp.lab.report.style import (
@@ -40,15 +41,17 @@ def draw_all(
     """Draw every picture that the records have data for."""
     # A sweep of rates has a picture of its own and would crowd the others.
     without_sweeps = [table.without_sweeps(baselines.get(number, "")) for number, table in enumerate(tables)]
-    for number, table in enumerate(without_sweeps):
+    compared = [on_shared_seeds(table) for table in without_sweeps]
+    for number, table in enumerate(compared):
         folder.table = number
-        same_subject = [other for other in without_sweeps if other.subject == table.subject and other.rows]
+        same_subject = [other for other in compared if other.subject == table.subject and other.rows]
         if same_subject and same_subject[0] is table:
             _draw_accuracy(folder, same_subject)
         if number in baselines:
-            _draw_differences(folder, table, baselines[number])
+            # Each pair is compared on all seeds that the two have.
+            _draw_differences(folder, without_sweeps[number], baselines[number])
         for sweep in tables[number].sweeps:
-            _draw_rates(folder, table, sweep)
+            _draw_rates(folder, table, on_shared_seeds(replace(table, rows=sweep)).rows)
         _draw_curves(folder, table)
         _draw_densities(folder, table)
     folder.table = None
@@ -70,7 +73,7 @@ def _sparsity_panels(
 
 def _draw_accuracy(folder: PictureFolder, tables: Sequence[Table]) -> None:
     """Draw accuracy against sparsity, a panel for each start; the tables are of one subject."""
-    caption = f"Mean {folder.by} accuracy over the seeds; bars are ± one standard deviation."
+    caption = f"Mean {folder.by} accuracy over the seeds that the methods share; bars are ± one standard deviation."
     if tables[0].dense:
         caption += " The grey line is dense training, its band ± one standard deviation."
     show_runs = max(len(table.sparsities) for table in tables) == 1
@@ -289,8 +292,8 @@ def _draw_rates(folder: PictureFolder, table: Table, sweep: Sequence[Row]) -> No
         return
     colour = folder.looks[sweep[len(sweep) // 2].label].colour
     caption = (
-        "Accuracy against the rate, mean over the seeds ± one standard deviation. A rate is to be chosen by "
-        "validation accuracy (filled, circled where it is highest); test accuracy is hollow."
+        "Accuracy against the rate, mean over the seeds that the rates share ± one standard deviation. A rate is to be "
+        "chosen by validation accuracy (filled, circled where it is highest); test accuracy is hollow."
     )
     title = f"{sweep[0].label.partition(' (')[0]} · {table.title}"
     width = (4.6 if len(columns) == 1 else 2.7 * min(len(columns), PANELS_PER_LINE)) + 1.6

@@ -36,7 +36,7 @@ def _winner(ranking: Contest) -> str:
 
 def _lead(ranking: Contest, first: str, second: str, subject: str | None = None) -> str:
     """Say how large the difference of the first two is, and whether it is more than noise."""
-    difference = overall(ranking.settings, first, second)
+    difference = overall(ranking.settings, first, second, ranking.seeds)
     gap = ranking.accuracy[first] - ranking.accuracy[second] if difference is None else difference.mean
     average = " on average" if len(ranking.settings) > 1 else ""
     apart = f"{subject or first} is {abs(gap):.2f} points {'above' if gap > 0 else 'below'} {second}{average}"
