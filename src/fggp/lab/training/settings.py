@@ -43,7 +43,8 @@ class TrainSettings:
     image_size: Annotated[int | None, default_shown_as("as the first image", "PIXELS")] = None
     """For folders: height and width to which all images are scaled and centre-cropped."""
     model: Annotated[str | None, default_shown_as("digits-cnn for digits, else resnet20", "NAME")] = None
-    """vgg19, resnet50, resnet20 (CIFAR forms), digits-cnn, or any of torchvision or timm (timm:NAME); untrained."""
+    """vgg19, resnet50, resnet20 (CIFAR forms), digits-cnn, or any of torchvision or timm (timm:NAME); untrained.
+    vgg19@0.25 has a quarter of the channels in every layer; resnet20 and digits-cnn can be narrowed likewise."""
 
     method: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(METHODS)},FILE.py:CLASS}}")] = "fggp"
     """How weights to prune are chosen. granet, rigl and set also regrow weights; snip, grasp, synflow and erk-static
@@ -66,7 +67,8 @@ class TrainSettings:
     every: Annotated[
         int | None, default_shown_as("a 31st of the steps from begin to half of the epochs or end", "STEPS")
     ] = None
-    """Optimizer steps between two mask updates."""
+    """Optimizer steps between two mask updates. As many as pruning lasts, or more, make it one-shot: a single update at
+    its end."""
 
     epochs: Annotated[int | None, default_shown_as("30 for digits, else 160", "INT")] = None
     """Passes over the training images."""
