@@ -8,6 +8,7 @@ import safetensors.torch
 
 import fggp
 from fggp.lab.base.errors import UsageError
+from fggp.lab.export.trained import load_network
 from fggp.lab.training import models
 from fggp.lab.training.run_folder import RunFolder
 from fggp.lab.training.settings import TrainSettings
@@ -92,6 +93,19 @@ def test_metrics(unbroken):
     assert set(updates[0]["densities"]) == {
         f"{name}.weight" for name in ("features.0", "features.3", "features.7", "classifier")
     }
+
+
+def test_one_shot_pruning_is_one_update_at_the_end_of_the_phase(tmp_path, console):
+    record = train(digits(tmp_path / "run", epochs=2, method="gmp", every=1_000), console)
+    updates = [line for line in metrics(tmp_path / "run") if line["kind"] == "update"]
+    assert [(line["step"], round(line["sparsity"], 3)) for line in updates] == [(record["steps"] // 2, 0.9)]
+
+
+def test_narrow_network_is_exported_by_the_name_in_its_record(tmp_path, console):
+    record = train(digits(tmp_path / "run", epochs=1, method="dense", sparsity=None, model="digits-cnn@0.5"), console)
+    assert record["model"] == record["settings"]["model"] == "digits-cnn@0.5"
+    network = load_network(tmp_path / "run")
+    assert sum(parameter.numel() for parameter in network.model.parameters()) == record["parameters"]
 
 
 def test_same_settings_same_bits(unbroken, tmp_path, console):
