@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -46,7 +45,7 @@ def zero_weights_and_state(
     stores for a moment of zero.
 
     Args:
-        optimizers: their state is zeroed where the weights are; a weight may have state in some of them or none.
+        optimizers: all that have state, those inside a wrapper included; a weight may have state in some or none.
         parameters: the weights.
         masks: for each weight a bool tensor of the shape of this process's part, on its device.
 
@@ -57,7 +56,7 @@ def zero_weights_and_state(
     codes: list[tuple[Part, Tensor]] = []
     shapes_differ: dict[tuple[int, Path], bool] = {}
     for parameter, mask in zip(parameters, masks, strict=True):
-        for optimizer in _with_inner(optimizers):
+        for optimizer in optimizers:
             for part in _parts(optimizer, parameter, shapes_differ):
                 there = mask if mask.device == part.data.device else mask.to(part.data.device)
                 if part.code_map is None:
@@ -96,19 +95,10 @@ def check_state_format(optimizer: torch.optim.Optimizer, parameters: Sequence[Te
             f"optimizer={name} trains copies of the weights on the CPU, whose zeros and state fggp cannot reach: use "
             f"the optimizer that it offloads without it"
         )
-    for each in _with_inner([optimizer]):
-        for parameter in parameters:
-            for _ in _parts(each, parameter, {}):
-                pass
-
-
-def _with_inner(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[torch.optim.Optimizer]:
-    """The optimizers, and those that have the state of this process's share in a ZeroRedundancyOptimizer."""
-    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
-    for optimizer in optimizers:
-        yield optimizer
-        if module is not None and isinstance(optimizer, module.ZeroRedundancyOptimizer):
-            yield optimizer.optim
+    shapes_differ: dict[tuple[int, Path], bool] = {}
+    for parameter in parameters:
+        for _ in _parts(optimizer, parameter, shapes_differ):
+            pass
 
 
 def _parts(
