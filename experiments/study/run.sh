@@ -17,6 +17,7 @@ images=$(realpath "$1")
 mkdir -p "$2"
 study=$(realpath "$2")
 installed=$repository/.venv/bin/python
+jobs=$(nproc)
 export OMP_NUM_THREADS=1 # a run's numbers must not depend on how many cores there are
 
 if [ ! -e "$study/ready" ]; then
@@ -26,12 +27,12 @@ if [ ! -e "$study/ready" ]; then
     git -C "$study/code" checkout --quiet --detach "$commit"
     "$installed" "$study/code/experiments/subset.py" "$images" "$study/code/data/cifar10-10k" --per-class 1000
     # The kernels as they are installed; they are no part of a commit, and git does not count new files as changes.
-    cp "$("$installed" -c 'from fggp import native; print(native.load()._name)')" "$study/code/src/fggp/"
-    # An editable installation of the repository would come before PYTHONPATH, so the environment is a new one.
+    installed_packages=$("$installed" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    cp "$installed_packages"/fggp/libfggp_*.so "$study/code/src/fggp/"
+    # The editable installation of the repository would come before PYTHONPATH, so the environment is a new one.
     "$installed" -m venv --without-pip "$study/env"
     packages=$("$study/env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    { echo "$study/code/src"; "$installed" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; } \
-        >"$packages/study.pth"
+    printf '%s\n' "$study/code/src" "$installed_packages" >"$packages/study.pth"
     touch "$study/ready"
 fi
 
@@ -57,6 +58,6 @@ for part in A D B E C; do
     # A run that fails is tried once more, with the same seed; if it fails again, the others go on.
     for attempt in 1 2; do
         echo "part $part, attempt $attempt, $(date --utc +%FT%TZ)"
-        if "$python" -m fggp grid "experiments/study/$part.toml" --out "$grid" --jobs "$(nproc)"; then break; fi
+        if "$python" -m fggp grid "experiments/study/$part.toml" --out "$grid" --jobs "$jobs"; then break; fi
     done
 done
