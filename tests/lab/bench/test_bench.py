@@ -14,7 +14,8 @@ from fggp.lab.bench import settings as settings_module
 from fggp.lab.bench.bench import bench
 from fggp.lab.bench.engines import Engine, Job, engines, measure
 from fggp.lab.bench.networks import magnitude_pruned, refilled
-from fggp.lab.bench.settings import BenchSettings
+from fggp.lab.bench.settings import ON_REQUEST, BenchSettings
+from fggp.lab.bench.tables import show
 from fggp.lab.export.trained import weights
 from fggp.lab.training.models import create
 from fggp.lab.training.settings import TrainSettings
@@ -67,7 +68,7 @@ def test_the_protocol_is_all_that_an_engine_needs(tmp_path):
 
 
 def test_a_network_by_name(tmp_path, capsys):
-    names = [name for name, engine in engines().items() if not engine.missing and name != "torch.compile"]
+    names = [name for name, engine in engines().items() if not engine.missing and name not in ON_REQUEST]
     settings = BenchSettings("digits-cnn", sparsity=(0.9,), batch=(5,), threads=1, rounds=2, out=tmp_path)
     record = bench(settings, Console(width=120))
     assert [json.loads(line) for line in (tmp_path / "bench.ndjson").read_text().splitlines()] == [record]
@@ -144,6 +145,43 @@ def test_a_wrong_output_is_reported(tmp_path, monkeypatch, capsys):
     )
     bench(settings, Console(width=120))
     assert "is off by inf" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["openvino", "openvino-int8"])
+def test_openvino(tmp_path, name):
+    if engines()[name].missing:
+        pytest.skip(engines()[name].missing)
+    options = {"sparsity": (0.9,), "batch": (2,), "threads": 1, "rounds": 1, "engines": (name,), "out": tmp_path}
+    dense, sparse = bench(BenchSettings("digits-cnn", **options), Console(quiet=True))["measured"]
+    for line in (dense, sparse):
+        assert (line["engine"], line["label"]) == (name, "OpenVINO int8" if name == "openvino-int8" else "OpenVINO")
+        assert ("NNCF" in line["version"]) == (name == "openvino-int8")
+        # Eight bits for a number make an error of some 1 %, and no other way of running a network does.
+        assert (1e-3 < line["difference"] < 0.2) == (name == "openvino-int8")
+
+
+def test_int8_is_measured_on_request_only(monkeypatch):
+    monkeypatch.setattr(engines_module.importlib.util, "find_spec", lambda name: True)
+    assert {engine.name for engine in BenchSettings("vgg19").chosen_engines()}.isdisjoint(ON_REQUEST)
+    assert [e.name for e in BenchSettings("vgg19", engines=("openvino-int8",)).chosen_engines()] == ["openvino-int8"]
+    monkeypatch.setattr(engines_module.importlib.util, "find_spec", lambda name: None if name == "nncf" else True)
+    assert engines()["openvino-int8"].missing == "nncf not installed: pip install nncf"
+    with pytest.raises(UsageError, match="'openvino-int8', which cannot be used: nncf not installed"):
+        BenchSettings("vgg19", engines=("openvino-int8",)).chosen_engines()
+
+
+def test_int8_is_not_called_wrong(capsys):
+    line = {"batch": 1, "variant": "dense", "ms": [1.0], "median_ms": 1.0, "quartiles_ms": [1, 1], "note": ""}
+    measured = [
+        {**line, "engine": "pytorch", "label": "PyTorch", "difference": 0.0},
+        {**line, "engine": "openvino-int8", "label": "OpenVINO int8", "difference": 0.02},
+    ]
+    sizes = {"name": "dense", "weights_left": 1, "bytes": {"dense": 1, "small": 1, "small_bf16": 1}}
+    record = {"title": "a", "image": [1], "threads": 1, "device": "d", "rounds": 1, "variants": [sizes]}
+    show({**record, "measured": measured}, Console(width=120))
+    output = capsys.readouterr().out
+    assert "OpenVINO int8, dense, batch 1 is off by 2.0e-02 of PyTorch's output, by design" in output
+    assert "outputs in float32 differ from PyTorch's by at most 0e+00" in output
 
 
 def test_engines_that_are_not_there(monkeypatch, console):

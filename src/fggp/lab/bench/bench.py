@@ -33,7 +33,8 @@ def bench(settings: BenchSettings, console: Console) -> Json:
 
     Returns:
         The record, one line of bench.ndjson. Times are in milliseconds: of each turn, their median and quartiles.
-        ``difference`` is the distance of an output from PyTorch's, relative to the size of PyTorch's.
+        ``difference`` is the distance of an output from PyTorch's, relative to the size of PyTorch's. ``precision``
+        is that of all engines but those whose outputs are inexact by design.
 
     Raises:
         UsageError: something that was asked for does not exist, or the options do not fit together.
@@ -152,7 +153,11 @@ def _record(
             "fggp": fggp.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
-            **{name: version for name, version in versions.items() if name in ("onnxruntime", "openvino")},
+            **{
+                name: version
+                for name, version in versions.items()
+                if name in ("onnxruntime", "openvino", "openvino-int8")
+            },
         },
         "commit": source_commit(),
         "variants": [

@@ -25,6 +25,9 @@ from fggp.lab.base import Json
 from fggp.ship.runtime import kernels
 from fggp.ship.runtime.kernels import KernelsMissingError
 
+INEXACT = ("openvino-int8",)
+"""Engines whose outputs differ from PyTorch's by more than rounding, by design."""
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -52,6 +55,7 @@ def engines() -> dict[str, Engine]:
         ("torch.compile", "torch.compile", "torch", ()),
         ("onnxruntime", "ONNX Runtime", "onnx", ("onnx", "onnxscript", "onnxruntime")),
         ("openvino", "OpenVINO", "onnx", ("onnx", "onnxscript", "openvino")),
+        ("openvino-int8", "OpenVINO int8", "onnx", ("onnx", "onnxscript", "openvino", "nncf")),
         ("fggp", "fggp.compile", "torch", ()),
     )
     worker = str(Path(__file__).with_name("worker.py"))

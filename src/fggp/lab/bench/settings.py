@@ -10,8 +10,11 @@ from fggp.lab.base.errors import UsageError
 from fggp.lab.base.options import default_shown_as, require
 from fggp.lab.bench.engines import Engine, engines
 
-ON_REQUEST = ("torch.compile",)
-"""Engines that are not measured by default: torch.compile needs a C++ compiler and a minute or more for a network."""
+ON_REQUEST = ("torch.compile", "openvino-int8")
+"""Engines that are not measured by default.
+
+torch.compile needs a C++ compiler and a minute or more for a network; int8 changes the network's outputs.
+"""
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,10 @@ class BenchSettings:
     $ fggp bench vgg19 --sparsity 0.9 0.98                  a network by name: random weights, pruned by magnitude
     $ fggp bench resnet50 --batch 1 --threads 1
 
-    Engines are PyTorch, ONNX Runtime and OpenVINO where they are installed, fggp.compile, and on request torch.compile.
-    Each runs in a process of its own, all in float32, in turns; the result is the median of the turns. A run's dense
-    network is the run's own with random values in place of its zeros. Writes a picture, and a line with all figures to
-    bench.ndjson.
+    Engines are PyTorch, ONNX Runtime and OpenVINO where they are installed, fggp.compile, and on request torch.compile
+    and OpenVINO in int8 (quantised by NNCF: what one would try instead of pruning). Each runs in a process of its own,
+    all but the last in float32, in turns; the result is the median of the turns. A run's dense network is the run's own
+    with random values in place of its zeros. Writes a picture, and a line with all figures to bench.ndjson.
     """
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_FOLDER|NAME")]
@@ -38,8 +41,8 @@ class BenchSettings:
     """Height and width of the images, one number for both."""
     threads: Annotated[int | None, default_shown_as("PyTorch's number of threads", "INT")] = None
     """Threads of each engine."""
-    engines: Annotated[tuple[str, ...] | None, default_shown_as("all there are but torch.compile", "NAME …")] = None
-    """Which to measure: pytorch, torch.compile, onnxruntime, openvino, fggp."""
+    engines: Annotated[tuple[str, ...] | None, default_shown_as("all in float32 but torch.compile", "NAME …")] = None
+    """Which to measure: pytorch, torch.compile, onnxruntime, openvino, openvino-int8, fggp."""
     rounds: int = 9
     """Turns of each engine, of a third of a second."""
     out: Path = Path("fggp-bench")
