@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from fggp.selection import native_passes
+from fggp.selection.keys import INT_OF_SIZE
 
 CHUNK_SIZE = 1 << 24
 """Elements zeroed at a time by torch operations: on a CPU they widen the masks to 4 or 8 bytes an element."""
-
-_INT_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def zero_pruned(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
@@ -25,7 +24,7 @@ def zero_pruned(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     remaining = native_passes.zero(tensors, masks)
     # Multiply the bits by 0 or 1. A float product would give -0 and NaN (from inf and NaN); this gives +0. And an int
     # times a bool is the cheapest masking in torch.
-    bits = [c.view(_INT_OF_SIZE[c.element_size()]) for i in remaining for c in _chunks(tensors[i].detach())]
+    bits = [c.view(INT_OF_SIZE[c.element_size()]) for i in remaining for c in _chunks(tensors[i].detach())]
     if bits:
         torch._foreach_mul_(bits, [c for i in remaining for c in _chunks(masks[i])])
 

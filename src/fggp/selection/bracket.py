@@ -110,7 +110,9 @@ def bracket_ranks(sample_size: Real, quantile: float) -> tuple[Real, Real]:
 def spread_indices(count: int, length: int, device: torch.device) -> Tensor:
     """Return ``count`` indices less than ``length``, spread evenly: int64 [count].
 
-    Multiples of the golden ratio, modulo 1, follow no stride of a tensor.
+    Multiples of the golden ratio, modulo 1, follow no stride of a tensor. They are computed in fixed point, because
+    not every device has float64 (Apple's GPUs have none).
     """
-    points = torch.arange(count, dtype=torch.float64, device=device)
-    return (points * 0.6180339887498949 % 1 * length).long()
+    turns = torch.arange(count, device=device) * 0x9E37_79B9 & 0xFFFF_FFFF  # the fraction's first 32 bits
+    bits = min(32, 63 - length.bit_length())  # of which so many times the length fit into an int64
+    return (turns >> (32 - bits)) * length >> bits

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+INT_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The signed integer of a number's size in bytes, as which its bits are viewed."""
+
 _SIGN_BIT = {32: -(1 << 31), 64: -(1 << 63)}
 """The highest bit of a signed integer, by its width."""
 

@@ -87,7 +87,7 @@ def find_threshold(
 
 def _bracket(sample: Tensor, low: float, high: float, quantile: float) -> tuple[float, float]:
     """Two values, low ≤ a ≤ b ≤ high, likely to hold this quantile of the scores in (low, high) strictly inside."""
-    sample = sample[(sample > low) & (sample < high)]
+    sample = _where_sorted(sample[(sample > low) & (sample < high)])
     lower, upper = bracket.bracket_ranks(float(len(sample)), quantile)
     first, last = math.floor(lower), math.ceil(upper)
     return (
@@ -126,7 +126,7 @@ def _kth_of_all(values: Tensor, k: int, digit_bits: int, processes: Processes) -
 
 def _kth_of_own(values: Tensor, k: int) -> Threshold:
     """The k-th smallest of this process's values, [n] without NaN; k counts from 1."""
-    less = 0
+    values, less = _where_sorted(values), 0
     while len(values) > DIRECT_SEARCH_MAX:
         sample = values[:: len(values) // REFINING_SAMPLE_SIZE]
         a, b = _bracket(sample, -math.inf, math.inf, (k - less) / len(values))
@@ -138,6 +138,14 @@ def _kth_of_own(values: Tensor, k: int) -> Threshold:
         values = inside
     kth = values.kthvalue(k - less).values
     return Threshold(kth.item(), less + int((values < kth).count_nonzero()), int((values == kth).count_nonzero()))
+
+
+def _where_sorted(values: Tensor) -> Tensor:
+    """Values where the k-th of them is found exactly: they stay on a CPU or a CUDA GPU, others go to the CPU.
+
+    Apple's GPUs have sorted int64 silently wrong (https://github.com/pytorch/pytorch/issues/155560).
+    """
+    return values if values.is_cuda else values.cpu()
 
 
 def _comparable_dtype(dtype: torch.dtype) -> torch.dtype:

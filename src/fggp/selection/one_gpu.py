@@ -18,6 +18,7 @@ from torch import Tensor
 from fggp.scores import Score
 from fggp.selection import bracket
 from fggp.selection.bracket import Counts, Search, Threshold
+from fggp.selection.keys import INT_OF_SIZE
 from fggp.weights.layers import Layer
 
 TIE_SORT_MAX = 1 << 20
@@ -69,13 +70,12 @@ def _find_threshold(scores: Tensor, marks: Tensor, search: Search) -> Threshold:
         at_b = (scores == b).logical_and_(marks).count_nonzero() if a != b else torch.zeros_like(at_a)
         # Compute the k-th even if it may not be inside: then one synchronization brings all numbers.
         kth = _value_at(inside, search.k - below_a - at_a - 1) if len(inside) else scores.new_zeros(())
-        numbers = [below_a, at_a, at_b, (inside < kth).count_nonzero(), (inside == kth).count_nonzero(), kth]
-        exact = torch.float64 if scores.is_floating_point() else torch.int64  # holds counts and scores alike
-        *counted, value = torch.stack([number.to(exact) for number in numbers]).tolist()
-        n_below_a, n_at_a, n_at_b, n_less, n_equal = map(int, counted)
+        # As int64, which holds counts and the bits of any score. Not every GPU has float64.
+        numbers = [below_a, at_a, at_b, (inside < kth).count_nonzero(), (inside == kth).count_nonzero(), _bits_of(kth)]
+        n_below_a, n_at_a, n_at_b, n_less, n_equal, bits = torch.stack(numbers).tolist()
         counts = Counts(n_below_a, n_at_a, len(inside), n_at_b)
         if 0 < search.k - counts.at_most_a <= counts.inside:
-            return Threshold(value, counts.at_most_a + n_less, n_equal)
+            return Threshold(_number_of(bits, scores.dtype), counts.at_most_a + n_less, n_equal)
         threshold = search.narrow_after_miss(a, b, counts)
         if threshold is not None:
             return threshold
@@ -92,7 +92,7 @@ def _bracket(scores: Tensor, marks: Tensor, search: Search) -> tuple[float, floa
     greatest = math.inf if sample.is_floating_point() else torch.iinfo(sample.dtype).max
     size = candidate.count_nonzero()
     sample = sample.masked_fill_(candidate.logical_not_(), greatest).sort().values
-    lower, upper = bracket.bracket_ranks(size.double(), search.quantile)
+    lower, upper = bracket.bracket_ranks(size.float(), search.quantile)
     first, last = lower.floor().long(), upper.ceil().long()
     ends = [
         _value_at(sample, first - 1),
@@ -102,6 +102,18 @@ def _bracket(scores: Tensor, marks: Tensor, search: Search) -> tuple[float, floa
     ]
     a, b, has_a, has_b = torch.stack(ends).tolist()
     return (a if has_a else search.low), (b if has_b else search.high)
+
+
+def _bits_of(value: Tensor) -> Tensor:
+    """The bits of a number on the device, [], as an int64."""
+    return (value.view(INT_OF_SIZE[value.element_size()]) if value.is_floating_point() else value).long()
+
+
+def _number_of(bits: int, dtype: torch.dtype) -> float:
+    """The inverse of `_bits_of`, on the host."""
+    if not dtype.is_floating_point:
+        return bits
+    return float(torch.tensor(bits, dtype=INT_OF_SIZE[dtype.itemsize]).view(dtype))
 
 
 def _value_at(values: Tensor, index: Tensor) -> Tensor:
