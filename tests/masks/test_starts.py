@@ -1,17 +1,20 @@
 """Starting masks: ERK, uniform, given by the user, or the non-zero weights of the model."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import fggp
 import helpers
 import reference
-from fggp.masks.starts import erk, random_masks, uniform
+from fggp.masks.starts import erk, random_masks, starting_masks, tensors_of_zeros, uniform
+from fggp.weights.find import find_prunable
 from tensors import laid_out, prunables, shapes
 
 
@@ -170,9 +173,72 @@ class TestKeep:
         helpers.train(model, again, 8)
         assert helpers.identical(dict(pruner.masks), masks)
 
+    def test_a_layer_that_was_initialised_with_zeros_is_not_frozen(self):
+        """Zero-initialised residual branches: kept at zero, the layer could never train."""
+        model = helpers.mlp()
+        with torch.no_grad():
+            model[2].weight.zero_()
+            model[0].weight.mul_(model[0].weight.abs() > 0.1)
+        weights = find_prunable(model)
+        assert tensors_of_zeros(weights) == ["2.weight"]
+        masks = starting_masks(weights, "keep", 0.0, 0)
+        assert torch.equal(masks[0], model[0].weight != 0)
+        assert masks[1].all()
+        assert not masks[0].all()
+        optimizer = helpers.sgd(model)
+        helpers.make_pruner(model, optimizer, init="keep")
+        helpers.train(model, optimizer, 1)
+        assert (model[2].weight != 0).all()
+
     def test_a_dense_model_starts_dense(self):
         model = helpers.mlp()
+        assert tensors_of_zeros(find_prunable(model)) == []
         assert helpers.make_pruner(model, helpers.sgd(model), init="keep").sparsity == 0
+
+
+class TestDirectionsOfWeightNorm:
+    """A row without a weight would be divided by a norm of zero."""
+
+    def model(self):
+        torch.manual_seed(0)
+        return nn.Sequential(weight_norm(nn.Linear(6, 20)), nn.Linear(20, 4))
+
+    @pytest.mark.parametrize("init", ["erk", "uniform"])
+    def test_random_masks_keep_a_weight_in_each_row(self, init):
+        model = self.model()
+        weights = find_prunable(model)
+        direction = [w.norm_dim for w in weights].index(0)
+        masks = [starting_masks(weights, init, 0.75, seed) for seed in range(20)]
+        plain = [starting_masks(plain_twins(weights), init, 0.75, seed) for seed in range(20)]
+        assert any(not m[direction].any(1).all() for m in plain)  # otherwise this tests nothing
+        for mine, without in zip(masks, plain, strict=True):
+            assert mine[direction].any(1).all()
+            assert [int(m.sum()) for m in mine] == [int(m.sum()) for m in without]
+            assert torch.equal(mine[1 - direction], without[1 - direction])
+
+    def test_fewer_weights_than_rows_are_refused(self):
+        with pytest.raises(ValueError, match=r"\d weights of '0.parametrizations.weight.original1' would stay, fewer"):
+            starting_masks(find_prunable(self.model()), "uniform", 0.9, 0)
+
+    def test_given_masks_and_zeros_that_empty_a_row_are_refused(self):
+        model = self.model()
+        weights = find_prunable(model)
+        masks = {w.name: torch.ones_like(w.parameter, dtype=torch.bool) for w in weights}
+        name = "0.parametrizations.weight.original1"
+        masks[name][3:5] = False
+        with pytest.raises(ValueError, match=f"init prunes all of 2 rows of '{name}'"):
+            starting_masks(weights, masks, 0.0, 0)
+        masks[name][3:5, 1] = True
+        assert torch.equal(dict(zip(masks, starting_masks(weights, masks, 0.0, 0), strict=True))[name], masks[name])
+        with torch.no_grad():
+            model[0].parametrizations.weight.original1[7] = 0
+        with pytest.raises(ValueError, match=f"init='keep' finds only zeros in 1 rows of '{name}'"):
+            starting_masks(weights, "keep", 0.0, 0)
+
+
+def plain_twins(weights):
+    """The same weights as if no weight norm read them."""
+    return [replace(w, norm_dim=None) for w in weights]
 
 
 def test_tied_weights_have_one_given_mask():

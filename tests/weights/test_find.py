@@ -7,6 +7,7 @@ import types
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import fggp
 import helpers
@@ -240,10 +241,32 @@ def test_complex_weights_are_refused():
         find_prunable(model)
 
 
-def test_parametrized_weights_are_left_out_with_a_warning():
-    model = nn.Sequential(nn.Linear(3, 3), nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
-    with pytest.warns(UserWarning, match=r"'1\.weight' will not be pruned: computed at each forward"):
+def spectral(layer):
+    return nn.utils.parametrizations.spectral_norm(layer)
+
+
+def spectral_of_old(layer):
+    return nn.utils.spectral_norm(layer)
+
+
+def masked(layer):
+    return prune.l1_unstructured(layer, "weight", amount=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.(spectral_norm|weight_norm)")
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (spectral, "'1.parametrizations.weight.original' (SpectralNorm)"),
+        (spectral_of_old, "'1.weight_orig' (SpectralNorm)"),
+        (masked, "'1.weight_orig' (L1Unstructured)"),
+    ],
+)
+def test_parametrized_weights_are_left_out_with_a_warning(make, told):
+    model = nn.Sequential(nn.Linear(3, 3), make(nn.Linear(3, 3)))
+    with pytest.warns(UserWarning, match=re.escape(f"{told} will not be pruned: the weight that is used is computed")):
         assert names(model) == ["0.weight"]
+    assert names(model, include=["1.*weight*"]) == [told.split("'")[1]]  # not warned of: it is what the user asks for
 
 
 # Tied weights

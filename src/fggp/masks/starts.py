@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fggp.schedule import active_count, apportion
 from fggp.scores import random
-from fggp.selection.chains import select_smallest
+from fggp.selection.chains import count_marked_each, select_smallest
+from fggp.selection.rows import keep_rows_of_masks, rows_without_weight
 from fggp.weights.dtensor import local, own_part
 from fggp.weights.layers import flatten
 from fggp.weights.processes import ALONE, Processes
@@ -21,24 +22,40 @@ Init = Literal["erk", "uniform", "keep"] | Mapping[str, Tensor]
 
 
 def starting_masks(
-    weights: Sequence[Prunable], init: Init, init_sparsity: float, seed: int, processes: Processes = ALONE
+    weights: Sequence[Prunable],
+    init: Init,
+    init_sparsity: float | Sequence[tuple[Sequence[int], float]],
+    seed: int,
+    processes: Processes = ALONE,
 ) -> list[Tensor]:
     """The masks to start from: for each weight a bool tensor, True = kept, of the shape of this process's part.
 
+    Args:
+        weights: the prunable weights.
+        init: how the masks are chosen.
+        init_sparsity: the share of zeros, for all weights together, or for groups of them: their indices, and it.
+        seed: the seed of random masks.
+        processes: those that hold the weights.
+
     Raises:
-        ValueError: ``init`` is unknown, or its masks do not fit the weights.
+        ValueError: ``init`` is unknown, its masks do not fit the weights, or it leaves no weight in a row that weight
+            norm divides by its norm.
     """
-    total = sum(w.parameter.numel() for w in weights)
-    active = active_count(init_sparsity, total)
-    shapes = [w.parameter.shape for w in weights]
     if isinstance(init, Mapping):
-        return given_masks(weights, init)
+        return _with_all_rows(weights, given_masks(weights, init), processes, "init prunes all of")
     if init == "keep":
-        return [local(w.parameter) != 0 for w in weights]
-    if init == "erk":
-        return random_masks(weights, erk(shapes, active), seed, processes)
-    if init == "uniform":
-        return random_masks(weights, uniform(shapes, active), seed, processes)
+        kept = nonzero_masks(weights, processes)
+        return _with_all_rows(weights, kept, processes, "init='keep' finds only zeros in")
+    densities = {"erk": erk, "uniform": uniform}.get(init)
+    if densities is not None:
+        groups = [(range(len(weights)), init_sparsity)] if isinstance(init_sparsity, (int, float)) else init_sparsity
+        counts = [0] * len(weights)
+        for members, sparsity in groups:
+            shapes = [weights[i].parameter.shape for i in members]
+            active = active_count(sparsity, sum(shape.numel() for shape in shapes))
+            for i, count in zip(members, densities(shapes, active), strict=True):
+                counts[i] = count
+        return keep_rows_of_masks(weights, random_masks(weights, counts, seed, processes), processes)
     raise ValueError(f"init={init!r} must be 'erk', 'uniform', 'keep' or a mapping from weight names to bool tensors")
 
 
@@ -65,6 +82,38 @@ def random_masks(
         marks = [torch.ones(len(layer), dtype=torch.bool, device=layer.weight.device)]
         select_smallest([layer], marks, layer.total_size, random(seed, 0), count, processes)
         masks.append(layer.layout.shaped(marks[0]))
+    return masks
+
+
+def nonzero_masks(weights: Sequence[Prunable], processes: Processes = ALONE) -> list[Tensor]:
+    """The weights that are not zero; all of a weight tensor that `tensors_of_zeros` names."""
+    nonzero = [local(w.parameter) != 0 for w in weights]
+    counts = count_marked_each(processes.owned or [True] * len(weights), nonzero, processes)
+    return [m if count else torch.ones_like(m) for m, count in zip(nonzero, counts, strict=True)]
+
+
+def tensors_of_zeros(weights: Sequence[Prunable], processes: Processes = ALONE) -> list[str]:
+    """The names of the weight tensors that are zero throughout, on all processes, which call this together.
+
+    That is how a layer is initialised, rather than pruned. ``init="keep"`` keeps all of their weights: pruned for good,
+    the layer could never train.
+    """
+    nonzero = [local(w.parameter) != 0 for w in weights]
+    counts = count_marked_each(processes.owned or [True] * len(weights), nonzero, processes)
+    return [w.name for w, count in zip(weights, counts, strict=True) if not count]
+
+
+def _with_all_rows(weights: Sequence[Prunable], masks: list[Tensor], processes: Processes, what: str) -> list[Tensor]:
+    """The masks, if they keep a weight in every row of every direction of a weight norm.
+
+    Raises:
+        ValueError: they do not.
+    """
+    for name, count in rows_without_weight(weights, masks, processes).items():
+        raise ValueError(
+            f"{what} {count} rows of {name!r}. Weight norm divides a row by its norm, so what the model uses would be "
+            f"NaN: keep a weight of each row, or leave this tensor out with exclude="
+        )
     return masks
 
 

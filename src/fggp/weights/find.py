@@ -9,25 +9,13 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from fggp.module_names import lineages, named_modules
 from fggp.text import listing
 from fggp.weights.dtensor import is_partial_sum
+from fggp.weights.kinds import Kind, Known, known_parameters
 from fggp.weights.prunable import Prunable
 
 Filter = str | type[nn.Module]
 """A shell-style pattern of weight names, or a module type."""
-
-_CONV_LINEAR = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_EMBEDDING = (nn.Embedding, nn.EmbeddingBag)
 
 
 def find_prunable(
@@ -37,20 +25,28 @@ def find_prunable(
 ) -> list[Prunable]:
     """List the weights to be pruned, in the model's parameter order, each tied weight once.
 
-    By default these are the weights of convolutions and linear layers of any dimension, of attention's packed
-    projections and of the Transformers library's Conv1D. Biases, norms, embeddings, linear weights tied to an
-    embedding, and frozen weights (``requires_grad`` off) are left alone.
+    By default these are
+
+    - the weights of convolutions and linear layers of any dimension, of attention's packed projections and of the
+      Transformers library's Conv1D,
+    - weights that stack the matrices of experts (`fggp.weights.experts.stacked_matrices` states the rule),
+    - and of such layers under ``torch.nn.utils.weight_norm``, old or new, the direction v.
+
+    Biases, norms, embeddings, linear weights tied to an embedding, recurrent weights, weights under other
+    parametrizations, adapters (`fggp.weights.adapters`) and frozen weights (``requires_grad`` off) are left alone.
 
     Args:
         model: any module, wrapped (DataParallel, DDP, ``torch.compile``) or not.
         include: prune only these. A name pattern (``"features.*"``) or a module type (every weight in and below
             such a module, except biases) selects from the default weights. If it matches none of them, it selects
-            all weights it matches (``"embedding.weight"``, ``"*.bias"``, ``nn.LSTM``).
+            all weights it matches (``"embedding.weight"``, ``"*.bias"``, ``nn.LSTM``). The direction of a weight norm
+            also has the name of the weight that it is a part of.
         exclude: leave these alone, by name pattern or module type.
 
     Raises:
         ValueError: a filter matches nothing, no weight remains to prune, or a weight cannot be pruned (it has no
-            shape yet, is no real floating-point tensor, or is a DTensor of partial sums).
+            shape yet, is no real floating-point tensor, or is a DTensor of partial sums or of cut rows under weight
+            norm).
         TypeError: a filter is neither a pattern nor a module type.
     """
     if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
@@ -58,10 +54,10 @@ def find_prunable(
             "model is wrapped by FullyShardedDataParallel, which flattens weights and cuts them anywhere: "
             "use torch.distributed.fsdp.fully_shard (FSDP2)"
         )
-    candidates = _candidates(model)
+    candidates = _Candidates([k for k in known_parameters(model) if k.kind is not Kind.FROZEN])
     if include is None:
         chosen = candidates.default
-        _warn_parametrized(model)
+        _warn_computed(candidates.known)
     else:
         chosen = set()
         for f in _filters("include", include):
@@ -70,69 +66,41 @@ def find_prunable(
     if exclude is not None:
         for f in _filters("exclude", exclude):
             chosen = chosen - candidates.matching(f, "exclude")
+    weights = [k.weight for i, k in enumerate(candidates.known) if i in chosen]
     # A scalar has the shape of Adam's step counter, which masking would zero; an empty tensor has no weights.
-    found = [w for key, w in candidates.weights.items() if key in chosen and w.parameter.ndim and w.parameter.numel()]
+    found = [w for w in weights if w.parameter.ndim and w.parameter.numel()]
     for w in found:
         _check_kind(w)
     if not found:
-        raise ValueError(
-            f"model={type(model).__name__} has nothing to prune"
-            + (f" with include={include!r}, exclude={exclude!r}" if include or exclude else "")
-            + ": no convolution or linear weight that requires a gradient"
-        )
+        raise ValueError(_nothing_to_prune(model, candidates.known, include, exclude))
     return found
 
 
 @dataclass
 class _Candidates:
-    """The trainable weights of a model, by the id of their parameter.
+    """The trainable weights of a model, in its parameter order; sets hold indices of them."""
 
-    Args:
-        weights: all of them, in the model's parameter order.
-        default: those that are pruned if no filter says otherwise.
-        modules: for each the modules it lies in, from the model down; a bias has none.
-    """
+    known: list[Known]
 
-    weights: dict[int, Prunable]
-    default: set[int]
-    modules: dict[int, list[nn.Module]]
+    @property
+    def default(self) -> set[int]:
+        """Those that are pruned if no filter says otherwise."""
+        return {i for i, k in enumerate(self.known) if k.kind is Kind.DEFAULT}
 
     def matching(self, f: Filter, argument: str) -> set[int]:
-        """The ids that a filter matches.
+        """Those that a filter matches.
 
         Raises:
             ValueError: there are none.
         """
         if isinstance(f, str):
-            matched = {key for key, w in self.weights.items() if any(fnmatchcase(name, f) for *_, name in w.owners)}
+            matched = {i for i, k in enumerate(self.known) if any(fnmatchcase(name, f) for name in k.names)}
         else:
-            matched = {key for key, modules in self.modules.items() if any(isinstance(m, f) for m in modules)}
+            matched = {i for i, k in enumerate(self.known) if any(isinstance(m, f) for m in k.modules)}
         if not matched:
-            names = listing([w.name for w in self.weights.values()]) if self.weights else "nothing"
+            names = listing([k.weight.name for k in self.known]) if self.known else "nothing"
             raise ValueError(f"{argument}={f!r} matches no trainable weight; the model has {names}")
         return matched
-
-
-def _candidates(model: nn.Module) -> _Candidates:
-    found = _Candidates({}, set(), {})
-    embedded: set[int] = set()
-    for prefix, lineage in lineages(model):
-        module = lineage[-1]
-        for attribute, parameter in module._parameters.items():
-            if parameter is None or not parameter.requires_grad:
-                continue
-            if isinstance(parameter, nn.parameter.UninitializedParameter):
-                raise ValueError(f"weight {prefix + attribute!r} has no shape yet: run one batch before you prune")
-            key, name = id(parameter), prefix + attribute
-            found.weights.setdefault(key, Prunable(name, parameter, [])).owners.append((module, attribute, name))
-            if "bias" not in attribute:
-                found.modules.setdefault(key, []).extend(lineage)
-            if _is_default(module, attribute):
-                found.default.add(key)
-            if isinstance(module, _EMBEDDING):
-                embedded.add(key)
-    found.default -= embedded
-    return found
 
 
 def _check_kind(weight: Prunable) -> None:
@@ -145,16 +113,23 @@ def _check_kind(weight: Prunable) -> None:
         raise ValueError(
             f"weight {weight.name!r} is {weight.parameter.dtype}: only real floating-point weights are pruned"
         )
+    if weight.rows_are_cut:
+        raise ValueError(
+            f"weight {weight.name!r} is the direction of a weight norm and sharded inside the rows that this divides "
+            f"by their norms (along dimension {weight.norm_dim}): shard that dimension, or leave it out with exclude="
+        )
 
 
-def _is_default(module: nn.Module, attribute: str) -> bool:
-    if isinstance(module, nn.MultiheadAttention):
-        return attribute in _ATTENTION_WEIGHTS
-    # Not type(module) alone: fully_shard replaces a module's class by a subclass of it.
-    transformers_conv1d = any(
-        kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.") for kind in type(module).__mro__
-    )
-    return attribute == "weight" and (isinstance(module, _CONV_LINEAR) or transformers_conv1d)
+def _nothing_to_prune(model: nn.Module, known: Sequence[Known], include: object, exclude: object) -> str:
+    head = f"model={type(model).__name__} has nothing to prune"
+    adapters = [k.weight.name for k in known if k.kind is Kind.ADAPTER]
+    if include is None and exclude is None and adapters:
+        return (
+            f"{head}: its only trainable matrices are adapters, {listing(adapters)}. Merge them and train the weights "
+            f"that they adapt (requires_grad on), or prune the adapters themselves with include={adapters[0]!r}, …"
+        )
+    given = f" with include={include!r}, exclude={exclude!r}" if include or exclude else ""
+    return f"{head}{given}: no convolution or linear weight that requires a gradient"
 
 
 def _filters(argument: str, given: Filter | Sequence[Filter]) -> list[Filter]:
@@ -165,16 +140,13 @@ def _filters(argument: str, given: Filter | Sequence[Filter]) -> list[Filter]:
     return filters
 
 
-def _warn_parametrized(model: nn.Module) -> None:
-    computed = [
-        prefix + "weight"
-        for prefix, module in named_modules(model)
-        if isinstance(module, _CONV_LINEAR) and "weight" not in module._parameters
-    ]
+def _warn_computed(known: Sequence[Known]) -> None:
+    computed = [f"{k.weight.name!r} ({k.by})" for k in known if k.kind is Kind.COMPUTED]
     if computed:
+        more = f" and {len(computed) - 4} more" if len(computed) > 4 else ""
         warnings.warn(
-            f"{listing(computed)} will not be pruned: computed at each forward pass (a parametrization, weight norm), "
-            f"not a parameter",
+            f"{', '.join(computed[:4])}{more} will not be pruned: the weight that is used is computed from it at each "
+            f"forward pass, and need not be zero where it is",
             UserWarning,
             stacklevel=4,  # the caller of Pruner
         )

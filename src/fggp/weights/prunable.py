@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
+from torch.distributed.tensor import DTensor, Shard
 
 from fggp.weights.dtensor import is_gathered_for_forward
 
@@ -17,11 +18,31 @@ class Prunable:
         name: its name in the plain model, without prefixes of wrappers; the first of its names if it is tied.
         parameter: the weight itself.
         owners: (module, attribute, full name) of every place that holds it; several if it is tied.
+        matrices: how many matrices it stacks along dimension 0: the number of experts for a weight of experts, else 1.
+            A weight [n·a, b] of n experts stacks n matrices [a, b].
+        norm_dim: the dimension whose rows weight norm divides by their norms, if this is the direction v of a weight
+            norm: row i is all of v at index i of that dimension. −1: all of v is one row. None: this is no direction.
     """
 
     name: str
     parameter: nn.Parameter
     owners: list[tuple[nn.Module, str, str]]
+    matrices: int = 1
+    norm_dim: int | None = None
+
+    @property
+    def rows(self) -> int | None:
+        """The number of rows of the direction of a weight norm; None if this is no direction."""
+        if self.norm_dim is None:
+            return None
+        return 1 if self.norm_dim == -1 else self.parameter.shape[self.norm_dim]
+
+    @property
+    def rows_are_cut(self) -> bool:
+        """Whether this is the direction of a weight norm and some process holds a part of a row."""
+        if self.norm_dim is None or not isinstance(self.parameter, DTensor):
+            return False
+        return any(isinstance(p, Shard) and p.dim != self.norm_dim for p in self.parameter.placements)
 
     def current(self) -> nn.Parameter | None:
         """The parameter that the model holds in this one's place now.
