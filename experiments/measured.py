@@ -1,0 +1,370 @@
+"""The tables of sizes, times and memory in README.md and docs/, computed from the benchmarks' records in results/.
+
+Only records of a commit count: those without one, or of files that differed from it ("-dirty"), cannot be repeated.
+Where there is none, the table's place says which command makes it.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+Json = dict[str, Any]
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+NETWORKS = {"vgg19 (CIFAR form)": "VGG-19", "resnet50 (CIFAR form)": "ResNet-50"}
+LAB_NETWORKS = {"resnet50": "ResNet-50", "vgg19": "VGG-19"}
+ENGINES = {
+    "pytorch": "PyTorch",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "openvino-int8": "OpenVINO int8",
+    "deepsparse": "DeepSparse 1.8",
+    "fggp": "fggp",
+}
+DENSE_ENGINES = ("pytorch", "onnxruntime", "openvino")
+"""Engines that gain nothing from zeros, in float32."""
+UPDATES = {
+    "fggp: FGGP": "**fggp, FGGP** (two Top-K steps)",
+    "fggp: GMP": "fggp, GMP (one Top-K step)",
+    "concatenate + sorted topk": "concatenate and sorted `topk`, as research code does",
+    "torch.nn.utils.prune.global_unstructured": "`torch.nn.utils.prune.global_unstructured`",
+    "concatenate + torch.kthvalue": "concatenate and `torch.kthvalue`",
+    "concatenate + np.partition": "concatenate and NumPy's `partition`",
+}
+MEGA = 2**20
+
+
+def of_a_commit(record: Json) -> bool:
+    """Return whether a record names the commit of the code that made it, and no file differed from that."""
+    commit = record.get("commit")
+    return isinstance(commit, str) and not commit.endswith("-dirty")
+
+
+def records_of(name: str, **wanted: object) -> list[Json]:
+    """Return a file's records of a commit, the oldest first, that have the wanted values; none if there is no file."""
+    path = RESULTS / name
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    records = [json.loads(line) for line in lines]
+    return [r for r in records if of_a_commit(r) and all(r.get(key) == value for key, value in wanted.items())]
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("|".join(["", *(f" {cell} " if cell else " " for cell in line), ""]) for line in lines)
+
+
+def or_missing(command: str, make: Callable[[], str | None]) -> Callable[[], str]:
+    """Return a table's maker that names the command where there is no record."""
+
+    def made() -> str:
+        return make() or f"*There is no record of this at a commit yet. `{command}` makes one.*"
+
+    return made
+
+
+def made_by(record: Json) -> str:
+    """Return a record's conditions in words."""
+    versions = record.get("versions", record)
+    date = str(record["date"])[:10]
+    return f"*{record['device']}, {record['threads']} threads, torch {versions['torch'].partition('+')[0]}, {date}.*"
+
+
+# Compiled networks
+
+
+def _cells(record: Json) -> Iterator[tuple[tuple[str, float, int], dict[str, Json]]]:
+    """Give the measurements by engine of each network, sparsity and batch size."""
+    for key in dict.fromkeys((m["model"], m["sparsity"], m["batch"]) for m in record["measured"]):
+        yield key, {m["engine"]: m for m in record["measured"] if (m["model"], m["sparsity"], m["batch"]) == key}
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g} %"
+
+
+def _times_faster(own: Mapping[str, Json], other: str) -> str:
+    """The median over the rounds of each round's ratio, because the speed of a shared machine changes."""
+    turns = zip(own["fggp"]["turns_ms"], own[other]["turns_ms"], strict=True)
+    return f"{median(theirs / ours for ours, theirs in turns):.1f}"
+
+
+def _fastest_dense(own: Mapping[str, Json]) -> str:
+    return min((name for name in DENSE_ENGINES if name in own), key=lambda name: float(own[name]["ms"]))
+
+
+def _engine_cells(own: Mapping[str, Json], names: Sequence[str]) -> list[str]:
+    cells = [_milliseconds(own[name]["ms"]) for name in names]
+    return [f"**{cell}**" if name == "fggp" else cell for name, cell in zip(names, cells, strict=True)]
+
+
+def runtime_in_short() -> str | None:
+    """The CIFAR networks at 95 %, for the README."""
+    found = records_of("benchmarks/runtime.ndjson", benchmark="runtime, cells")
+    if not found:
+        return None
+    names = [name for name in ENGINES if any(m["engine"] == name for m in found[-1]["measured"])]
+    rows = [
+        [NETWORKS[model], str(batch), *_engine_cells(own, names), _times_faster(own, _fastest_dense(own))]
+        for (model, sparsity, batch), own in _cells(found[-1])
+        if sparsity == 0.95
+    ]
+    head = ["network", "batch", *(ENGINES[name] for name in names), "× the fastest dense"]
+    return f"{markdown(head, rows)}\n\n{made_by(found[-1])}"
+
+
+def _runtime(benchmark: str) -> str | None:
+    found = records_of("benchmarks/runtime.ndjson", benchmark=benchmark)
+    if not found:
+        return None
+    names = [name for name in ENGINES if any(m["engine"] == name for m in found[-1]["measured"])]
+    skipping = ["deepsparse"] if "deepsparse" in names else []
+    rows = [
+        [
+            NETWORKS.get(model, model),
+            _percent(sparsity),
+            str(batch),
+            *_engine_cells(own, names),
+            _times_faster(own, "pytorch"),
+            _times_faster(own, _fastest_dense(own)),
+            *(_times_faster(own, name) for name in skipping),
+        ]
+        for (model, sparsity, batch), own in _cells(found[-1])
+    ]
+    head = [
+        *("", "sparsity", "batch"),
+        *(f"{ENGINES[name]}, ms" for name in names),
+        *("× PyTorch", "× the fastest dense"),
+        *(f"× {ENGINES[name]}" for name in skipping),
+    ]
+    return f"{markdown(head, rows)}\n\n{made_by(found[-1])}"
+
+
+def runtime() -> str | None:
+    """The CIFAR networks at every sparsity."""
+    return _runtime("runtime, cells")
+
+
+def runtime_more() -> str | None:
+    """Larger networks and transformers."""
+    return _runtime("runtime, more")
+
+
+def runtime_memory() -> str | None:
+    """Peak memory of each engine beyond its libraries, and how many times PyTorch's fggp's is."""
+    found = records_of("benchmarks/runtime.ndjson", benchmark="runtime, cells")
+    if not found:
+        return None
+    names = [name for name in ENGINES if any(m["engine"] == name for m in found[-1]["measured"])]
+
+    def extra(m: Json) -> float:
+        return (float(m["peak_bytes"]) - float(m["base_bytes"])) / 1e6
+
+    rows = [
+        [
+            NETWORKS[model],
+            _percent(sparsity),
+            str(batch),
+            *(f"{extra(own[name]):.0f}" for name in names),
+            f"{extra(own['fggp']) / extra(own['pytorch']):.1f}",
+        ]
+        for (model, sparsity, batch), own in _cells(found[-1])
+    ]
+    head = ["", "sparsity", "batch", *(f"{ENGINES[name]}, MB" for name in names), "fggp's × PyTorch's"]
+    return markdown(head, rows)
+
+
+def _bench_times(record: Json) -> dict[tuple[str, int, str], float]:
+    """Milliseconds by engine, batch and variant of a record of `fggp bench`."""
+    lines = record["measured"]
+    return {(m["engine"], m["batch"], m["variant"]): float(m["median_ms"]) for m in lines if "median_ms" in m}
+
+
+def break_even() -> str | None:
+    """ResNet-50 at low sparsities, beside the dense engines of the other record."""
+    found = records_of("bench-break-even/bench.ndjson", model="resnet50")
+    dense = records_of("benchmarks/runtime.ndjson", benchmark="runtime, cells")
+    if not (found and dense):
+        return None
+    times = _bench_times(found[-1])
+    sparse = [v["name"] for v in found[-1]["variants"] if v["name"] != "dense"]
+    rows = []
+    for batch in (1, 32):
+        others = [
+            [own[name]["ms"] for (model, _, b), own in _cells(dense[-1]) if model.startswith("resnet50") and b == batch]
+            for name in ("onnxruntime", "openvino")
+        ]
+        rows.append(
+            [
+                f"{batch} image{'s' * (batch > 1)}",
+                *(_milliseconds(times["fggp", batch, name]) for name in sparse),
+                _milliseconds(times["pytorch", batch, "dense"]),
+                *(f"{_milliseconds(min(own))} to {_milliseconds(max(own))}" for own in others),
+            ]
+        )
+    head = ["ms", *(f"fggp, {name.removesuffix(' sparse')}" for name in sparse)]
+    head += ["PyTorch", "ONNX Runtime", "OpenVINO"]
+    return f"{markdown(head, rows)}\n\n{made_by(found[-1])}"
+
+
+def dense_int8() -> str | None:
+    """Dense networks, in int8 too, beside fggp at several sparsities: milliseconds from one run of each network."""
+    found = {name: records_of("bench-int8/bench.ndjson", model=name)[-1:] for name in LAB_NETWORKS}
+    runs = [record for own in found.values() for record in own]
+    if len(runs) < len(found):
+        return None
+    rows = []
+    for record in runs:
+        times, sparse = _bench_times(record), [v["name"] for v in record["variants"] if v["name"] != "dense"]
+        for batch in (1, 32):
+            dense = [times[name, batch, "dense"] for name in ("pytorch", "onnxruntime", "openvino", "openvino-int8")]
+            own = [times["fggp", batch, name] for name in sparse]
+            title = f"{LAB_NETWORKS[record['model']]}, {batch}"
+            rows.append([title, *map(_milliseconds, [*dense, *own])])
+    dense_heads = ["PyTorch", "ONNX Runtime", "OpenVINO", "OpenVINO int8"]
+    head = ["network, batch", *(f"{name}, dense" for name in dense_heads), *(f"fggp, {name}" for name in sparse)]
+    return f"{markdown(head, rows)}\n\n{made_by(runs[-1])}"
+
+
+# Files
+
+
+def file_rows() -> list[tuple[float, dict[str, int]]]:
+    """Bytes of VGG-19's files by sparsity, pruned by magnitude."""
+    found = records_of("benchmarks/file.ndjson", model="vgg19")
+    return [
+        (m["sparsity"], m["bytes"]) for m in (found[-1]["measured"] if found else ()) if m["pruned_by"] == "magnitude"
+    ]
+
+
+def file_sizes() -> str | None:
+    """VGG-19's file at three sparsities."""
+    rows = [
+        [
+            _percent(sparsity),
+            f"{sizes['dense'] / 1e6:.1f} MB",
+            f"{sizes['fp32'] / 1e6:.2f} MB",
+            f"{sizes['dense'] / sizes['fp32']:.1f}×",
+            f"{sizes['dense'] / sizes['bf16']:.1f}×",
+            f"{sizes['dense'] / sizes['gzip']:.1f}×",
+        ]
+        for sparsity, sizes in file_rows()
+    ]
+    head = ["sparsity", "dense file", "small file", "smaller", "with bf16 values", "gzip of the dense file"]
+    return markdown(head, rows) if rows else None
+
+
+# Mask updates and training
+
+
+def _update_records() -> list[Json]:
+    """The last record of each network; both or none."""
+    found = [records_of("benchmarks/update.ndjson", model=name)[-1:] for name in LAB_NETWORKS]
+    return [record for own in found for record in own] if all(found) else []
+
+
+def update() -> str | None:
+    """One mask update beside other tools."""
+    records = _update_records()
+    if not records:
+        return None
+    head = ["one update"]
+    for record in records:
+        name = LAB_NETWORKS[record["model"]]
+        head += [f"{name}, {record['weights'] / 1e6:.1f} M weights", "× FGGP's time", "extra memory"]
+    rows = []
+    for contender, title in UPDATES.items():
+        row = [title]
+        for record in records:
+            own, ours = (median(record["update_seconds"][name]) for name in (contender, "fggp: FGGP"))
+            factor = "" if contender == "fggp: FGGP" else f"{own / ours:.2g}×"
+            row += [
+                f"{1e3 * own:,.0f} ms",
+                factor,
+                f"{record['extra_bytes'][contender] / record['weights']:.1f} B/weight",
+            ]
+        rows.append(row)
+    return f"{markdown(head, rows)}\n\n{made_by(records[-1])}"
+
+
+def steps() -> str | None:
+    """An SGD step between updates, with and without a pruner."""
+    rows = [
+        [
+            LAB_NETWORKS[record["model"]],
+            *(f"{1e3 * median(record['step_seconds'][name]):.1f} ms" for name in ("bare step", "step with pruner")),
+        ]
+        for record in _update_records()
+    ]
+    return markdown(["", "without pruner", "with pruner"], rows) if rows else None
+
+
+def loop() -> str | None:
+    """The training loop beside a bare one."""
+    found = records_of("benchmarks/loop.ndjson")
+    if not found:
+        return None
+    speeds = {name: median(turns) for name, turns in found[-1]["images_per_second"].items()}
+    names = {"bare": "bare", "lab, dense": "`fggp train`", "lab, FGGP to 95 %": "`fggp train`, FGGP pruning to 95 %"}
+    rows = [
+        [title, f"{speeds[name]:,.0f}", "" if name == "bare" else f"{100 * speeds[name] / speeds['bare']:.1f} %"]
+        for name, title in names.items()
+    ]
+    return f"{markdown(['loop', 'images per second', 'share of the bare loop'], rows)}\n\n{made_by(found[-1])}"
+
+
+def scale() -> str | None:
+    """Time, memory and exactness of an update by the number of weights, under the picture that `scale.py` draws."""
+    records = {(r["contender"], r["dtype"], r["weights"]): r for r in records_of("benchmarks/scale.ndjson")}
+    if not records:
+        return None
+    sizes = sorted({weights for _, _, weights in records})
+    series = list(dict.fromkeys(key[:2] for key in records))
+
+    def seconds(record: Json) -> str:
+        value = median(record["seconds"])
+        return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+
+    def share(record: Json) -> str:
+        per_weight = {"fp32": 9, "bf16": 5}[record["dtype"]]  # weight, gradient and a mask of one byte
+        return f"{100 * record['extra_bytes'] / record['weights'] / per_weight:.0f} %"
+
+    def surplus(record: Json) -> str:
+        worst = max(record["kept_too_many"], key=abs)
+        return "exact" if worst == 0 else f"{worst:+,}".replace("-", "−")
+
+    parts = ["![Time and extra memory of one mask update by the number of weights](images/scale.png)"]
+    for title, cell in {"one update": seconds, "extra memory": share, "kept too many": surplus}.items():
+        rows = []
+        for contender, dtype in series:
+            own = [records.get((contender, dtype, weights)) for weights in sizes]
+            texts = ["–" if r is None else f"*{r['stopped']}*" if "stopped" in r else cell(r) for r in own]
+            rows.append([contender, dtype, *texts])
+        names = [f"{w // (1024 * MEGA)} G" if w >= 1024 * MEGA else f"{w // MEGA} M" for w in sizes]
+        parts.append(markdown([title, "weights", *names], rows))
+    return "\n\n".join([*parts, made_by(next(reversed(records.values())))])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "runtime in short": or_missing("python benchmarks/runtime.py", runtime_in_short),
+    "runtime": or_missing("python benchmarks/runtime.py", runtime),
+    "runtime, memory": or_missing("python benchmarks/runtime.py", runtime_memory),
+    "runtime, more": or_missing("python benchmarks/runtime.py --more --skip torch.compile", runtime_more),
+    "break-even": or_missing("fggp bench resnet50 --sparsity 0.5 0.7 0.8 --threads 2", break_even),
+    "int8": or_missing(
+        "fggp bench NETWORK --sparsity 0.9 0.95 0.98 --engines pytorch onnxruntime openvino openvino-int8 fggp "
+        "--threads 2 --out results/bench-int8",
+        dense_int8,
+    ),
+    "file sizes": or_missing("python benchmarks/file.py", file_sizes),
+    "update": or_missing("python benchmarks/update.py --model resnet50` and `--model vgg19", update),
+    "steps": or_missing("python benchmarks/update.py", steps),
+    "loop": or_missing("python benchmarks/loop.py", loop),
+    "scale": or_missing("python benchmarks/scale.py", scale),
+}
