@@ -1,5 +1,7 @@
 """The Pruner with every optimizer of PyTorch, third parties' optimizers, parameter groups and GradScaler."""
 
+import io
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ import helpers
 import reference
 from fggp import TopK
 from fggp.scores import Score
+from optimizer_states import numbers_of, package
 
 SGD, Adam, AdamW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 
@@ -152,9 +155,11 @@ def test_an_optimizer_for_the_prunable_weights_alone():
     assert pruner.sparsity == 1 - 87 / 436
 
 
-def test_embeddings_with_sparse_gradients():
+@pytest.mark.parametrize("kind", [SGD, torch.optim.SparseAdam])
+def test_embeddings_with_sparse_gradients(kind):
+    torch.manual_seed(0)
     table = nn.Embedding(12, 5, sparse=True)
-    optimizer = SGD(table.parameters(), lr=0.1)
+    optimizer = kind(table.parameters(), lr=0.1)
     pruner = fggp.Pruner(table, optimizer, 0.5, begin=0, end=2, every=1, include=nn.Embedding)
     for _ in range(3):
         optimizer.zero_grad()
@@ -168,26 +173,177 @@ def test_embeddings_with_sparse_gradients():
 # Third parties
 
 
-def third_party(kind):
-    if kind == "schedulefree":
-        schedulefree = pytest.importorskip("schedulefree")
-        return lambda m: schedulefree.AdamWScheduleFree(m.parameters(), lr=0.01)
-    optimizers = pytest.importorskip("pytorch_optimizer")
-    return lambda m: getattr(optimizers, kind)(m.parameters(), lr=1e-3)
+PYTORCH_OPTIMIZER = """
+A2Grad ADOPT APOLLO ASGD AccSGD AdEMAMix AdaBelief AdaBound AdaDelta AdaFactor AdaGC AdaHessian AdaMax AdaMod AdaNorm
+AdaPNM AdaShift AdaSmooth AdaTAM Adai Adalite Adam AdamC AdamG AdamP AdamS AdamW AdamWSN Adan AggMo Aida AliG Alice
+Amos Ano ApolloDQN AvaGrad BCOS CAME Conda DAdaptAdaGrad DAdaptAdam DAdaptAdan DAdaptLion DAdaptSGD DASH DiffGrad
+DualAdam EXAdam EmoFact EmoLynx EmoNavi FAdam FOCUS FTRL FlashAdamW Fira Fromage GaLore Grams Gravity GrokFastAdamW Kate
+Kron LARS LaProp Lamb Lion LoRARite MADGRAD MARS MSVAG Magma NAdam Nero NovoGrad PAdam PID PNM Prodigy QHAdam QHM RACS
+RAdam RMSprop ROSE Ranger SCION SCIONLight SGD SGDP SGDSaI SGDW SM3 SOAP SPAM SPlus SRMM SWATS SaRA ScalableShampoo
+ScheduleFreeAdamW ScheduleFreeRAdam ScheduleFreeSGD Shampoo SignSGD SimplifiedAdEMAMix SophiaH StableAdamW StableSPAM
+TAM Tiger VSGD Yogi
+""".split()  # noqa: SIM905 (as a list it would take 110 lines)
+"""Those that are made from parameters alone. Others wrap an optimizer, or need the model or matrices alone."""
+
+DRAWING = ["AdaHessian", "Kron", "Magma", "SophiaH"]
+"""Those that draw random numbers, so that a resumed run is another one."""
+
+MATRICES = ["AdaGO", "AdaMuon", "Muon", "NorMuon", "SpectralSphere"]
+"""Those for matrices, as the biases need another optimizer."""
+
+SCHEDULEFREE = ["AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree"]
+
+
+def wide(seed=0):
+    """An MLP with weights of 4608 elements: smaller state is not quantised."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 768), nn.Tanh(), nn.Linear(768, 6))
+
+
+def take_step(model, optimizer, t):
+    """A training step in the way that the optimizer needs."""
+    kind = type(optimizer).__name__
+    optimizer.zero_grad()
+    loss = helpers.loss_of(model, t)
+    loss.backward(create_graph=kind in ("AdaHessian", "SophiaH"))  # they take second derivatives
+    optimizer.step(lambda: float(loss)) if kind == "AliG" else optimizer.step()
+    optimizer.zero_grad()  # with second derivatives, gradients and graph would keep each other
+
+
+def assert_all_zero(pruner, optimizer, allowed=()):
+    """Pruned weights are +0, and all numbers that the optimizer has for them are zero, but for those at some keys."""
+    for weight, mask in zip(helpers.pruned_parameters(pruner).values(), pruner.masks.values(), strict=True):
+        assert not helpers.bits(weight)[~mask.contiguous()].any()
+        for path, numbers in numbers_of(optimizer.state.get(weight) or {}, weight.shape).items():
+            assert path[0] in allowed or not numbers[..., ~mask].any(), path
+    assert pruner.sparsity == 1 - sum(int(m.sum()) for m in pruner.masks.values()) / pruner._masks.total
+
+
+def train_and_resume(make_model, make_optimizer, draws=False, allowed=()):
+    """Zeros are exact after every step, and in a run that is resumed from state dicts; it has the bits of the first."""
+
+    def start(seed):
+        model = make_model(seed)
+        optimizer = make_optimizer(model)
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        return model, optimizer, helpers.make_pruner(model, optimizer, every=1, end=5)
+
+    model, optimizer, pruner = start(0)
+    for t in range(1, 4):
+        take_step(model, optimizer, t)
+        assert_all_zero(pruner, optimizer, allowed)
+    assert 0 < pruner.sparsity < 0.8
+    file = io.BytesIO()
+    torch.save([model.state_dict(), optimizer.state_dict(), pruner.state_dict()], file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=False)  # third parties save objects of their own
+    other, other_optimizer, other_pruner = start(1)
+    for each, state in zip((other, other_optimizer, other_pruner), saved, strict=True):
+        each.load_state_dict(state)
+    assert_all_zero(other_pruner, other_optimizer, allowed)
+    for t in range(4, 7):
+        take_step(model, optimizer, t)
+        take_step(other, other_optimizer, t)
+        assert_all_zero(pruner, optimizer, allowed)
+        assert_all_zero(other_pruner, other_optimizer, allowed)
+    assert pruner.sparsity == other_pruner.sparsity
+    assert pruner.sparsity == pytest.approx(0.8, abs=1e-3)
+    assert draws or helpers.identical(dict(pruner.masks), dict(other_pruner.masks))
+    assert draws or helpers.identical(list(model.parameters()), list(other.parameters()))
+    if hasattr(optimizer, "eval"):
+        optimizer.eval()  # schedule-free: swaps in the averaged weights
+        assert_all_zero(pruner, optimizer, allowed)
+    return optimizer
 
 
 @pytest.mark.filterwarnings("default")  # third parties may warn
-@pytest.mark.parametrize("kind", ["schedulefree", "Lion", "AdaBelief", "Shampoo"])
-def test_third_party_optimizers(kind):
-    make = third_party(kind)
+@pytest.mark.parametrize("kind", PYTORCH_OPTIMIZER)
+def test_pytorch_optimizer(kind):
+    make = getattr(package("pytorch_optimizer"), kind)
+    train_and_resume(helpers.mlp, lambda m: make(m.parameters(), lr=1e-3), draws=kind in DRAWING)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", MATRICES)
+def test_pytorch_optimizer_for_matrices(kind):
+    make = getattr(package("pytorch_optimizer"), kind)
+
+    def of_matrices(model):
+        matrices = [p for p in model.parameters() if p.ndim == 2]
+        return make(matrices if kind == "SpectralSphere" else [{"params": matrices, "use_muon": True}], lr=1e-3)
+
+    train_and_resume(helpers.mlp, of_matrices)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", SCHEDULEFREE)
+def test_schedulefree(kind):
+    make = getattr(package("schedulefree"), kind)
+    optimizer = train_and_resume(helpers.mlp, lambda m: make(m.parameters(), lr=0.01))
+    assert not any(group["train_mode"] for group in optimizer.param_groups)  # so the averages were looked at
+
+
+@pytest.fixture
+def eager():
+    """Torchao compiles its step; the compiler is not what is tested."""
+    torch.compiler.set_stance("force_eager")
+    yield
+    torch.compiler.set_stance("default")
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", ["AdamW8bit", "AdamW4bit", "AdamWFp8"])
+def test_torchao(kind):
+    make = getattr(package("torchao.optim"), kind)
+    allowed = ["exp_avg_sq"] if kind == "AdamW4bit" else []  # in 4 bits it has no zero
+    optimizer = train_and_resume(wide, lambda m: make(m.parameters(), lr=0.01), allowed=allowed)
+    assert any(type(each).__name__.startswith("OptimState") for s in optimizer.state.values() for each in s.values())
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", ["AdamW8bit", "AdEMAMix8bit", "Lion8bit", "PagedAdamW8bit", "AdamW"])
+def test_bitsandbytes(kind):
+    make = getattr(package("bitsandbytes").optim, kind)
+    optimizer = train_and_resume(wide, lambda m: make(m.parameters(), lr=0.01))
+    assert any(s["state1"].dtype == torch.uint8 for s in optimizer.state.values()) == kind.endswith("8bit")
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", ["AdamWScheduleFree", "Lion", "AdaBelief", "Shampoo"])
+def test_the_run_with_third_parties_is_that_of_pruning_by_hand(kind):
+    make = getattr(package("schedulefree" if kind == "AdamWScheduleFree" else "pytorch_optimizer"), kind)
 
     def started(model):
-        optimizer = make(model)
+        optimizer = make(model.parameters(), lr=0.01 if kind == "AdamWScheduleFree" else 1e-3)
         if hasattr(optimizer, "train"):
             optimizer.train()
         return optimizer
 
     helpers.run_beside_the_reference(helpers.mlp, started, 8)
+
+
+def test_state_that_cannot_be_zeroed_is_refused_when_it_is_first_seen():
+    class Quantised(torch.optim.SGD):
+        """Keeps a history in a format of its own."""
+
+        def step(self, closure=None):
+            loss = super().step(closure)
+            for group in self.param_groups:
+                for p in group["params"]:
+                    self.state[p]["history"] = torch.ones(p.shape, dtype=torch.int8)
+            return loss
+
+    model = helpers.mlp()
+    optimizer = Quantised(model.parameters(), lr=0.1)
+    helpers.make_pruner(model, optimizer, init_sparsity=0.5)
+    helpers.backward(model, optimizer, 1)
+    with pytest.raises(TypeError, match=r"optimizer=Quantised keeps its state 'history' .* as Tensor of torch\.int8"):
+        optimizer.step()
+    assert optimizer.state[model[0].weight]["history"].all()
+    with helpers.untouched(model, optimizer), pytest.raises(TypeError, match="optimizer=Quantised keeps its state"):
+        helpers.make_pruner(model, optimizer)
 
 
 def test_a_wrapper_that_is_no_initialised_optimizer_is_refused():
@@ -208,7 +364,7 @@ def test_a_wrapper_that_is_no_initialised_optimizer_is_refused():
     optimizer = helpers.sgd(model)
     with helpers.untouched(model, optimizer), pytest.raises(TypeError, match="optimizer=Wrapper has no step hooks"):
         helpers.make_pruner(model, Wrapper(optimizer))
-    with pytest.raises(TypeError, match="optimizer=generator has no step hooks"):
+    with pytest.raises(TypeError, match=r"optimizer=<generator .* must be a torch.optim.Optimizer"):
         helpers.make_pruner(model, model.parameters())
 
 

@@ -1,6 +1,5 @@
 """State in every format: where it is pruned it is zero, and elsewhere it keeps its bits."""
 
-import warnings
 from collections import deque
 
 import pytest
@@ -8,15 +7,11 @@ import torch
 from torch import nn
 
 import helpers
+from fggp.masks import optimizer_state
 from fggp.masks.optimizer_state import check_state_format, zero_weights_and_state
+from optimizer_states import bitsandbytes_numbers, package, torchao_numbers
 
 SGD, Adam = torch.optim.SGD, torch.optim.Adam
-
-
-def package(name):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what they say when imported is not of interest here
-        return pytest.importorskip(name)
 
 
 def big(dtype=torch.float32):
@@ -89,20 +84,6 @@ def test_state_of_several_optimizers():
 # torchao
 
 
-def numbers_of(state):
-    """The numbers of torchao's state, computed without its functions."""
-    kind = type(state).__name__
-    if kind == "OptimStateFp8":
-        numbers = state.codes.float()
-    elif kind == "OptimState8bit":
-        numbers = state.qmap[state.codes.long()]
-    elif kind == "OptimState4bit":
-        numbers = state.qmap[torch.stack([state.codes // 16, state.codes % 16], 1).long()]
-    else:
-        return state.clone()
-    return (numbers.view(len(state.scale), -1) * state.scale[:, None]).view(state.shape)
-
-
 @pytest.fixture
 def eager():
     """Torchao compiles its step; the compiler is not what is tested."""
@@ -118,7 +99,9 @@ def eager():
 def test_torchao(kind, dtype):
     model = big(dtype)
     optimizer = stepped(getattr(package("torchao.optim"), kind), model)
-    zero_and_compare(optimizer, weights_of(model), lambda s: {k: numbers_of(v) for k, v in s.items() if k != "step"})
+    zero_and_compare(
+        optimizer, weights_of(model), lambda s: {k: torchao_numbers(v) for k, v in s.items() if k != "step"}
+    )
     assert type(optimizer.state[model[0].weight]["exp_avg"]).__name__.startswith("OptimState")
 
 
@@ -130,12 +113,12 @@ def test_torchao_in_4_bits_whose_second_moment_has_no_zero(kind):
     optimizer = stepped(getattr(package("torchao.optim"), kind), model)
     weights = weights_of(model)
     squares = [optimizer.state[w]["exp_avg_sq"] for w in weights]
-    before = [numbers_of(square) for square in squares]
-    zero_and_compare(optimizer, weights, lambda state: {"exp_avg": numbers_of(state["exp_avg"])})
+    before = [torchao_numbers(square) for square in squares]
+    zero_and_compare(optimizer, weights, lambda state: {"exp_avg": torchao_numbers(state["exp_avg"])})
     for square, numbers, mask in zip(squares, before, random_masks(weights), strict=True):
         smallest = (square.scale[:, None] * square.qmap.min()).expand(-1, square.block_size).reshape(square.shape)
         assert smallest.all()
-        assert helpers.identical(numbers_of(square), torch.where(mask, numbers, smallest))
+        assert helpers.identical(torchao_numbers(square), torch.where(mask, numbers, smallest))
         of_zeros = type(square).zeros(square.shape, signed=False)
         of_zeros.copy_(torch.zeros(square.shape))  # the optimizer itself stores the same code for zeros
         assert not (square.codes & ~mask.view(-1, 2).any(1) * 0xFF).any()
@@ -152,26 +135,12 @@ def test_torchao_of_weights_in_another_memory_layout():
     [weight] = weights_of(model)
     mask = torch.empty_like(weight, dtype=torch.bool, requires_grad=False).copy_(random_masks([weight])[0])
     state = optimizer.state[weight]["exp_avg"]
-    before = numbers_of(state)
+    before = torchao_numbers(state)
     zero_weights_and_state([optimizer], [weight], [mask])
-    assert helpers.identical(numbers_of(state), torch.where(mask, before, 0.0))
+    assert helpers.identical(torchao_numbers(state), torch.where(mask, before, 0.0))
 
 
 # bitsandbytes
-
-
-def bitsandbytes_numbers(state):
-    """The numbers of bitsandbytes' state: codes in blocks of 256 with a scale each, or floats."""
-    found = {}
-    for i in ("1", "2"):
-        if f"state{i}" in state and f"qmap{i}" in state:
-            codes = state[f"state{i}"]
-            moments = codes.view(-1, *codes.shape[-2:]).flatten(1)  # AdEMAMix has two in one tensor
-            scales = state[f"absmax{i}"].view(len(moments), -1).repeat_interleave(256, 1)
-            found[i] = (state[f"qmap{i}"][moments.long()] * scales[:, : moments.shape[1]]).view(codes.shape)
-        elif f"state{i}" in state:
-            found[i] = state[f"state{i}"].clone()
-    return found
 
 
 BITSANDBYTES = ["Adam", "AdamW", "PagedAdamW", "AdEMAMix", "Lion", "SGD", "RMSprop", "Adagrad", "LAMB", "LARS"]
@@ -317,3 +286,15 @@ def test_optimizers_that_train_copies_of_the_weights_are_refused():
     optimizer.param_d2h_map = {}  # what torchao's CPUOffloadOptimizer has, which needs a GPU
     with pytest.raises(ValueError, match="optimizer=Adam trains copies of the weights on the CPU"):
         check_state_format(optimizer, weights_of(model))
+
+
+def test_state_that_a_wrapper_shares_is_zeroed_once(monkeypatch):
+    model = big()
+    optimizer = stepped(lambda p: SGD(p, lr=0.1, momentum=0.9), model)
+    wrapper = SGD(model.parameters(), lr=0.1)
+    wrapper.state = optimizer.state
+    zeroed = []
+    monkeypatch.setattr(optimizer_state, "zero_pruned", lambda tensors, masks: zeroed.extend(tensors))
+    weights = weights_of(model)
+    zero_weights_and_state([wrapper, optimizer], weights, random_masks(weights))
+    assert len(zeroed) == 4

@@ -56,7 +56,12 @@ def zero_weights_and_state(
     codes: list[tuple[Part, Tensor]] = []
     shapes_differ: dict[tuple[int, Path], bool] = {}
     for parameter, mask in zip(parameters, masks, strict=True):
+        seen: list[Any] = []
         for optimizer in optimizers:
+            state = optimizer.state.get(parameter)
+            if any(state is other for other in seen):  # a wrapper may share the state of what it wraps
+                continue
+            seen.append(state)
             for part in _parts(optimizer, parameter, shapes_differ):
                 there = mask if mask.device == part.data.device else mask.to(part.data.device)
                 if part.code_map is None:
