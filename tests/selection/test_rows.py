@@ -12,6 +12,8 @@ from fggp.selection.rows import keep_rows, keep_rows_of_masks, least_active, row
 from fggp.weights.layers import flatten
 from fggp.weights.prunable import Prunable
 from tensors import DTYPES, layouts, shapes, values
+from test_sharded import parts_of
+from test_sharded import run as sharded_run
 
 
 def row_of(position, shape, norm_dim):
@@ -102,6 +104,24 @@ def test_what_weight_norm_computes_is_finite_where_it_was(drawn):
     kept, _ = run(v, before, after, norm_dim)
     was_finite, is_finite = used(before).isfinite(), used(kept).isfinite()
     assert is_finite[was_finite].all()
+
+
+@given(directions(), st.sampled_from([1, 2, 3, 5]), st.sampled_from([1, 2]), st.data())
+def test_processes_that_hold_whole_rows_do_what_one_does(drawn, blocks, copies, data):
+    v, before, after, norm_dim = drawn
+    if int(after.sum()) < (1 if norm_dim == -1 else v.shape[norm_dim]):
+        return
+    grid = [blocks if d == norm_dim else 1 for d in range(v.ndim)]
+    parts = data.draw(st.permutations(parts_of(v.shape, grid, copies)))
+    weight = Prunable("v", nn.Parameter(v), [], norm_dim=norm_dim)
+
+    def select(layers, marks, processes):
+        return [marks[0], keep_rows([weight], layers[:1], marks[:1], marks[1:], processes)[0].contiguous()]
+
+    order = tuple(data.draw(st.permutations(range(v.ndim))))
+    # The second layer stands for the marks after the selection only.
+    found, _ = sharded_run([[p, p] for p in parts], [v, v], [None, None], [before, after], select, [order] * 2)
+    assert torch.equal(found[1], one_at_a_time(v, before, after, norm_dim))
 
 
 def test_other_weights_are_left_as_they_are():
