@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from fggp import registry
+
 pytest.register_assert_rewrite("helpers")
 
 # The same examples in every run: a test that passes today passes tomorrow. What `make fuzz` finds beside them is
@@ -53,3 +55,7 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def pytest_sessionfinish():
+    registry._unfinished.clear()  # most tests stop pruning somewhere: nobody needs to hear of it

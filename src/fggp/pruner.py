@@ -11,20 +11,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fggp import health, registry
+from fggp.budgets import EVERYTHING, Budget, layer_floors, make_budgets, split, target_of, whole
 from fggp.graph_breaks import outside_graphs, refuse_capture
+from fggp.health import Finding, Health
 from fggp.masks.masks import Masks
+from fggp.masks.optimizer_state import check_state_format
 from fggp.masks.starts import Init, starting_masks
 from fggp.methods import FGGP, Method, OneShot, resolve
-from fggp.pruner_arguments import check_scope, check_seed, schedule_for, sparsity_of_given_masks
+from fggp.pruner_arguments import check_one_shot, check_scope, check_seed, schedule_for, sparsity_of_given_masks
 from fggp.pruner_state import PrunerState
 from fggp.pruner_table import layer_table
-from fggp.schedule import Curve, cubic
+from fggp.registry import Record
+from fggp.schedule import Curve, Schedule, cubic
+from fggp.selection.rows import keep_rows_of_masks, least_active
 from fggp.update import Choice, Scope, choose, find_obstacle, plan_update
 from fggp.weights.averages import Averages
-from fggp.weights.checks import check_attached, check_optimizer
+from fggp.weights.checks import check_attached
+from fggp.weights.copies import parameters_like, places_like
+from fggp.weights.coverage import coverage
 from fggp.weights.dtensor import local
 from fggp.weights.find import Filter, find_prunable
+from fggp.weights.gradients import LastGradients
+from fggp.weights.kinds import known_parameters
+from fggp.weights.optimizers import Optimizers, check_held
 from fggp.weights.processes import Processes
+from fggp.weights.prunable import Prunable
+
+Optimizer = torch.optim.Optimizer
 
 
 class Pruner:
@@ -33,17 +47,21 @@ class Pruner:
     The pruner acts inside ``optimizer.step()``, through the optimizer's own hooks. Step t is the t-th call since the
     pruner was made, counting from 1. An update reads weights and gradients right before the optimizer changes the
     weights, and chooses which to prune. Whenever ``optimizer.step()`` returns, pruned weights are exactly zero, and
-    so are their elements in every floating-point optimizer-state tensor of their shape.
+    so are their elements of the optimizer's state.
 
     A call that a ``GradScaler`` skips is not a step. An update is postponed if a gradient is not finite, or if its
     method needs gradients and no weight has one. It then happens at the next step where neither is the case,
-    with that step's sparsity; the first postponement warns. If only some weights have no gradient, theirs counts as
-    zero, which is their derivative.
+    with that step's sparsity; the first postponement warns. A weight that the batch left without a gradient is ranked
+    by the last gradient that it had.
 
     Args:
         model: the model; wrapped (DDP, ``torch.compile``) or not. Its state-dict keys never change.
-        optimizer: any optimizer with PyTorch's step hooks that holds all weights to be pruned.
+        optimizer: an optimizer with PyTorch's step hooks that holds all weights to be pruned; or a wrapper of one
+            (SAM, Lookahead, Accelerate's); or several optimizers, which share one budget: a step is complete when
+            each of them has stepped.
         sparsity: the final share of zeros among the prunable weights, in [init_sparsity, 1); their number is exact.
+            A mapping gives targets by pattern of weight names, of which the first that matches counts:
+            ``{"features.0*": 0.5, "*": 0.95}``. Each target's number is exact.
         begin: the optimizer step from which the schedule counts. The first update is at begin + every (or at ``end``,
             if that is earlier).
         end: the optimizer step from which ``sparsity`` holds.
@@ -58,15 +76,17 @@ class Pruner:
             zeros that the weights have. The last two set ``init_sparsity`` themselves.
         scope: ``"global"`` ranks all weights together; ``"layer"`` ranks each layer's by themselves and prunes the
             same share of every layer.
+        floor: what every layer keeps at least: a number of weights (int) or a share of its weights (float). The total
+            stays exact: other layers lose more.
         include: prune only these weights; see `fggp.weights.find.find_prunable`.
         exclude: leave these weights alone; see `fggp.weights.find.find_prunable`.
         seed: the seed of all random choices. The global generators are never used.
 
     Attributes:
         method: the method in use.
-        schedule: the `fggp.Schedule` in use.
         step: optimizer steps counted so far.
         last_update: the step of the latest update, 0 before the first.
+        coverage: how much of the model can be pruned, and what is left out and why.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message names it. Model and optimizer are then unchanged.
@@ -77,8 +97,8 @@ class Pruner:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        sparsity: float,
+        optimizer: Optimizer | Sequence[Optimizer],
+        sparsity: float | Mapping[str, float],
         *,
         begin: int | None = None,
         end: int | None = None,
@@ -88,54 +108,93 @@ class Pruner:
         init_sparsity: float | None = None,
         init: Init = "erk",
         scope: Scope = "global",
+        floor: float | int | None = None,
         include: Filter | Sequence[Filter] | None = None,
         exclude: Filter | Sequence[Filter] | None = None,
         seed: int = 0,
     ) -> None:
         # Check everything before changing anything.
         self.method = resolve(method)
-        self.schedule = schedule_for(self.method, sparsity, begin, end, every, schedule, init_sparsity, init)
+        targets = sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]
+        schedules = [schedule_for(self.method, s, begin, end, every, schedule, init_sparsity, init) for s in targets]
         check_scope(scope, self.method)
         check_seed(seed)
         weights = find_prunable(model, include, exclude)
-        check_optimizer(weights, optimizer)
+        optimizers = _checked(optimizer, weights)
+        budgets = make_budgets(weights, split(weights, sparsity), schedules)
+        floors = layer_floors(weights, floor, [least_active(w) for w in weights], budgets)
         processes = Processes.of(model, weights)
         if isinstance(self.method, OneShot):
-            if processes.sharded:
-                raise ValueError(
-                    f"method={self.method.name!r} needs unsharded weights: make a Pruner with it before the model is "
-                    f"sharded, and then a second one with init=<masks of the first> and a method that is not one-shot"
-                )
-            masks = self.method.masks(model, weights, sparsity, seed)
+            check_one_shot(self.method, sparsity, floor, processes)
+            chosen = self.method.masks(model, weights, float(target_of(sparsity, EVERYTHING)), seed)
+            masks = keep_rows_of_masks(weights, chosen, processes)
         else:
-            masks = starting_masks(weights, init, self.schedule.init_sparsity, seed, processes)
+            initial = [(b.layers, b.schedule.init_sparsity) for b in budgets]
+            masks = starting_masks(weights, init, initial, seed, processes)
         self._masks = Masks(weights, masks, processes)
         if isinstance(init, Mapping) or init == "keep":  # never with a OneShot: schedule_for refuses that
-            given = sparsity_of_given_masks(self._masks, sparsity, init_sparsity)
-            self.schedule = replace(self.schedule, init_sparsity=given)
+            for i, b in enumerate(budgets):
+                active = sum(self._masks.counts[j] for j in b.layers)
+                given = sparsity_of_given_masks(active, b.total, b.schedule.sparsity, init_sparsity)
+                budgets[i] = replace(b, schedule=replace(b.schedule, init_sparsity=given))
         self._averages = Averages(self.method.averages() if isinstance(self.method, Method) else ())
-        hooks = map(inspect.unwrap, optimizer._optimizer_step_pre_hooks.values())
-        if any(isinstance(getattr(hook, "__self__", None), Pruner) for hook in hooks):
+        if any(_has_pruner(each) for each in optimizers.all):
             warnings.warn("the optimizer has a Pruner already: call its remove() first", UserWarning, stacklevel=2)
 
         self.scope, self.seed = scope, seed
         self.step = self.last_update = 0
+        self._budgets, self._floors = budgets, floors
+        self._sparsity, self._floor, self._include, self._exclude = sparsity, floor, include, exclude
         self._initial_counts = self._masks.counts
-        self._overdue = self._warned = self._skipped = self._in_step = False
+        self._overdue = self._warned = self._skipped = False
+        self._stepping: Optimizer | None = None
+        self._stepped: set[int] = set()  # the optimizers that have stepped since the last complete step
         self._choice: Choice | None = None  # made before the optimizer's step, applied after it
-        self._model, self._optimizer = model, optimizer
-        self._masks.apply(optimizer)
-        self._hooks = [
-            optimizer.register_step_pre_hook(outside_graphs(self._before_step)),
-            optimizer.register_step_post_hook(outside_graphs(self._after_step)),
-        ]
+        self._gradients = LastGradients()
+        self._model, self._optimizers = model, optimizers
+        self.coverage = coverage(model, weights)
+        self._health = Health(Record(self._masks.total, self.coverage.total))
+        self._masks.apply(optimizers)
+        self._hook()
+        self._health.tell(self._of_coverage())
+
+    def _hook(self) -> None:
+        """Put hooks on the optimizers, and make the weights known as this pruner's."""
+        record = self._health.record
+        for each in self._optimizers.all:
+            record.optimizers.add(each)
+        self._hooks = self._optimizers.hook(
+            outside_graphs(self._before_step),
+            outside_graphs(self._after_step),
+            outside_graphs(self._after_wrapper),
+        )
         # For closures, which a compiled step traces. Made once: a new function at each step would recompile the step.
         self._choose_after_closure = outside_graphs(self._choose_if_due)
+        registry.attach(self, record)
+        self._health.note_trainable(self._optimizers)
+        self._note_masks()
+        self._register()
+
+    def _register(self) -> None:
+        weights = self._masks.weights
+        self._health.record.parameter_ids = frozenset(id(w.parameter) for w in weights)
+        registry.register(self._health.record, [(*place[:2], w.name) for w in weights for place in w.owners])
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule in use; with several targets, the sparsity of all weights together."""
+        return whole(self._budgets)
 
     @property
     def sparsity(self) -> float:
         """The share of the prunable weights that is pruned now."""
         return 1 - self._masks.active / self._masks.total
+
+    @property
+    def finished(self) -> bool:
+        """Whether the final sparsity is reached."""
+        counts = self._masks.counts
+        return all(sum(counts[i] for i in b.layers) == b.final for b in self._budgets)
 
     @property
     def masks(self) -> Mapping[str, Tensor]:
@@ -149,23 +208,184 @@ class Pruner:
             for w, count in zip(self._masks.weights, self._masks.counts, strict=True)
         }
 
+    def check(self) -> list[Finding]:
+        """What is not as it should be, as data; an empty list if nothing is.
+
+        It looks at all weights and copies. Warnings say the same once, when it is noticed; this says it again.
+        """
+        return [
+            *self._of_coverage(),
+            *self._health.of_training(),
+            *health.of_model(self._masks, self._model, self._uncovered()),
+            *health.of_weights(self._masks),
+            *health.of_layers(self._masks),
+            *health.of_gradients(self._gradients),
+            *self._health.of_copies(self._masks),
+        ]
+
+    # What a user may change
+
+    def attach(self, optimizer: Optimizer | Sequence[Optimizer]) -> None:
+        """Go on with other optimizers, in place of the present ones: in a new phase of training, say.
+
+        Weights that have become trainable since the pruner was made, and that ``include`` and ``exclude`` allow, are
+        taken in, unpruned. The present optimizer may be given again, after ``add_param_group``.
+
+        Raises:
+            ValueError, TypeError: as when a Pruner is made. Nothing is changed then.
+        """
+        self._masks.sync_with_model(Optimizers(optimizer))
+        known = {w.name: w for w in self._masks.weights}
+        found = {w.name: w for w in find_prunable(self._model, self._include, self._exclude)}
+        order = [*dict.fromkeys(k.weight.name for k in known_parameters(self._model))]  # ranks ties
+        weights = [{**found, **known}[name] for name in order if name in found or name in known]
+        optimizers = _checked(optimizer, weights)
+        if len(weights) > len(known):
+            budgets = make_budgets(weights, split(weights, self._sparsity), self._schedules_for(self._sparsity))
+            floors = layer_floors(weights, self._floor, [least_active(w) for w in weights], budgets)
+            processes = Processes.of(self._model, weights)
+            own = dict(zip(known, self._masks.parts, strict=True))
+            masks = [own.get(w.name, torch.ones(local(w.parameter).shape, dtype=torch.bool)) for w in weights]
+            counts = dict(zip(known, self._initial_counts, strict=True))
+            self._masks = Masks(weights, masks, processes)
+            self._budgets, self._floors = budgets, floors
+            self._initial_counts = [counts.get(w.name, w.parameter.numel()) for w in weights]
+            self.coverage = coverage(self._model, weights)
+        self._unhook()
+        self._optimizers, self._stepped, self._choice = optimizers, set(), None
+        self._masks.apply(optimizers)
+        self._hook()
+
+    def follow(self, copy: nn.Module) -> None:
+        """Keep the zeros of a copy of the model equal to the model's: an average of its weights (EMA, SWA), say.
+
+        The copy is zeroed where the model is pruned, now and whenever the masks change. The pruner does not keep it
+        alive.
+
+        Args:
+            copy: a module with the model's weights, or one that holds such a module as ``module``.
+
+        Raises:
+            TypeError, ValueError: it is no copy of the model.
+        """
+        places = places_like(copy, self._masks.weights)
+        self._masks.apply_to(parameters_like(copy, self._masks.weights))
+        self._health.follow(copy)
+        registry.register(self._health.record, places)
+
+    def zero(self) -> None:
+        """Zero all pruned weights, their optimizer state, and those of copies, now: they were filled on purpose."""
+        self._masks.sync_with_model(self._optimizers)
+        self._apply_everywhere()
+
+    def reschedule(
+        self,
+        *,
+        sparsity: float | Mapping[str, float] | None = None,
+        begin: int | None = None,
+        end: int | None = None,
+        every: int | None = None,
+    ) -> None:
+        """Change the target or the timing in mid-run, as if the pruner had been made with it.
+
+        Weights do not come back: where the new schedule wants fewer pruned than there are, it waits.
+
+        Args:
+            sparsity: the new final sparsity, or targets by pattern; by default the present one.
+            begin: the step from which the schedule counts; by default as before.
+            end: the step from which the final sparsity holds, after the present step; by default as before.
+            every: optimizer steps between two updates; by default as before.
+
+        Raises:
+            ValueError, TypeError: an argument is wrong; more weights are pruned already; the end has passed; or the
+                method is one-shot. Nothing is changed then.
+        """
+        if isinstance(self.method, OneShot):
+            raise ValueError(f"method={self.method.name!r} has no schedule: it acts once, when the Pruner is made")
+        sparsity = self._sparsity if sparsity is None else sparsity
+        weights, counts = self._masks.weights, self._masks.counts
+        schedules = self._schedules_for(sparsity, begin, end, every)
+        if schedules[0].end <= self.step:
+            raise ValueError(f"end={schedules[0].end} must be greater than {self.step}, the present step: give end=")
+        budgets = make_budgets(weights, split(weights, sparsity), schedules)
+        floors = layer_floors(weights, self._floor, [least_active(w) for w in weights], budgets)
+        for b in budgets:
+            active = sum(counts[i] for i in b.layers)
+            if active < b.final:
+                raise ValueError(
+                    f"sparsity={b.schedule.sparsity!r} must be at least {1 - active / b.total}, the present sparsity"
+                )
+        self._set_budgets(budgets, sparsity, floors)
+
+    def finish(self) -> None:
+        """Reach the final sparsity now, with one update outside a step; the schedule ends here.
+
+        For training that stops early. The update ranks by the gradients that the weights have, or last had, and by
+        magnitude where there are none. Some training afterwards lets the rest recover.
+        """
+        if self.finished or isinstance(self.method, OneShot):
+            return
+        end = max(self.step, 1)
+        self._set_budgets(
+            [
+                replace(b, schedule=replace(b.schedule, begin=min(b.schedule.begin, end - 1), end=end, last=end))
+                for b in self._budgets
+            ],
+            self._sparsity,
+            self._floors,
+        )
+        self._masks.sync_with_model(self._optimizers)
+        self._choose(end, postpone=False)
+        self._apply_choice()
+
+    def _schedules_for(
+        self,
+        sparsity: float | Mapping[str, float],
+        begin: int | None = None,
+        end: int | None = None,
+        every: int | None = None,
+    ) -> list[Schedule]:
+        """The present schedule for other targets, or with other steps."""
+        assert isinstance(self.method, Method)
+        now = self.schedule
+        begin, end = now.begin if begin is None else begin, now.end if end is None else end
+        every, last = now.every if every is None else every, self.method.last_update(end)
+        targets = [target_of(sparsity, pattern) for pattern in split(self._masks.weights, sparsity)]
+        return [Schedule(s, begin, end, every, min(now.init_sparsity, s), now.curve, last) for s in targets]
+
+    def _set_budgets(self, budgets: list[Budget], sparsity: float | Mapping[str, float], floors: list[int]) -> None:
+        self._budgets, self._sparsity, self._floors = budgets, sparsity, floors
+        self._note_masks()
+        self._register()
+
     def remove(self) -> None:
         """Take the hooks off. Pruned weights are zero when this returns; `masks` stays readable."""
+        self._unhook()
+        self._masks.sync_with_model(self._optimizers)
+        self._apply_everywhere()
+        shortfall = self._health.record.shortfall()
+        if shortfall is not None and not self._health.record.reported:
+            warnings.warn(shortfall, UserWarning, stacklevel=2)
+        registry.settle(self._health.record)
+
+    def _unhook(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._masks.sync_with_model(self._optimizer)
-        self._masks.apply(self._optimizer)
+        registry.detach(self)
 
-    # Around the optimizer's step
+    # Around the optimizers' steps
 
     def _before_step(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Choose before the optimizer changes the weights; with a closure, once that has computed the gradients."""
         refuse_capture()
-        self._choice, self._in_step = None, True
-        self._masks.sync_with_model(optimizer)
+        self._choice, self._stepping = None, optimizer
+        if self._masks.sync_with_model(self._optimizers):
+            self._register()
+        if not self._stepped:
+            self._health.check_unchanged(self._masks)
         if self._is_due(self.step + 1):
             check_attached(self._masks.weights, self._model)
         # An optimizer that unscales by itself (fused) gets found_inf from the GradScaler and skips the step itself.
@@ -204,51 +424,121 @@ class Pruner:
     def _choose_if_due(self) -> None:
         """If an update is due at the present step, choose the weights that are active after it, or postpone it."""
         step = self.step + 1
-        if self._averages.kinds and (self._overdue or step <= self.schedule.last_update):
-            self._averages.update(self._masks.weights, self._grad_scale)
-        if not self._is_due(step):
+        updates_to_come = self._overdue or step <= self.schedule.last_update
+        if updates_to_come:
+            self._gradients.observe(self._masks.weights, self._grad_scales())
+        if not self._completes_step():
             return
+        if self._averages.kinds and updates_to_come:
+            self._averages.update(self._masks.weights, self._grad_scales())
+        if self._is_due(step):
+            self._choose(step)
+
+    def _choose(self, step: int, postpone: bool = True) -> None:
+        """Choose the weights that are active after an update at a step, or postpone it."""
         assert isinstance(self.method, Method)  # the schedule of a OneShot has no updates
+        gradients = self._gradients.read(self._masks.weights, self._grad_scales(), self._masks.processes)
         plan = plan_update(
             self.method,
-            self.schedule,
+            self._budgets,
             step=step,
             scope=self.scope,
             seed=self.seed,
             masks=self._masks,
             initial_counts=self._initial_counts,
+            floors=self._floors,
+            has_gradient=gradients.known,
         )
-        obstacle = find_obstacle(plan, self.method, self._masks)
+        obstacle = find_obstacle(plan, self.method, self._masks, gradients) if postpone else None
         if obstacle is None:
-            self._choice = choose(plan, self._masks, self._grad_scale, self._averages)
+            self._gradients.count_update()
+            self._choice = choose(plan, self._masks, gradients, self._averages)
         elif not self._warned:
             self._warned = True
             message = f"the mask update due at step {step} is postponed: {obstacle} (later postponements do not warn)"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Count the step, apply the choice, and zero the pruned weights."""
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count the step when it is complete, apply the choice, and zero the pruned weights."""
         if self._skipped:
             return
         # If an optimizer's step calls its base class's step, the hooks run twice in one step.
-        if self._in_step:
-            self._in_step = False
-            self.step += 1
-            self._overdue = self._is_due(self.step) and self._choice is None
+        if self._stepping is not None:
+            complete = self._completes_step()
+            self._stepped = set() if complete else {*self._stepped, id(optimizer)}
+            self._stepping = None
+            if complete:
+                self.step += 1
+                self._overdue = self._is_due(self.step) and self._choice is None
+                self._health.record.step = self.step
         if self._choice is not None:
-            self._masks.set_and_apply(optimizer, self._choice.layers, self._choice.active, self._choice.regrown)
-            self.last_update, self._choice = self.step, None
+            self._apply_choice()
         elif self._masks.active < self._masks.total:
-            self._masks.apply(optimizer)
+            self._masks.apply(self._optimizers)
+            self._health.note_written(self._masks)
+
+    def _after_wrapper(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Zero what an optimizer that wraps another one wrote after the other's step."""
+        self._masks.apply(self._optimizers)
+        self._health.note_written(self._masks)
+
+    def _apply_choice(self) -> None:
+        """Put the chosen masks in force, and look what became of the model."""
+        assert self._choice is not None
+        self._masks.set_and_apply(self._optimizers, self._choice.layers, self._choice.active, self._choice.regrown)
+        self.last_update, self._choice = self.step, None
+        self._note_masks()
+        for copy in self._health.copies:
+            self._masks.apply_to(parameters_like(copy, self._masks.weights))
+        self._health.tell(health.of_layers(self._masks))
+        self._health.tell(health.of_gradients(self._gradients))
+        self._health.tell(health.of_model(self._masks, self._model, self._uncovered()))
+
+    def _apply_everywhere(self) -> None:
+        """Zero the pruned weights of the model and of its copies."""
+        self._masks.apply(self._optimizers)
+        for copy in self._health.copies:
+            self._masks.apply_to(parameters_like(copy, self._masks.weights))
+        self._health.note_written(self._masks)
+
+    def _note_masks(self) -> None:
+        """Bring the record up to date, and remember the weights as they are."""
+        record = self._health.record
+        record.method, record.target, record.end = self.method.name, self.schedule.sparsity, self.schedule.end
+        record.step, record.active, record.finished = self.step, self._masks.active, self.finished
+        record.kept = {w.name: n for w, n in zip(self._masks.weights, self._masks.counts, strict=True)}
+        record.reported = record.reported and not record.finished
+        if record.finished:
+            registry.settle(record)
+        self._health.note_written(self._masks)
 
     def _is_due(self, step: int) -> bool:
         return self._overdue or self.schedule.is_update(step)
 
-    @property
-    def _grad_scale(self) -> float:
-        """The factor to divide gradients by: not 1 if a GradScaler lets the optimizer unscale them by itself."""
-        scale = getattr(self._optimizer, "grad_scale", None)
-        return 1.0 if scale is None else float(scale)
+    def _completes_step(self) -> bool:
+        """Whether all optimizers but the one that steps now have stepped."""
+        return all(each is self._stepping or id(each) in self._stepped for each in self._optimizers.steppers)
+
+    def _grad_scales(self) -> list[float]:
+        """The factors to divide gradients by: not 1 if a GradScaler lets the optimizer unscale them by itself."""
+        scale = getattr(self._stepping, "grad_scale", None)
+        if scale is None:
+            return [1.0] * len(self._masks.weights)
+        assert self._stepping is not None
+        own = {id(p) for group in self._stepping.param_groups for p in group["params"]}
+        return [float(scale) if id(w.parameter) in own else 1.0 for w in self._masks.weights]
+
+    def _of_coverage(self) -> list[Finding]:
+        chosen_by_user = self._include is not None or self._exclude is not None
+        warning = None if chosen_by_user else self.coverage.warning()
+        return [] if warning is None else [Finding("coverage", warning)]
+
+    def _uncovered(self) -> list[str]:
+        """The names of weights that could be pruned but were not trainable when the pruner was made."""
+        if not self._health.has_new_trainable(self._optimizers):
+            return []
+        known = {w.name for w in self._masks.weights}
+        return [w.name for w in find_prunable(self._model, self._include, self._exclude) if w.name not in known]
 
     # State
 
@@ -262,13 +552,14 @@ class Pruner:
             step=self.step,
             last_update=self.last_update,
             overdue=self._overdue,
-            schedule=self.schedule,
+            budgets=self._budgets,
             method=self.method,
             scope=self.scope,
             seed=self.seed,
             initial_counts=self._initial_counts,
             masks=self.masks,
             averages=self._averages,
+            gradients=self._gradients,
         )
         return state.to_dict(self._masks.weights)
 
@@ -283,15 +574,27 @@ class Pruner:
             ValueError: the state is damaged, of another model, or of a custom method or schedule that this pruner
                 was not made with. The pruner is then unchanged.
         """
-        self._masks.sync_with_model(self._optimizer)
+        self._masks.sync_with_model(self._optimizers)
         restored = PrunerState.from_dict(state, self._masks.weights, self.method, self.schedule)
         self._masks.set([local(mask) for mask in restored.masks.values()])
-        self.method, self.schedule = restored.method, restored.schedule
+        asked, restored_target = self.schedule.sparsity, whole(restored.budgets).sparsity
+        self.method, self._budgets = restored.method, list(restored.budgets)
         self.scope, self.seed = restored.scope, restored.seed
         self.step, self.last_update = restored.step, restored.last_update
         self._overdue, self._choice = restored.overdue, None
         self._initial_counts, self._averages = restored.initial_counts, restored.averages
-        self._masks.apply(self._optimizer)
+        self._gradients, self._stepped = restored.gradients, set()
+        self._masks.apply(self._optimizers)
+        for copy in self._health.copies:
+            self._masks.apply_to(parameters_like(copy, self._masks.weights))
+        self._note_masks()
+        if asked != restored_target:
+            warnings.warn(
+                f"this Pruner was made with sparsity={asked:.6g}; the state that it goes on with has "
+                f"{restored_target:.6g}, which counts. To change it, call pruner.reschedule(sparsity=…)",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def __repr__(self) -> str:
         s = self.schedule
@@ -299,4 +602,19 @@ class Pruner:
             f"Pruner({self.method}, scope={self.scope!r}): sparsity {self.sparsity:.2%} at step {self.step}, from "
             f"{s.init_sparsity:.2%} at {s.begin} to {s.sparsity:.2%} at {s.end}, every {s.every}"
         )
-        return "\n".join([head, *layer_table(self._masks)])
+        findings = [str(f) for f in self.check() if f.kind != "unfinished" or not self._hooks]
+        return "\n".join([head, *layer_table(self._masks), *self.coverage.lines(), *findings])
+
+
+def _checked(optimizer: Optimizer | Sequence[Optimizer], weights: Sequence[Prunable]) -> Optimizers:
+    """The optimizers, if they hold the weights and their state can be zeroed."""
+    optimizers = Optimizers(optimizer)
+    check_held(weights, optimizers)
+    for each in optimizers.all:
+        check_state_format(each, [w.parameter for w in weights])
+    return optimizers
+
+
+def _has_pruner(optimizer: Optimizer) -> bool:
+    hooks = map(inspect.unwrap, getattr(optimizer, "_optimizer_step_pre_hooks", {}).values())
+    return any(isinstance(getattr(hook, "__self__", None), Pruner) for hook in hooks)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fggp.masks.masks import Masks
 from fggp.masks.starts import Init
 from fggp.methods import Method, OneShot
 from fggp.schedule import Curve, Schedule, active_count
+from fggp.weights.processes import Processes
 
 
 def schedule_for(
@@ -57,6 +58,22 @@ def check_scope(scope: Any, method: Method | OneShot) -> None:
         raise ValueError(f"scope={scope!r} does not apply to method={method.name!r}: leave it out")
 
 
+def check_one_shot(method: OneShot, sparsity: Any, floor: Any, processes: Processes) -> None:
+    """Refuse what a one-shot method cannot do.
+
+    Raises:
+        ValueError: weights are sharded, or there are several targets or a floor.
+    """
+    if processes.sharded:
+        raise ValueError(
+            f"method={method.name!r} needs unsharded weights: make a Pruner with it before the model is "
+            f"sharded, and then a second one with init=<masks of the first> and a method that is not one-shot"
+        )
+    for name, value in {"sparsity": sparsity if isinstance(sparsity, Mapping) else None, "floor": floor}.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r} does not apply to method={method.name!r}: give one number as sparsity")
+
+
 def check_seed(seed: Any) -> None:
     """Refuse a seed that is no int.
 
@@ -67,18 +84,18 @@ def check_seed(seed: Any) -> None:
         raise TypeError(f"seed={seed!r} must be an int")
 
 
-def sparsity_of_given_masks(masks: Masks, sparsity: float, init_sparsity: float | None) -> float:
+def sparsity_of_given_masks(active: int, total: int, sparsity: float, init_sparsity: float | None) -> float:
     """The initial sparsity of masks that the user gave; exactly ``sparsity`` if the masks have that many zeros.
 
     Args:
-        masks: the masks that pruning starts from.
+        active: the number of active weights that pruning starts from.
+        total: the number of weights.
         sparsity: the final sparsity.
         init_sparsity: the argument of the Pruner.
 
     Raises:
         ValueError: the masks contradict ``init_sparsity``, or have fewer active weights than ``sparsity`` leaves.
     """
-    active, total = masks.active, masks.total
     if init_sparsity is not None and active != active_count(init_sparsity, total):
         raise ValueError(
             f"init_sparsity={init_sparsity} contradicts init, whose masks have sparsity {1 - active / total}: "

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from fggp.budgets import EVERYTHING, Budget, make_budgets, split, whole
 from fggp.masks.packing import pack, unpack
 from fggp.methods import REGISTRY, Method, OneShot
 from fggp.schedule import CURVES, Curve, Schedule
 from fggp.update import Scope
 from fggp.weights.averages import Averages
 from fggp.weights.dtensor import own_part, placed_as
+from fggp.weights.gradients import LastGradients
 from fggp.weights.prunable import Prunable
 
 VERSION = 1
@@ -30,25 +32,27 @@ class PrunerState:
         step: optimizer steps counted so far.
         last_update: the step of the latest update, 0 before the first.
         overdue: whether an update was postponed and is still due.
-        schedule: the schedule in use.
+        budgets: the targets in use, with their schedules.
         method: the method in use.
         scope: which weights are ranked together.
         seed: the pruner's seed.
         initial_counts: the active weights of each layer when pruning started.
         masks: the masks by weight name, bool; those of sharded weights are DTensors.
         averages: the method's running averages of gradients.
+        gradients: the last gradients of weights that were once without one.
     """
 
     step: int
     last_update: int
     overdue: bool
-    schedule: Schedule
+    budgets: Sequence[Budget]
     method: Method | OneShot
     scope: Scope
     seed: int
     initial_counts: list[int]
     masks: Mapping[str, Tensor]
     averages: Averages
+    gradients: LastGradients
 
     def to_dict(self, weights: Sequence[Prunable]) -> dict[str, Any]:
         """Plain values and copies of the tensors, for ``weights_only=True``.
@@ -61,7 +65,8 @@ class PrunerState:
             "step": self.step,
             "last_update": self.last_update,
             "overdue": self.overdue,
-            "schedule": _schedule_to_dict(self.schedule),
+            "schedule": _schedule_to_dict(whole(self.budgets)),
+            "targets": [[b.pattern, float(b.schedule.sparsity), float(b.schedule.init_sparsity)] for b in self.budgets],
             "method": {"name": self.method.name, **self.method.settings()},
             "scope": self.scope,
             "seed": self.seed,
@@ -69,6 +74,7 @@ class PrunerState:
             "shapes": _shapes(weights),
             "masks": {name: _pack(m) for name, m in self.masks.items()},
             "averages": self.averages.state_dict(weights),
+            "gradients": self.gradients.state_dict(weights),
         }
 
     @staticmethod
@@ -101,14 +107,18 @@ class PrunerState:
         _check_shapes(state["shapes"], weights)
         method = _restore_method(state["method"], method)
         schedule = _restore_schedule(state["schedule"], schedule)
+        budgets = _restore_budgets(state.get("targets"), schedule, weights)  # earlier versions had one target
         step, last_update, overdue = int(state["step"]), int(state["last_update"]), bool(state["overdue"])
         scope, seed, initial_counts = state["scope"], int(state["seed"]), [int(n) for n in state["start"]]
         kinds = method.averages() if isinstance(method, Method) else ()
         averages = Averages.restored(kinds, state.get("averages", {}), weights)  # earlier versions saved none
+        gradients = LastGradients.restored(state.get("gradients", {}), weights)
         if scope not in ("global", "layer") or len(initial_counts) != len(weights):
             raise ValueError(f"state is damaged: scope={scope!r}, start={state['start']!r}")
         masks = {w.name: _restore_mask(state["masks"][w.name], w) for w in weights}
-        return PrunerState(step, last_update, overdue, schedule, method, scope, seed, initial_counts, masks, averages)
+        return PrunerState(
+            step, last_update, overdue, budgets, method, scope, seed, initial_counts, masks, averages, gradients
+        )
 
 
 def _schedule_to_dict(schedule: Schedule) -> dict[str, Any]:
@@ -129,6 +139,14 @@ def _restore_schedule(state: Mapping[str, Any], own: Schedule) -> Schedule:
     if name not in CURVES and name != _curve_name(own.curve):
         raise ValueError(f"state was saved with the schedule {name!r}: make the Pruner with it")
     return Schedule(**settings, curve=CURVES.get(name, own.curve))
+
+
+def _restore_budgets(targets: Any, schedule: Schedule, weights: Sequence[Prunable]) -> list[Budget]:
+    if targets is None or [pattern for pattern, *_ in targets] == [EVERYTHING]:
+        return make_budgets(weights, {EVERYTHING: tuple(range(len(weights)))}, [schedule])
+    groups = split(weights, {pattern: sparsity for pattern, sparsity, _ in targets})
+    schedules = [replace(schedule, sparsity=sparsity, init_sparsity=initial) for _, sparsity, initial in targets]
+    return make_budgets(weights, groups, schedules)
 
 
 def _curve_name(curve: Curve) -> str:

@@ -118,22 +118,38 @@ def active_count(sparsity: float, total: int) -> int:
     return round((1 - sparsity) * total)
 
 
-def apportion(total: int, shares: Sequence[int], caps: Sequence[int]) -> list[int]:
-    """Split a number of weights over layers in proportion to ``shares``, no layer above its cap.
+def apportion(total: int, shares: Sequence[int], caps: Sequence[int], floors: Sequence[int] | None = None) -> list[int]:
+    """Split a number of weights over layers in proportion to ``shares``, none above its cap or below its floor.
 
     A layer that would exceed its cap gets its cap, and the rest is split over the other layers, until no layer exceeds
-    its cap. Rounding up goes to the largest remainders, earlier layers first, so the parts add up to ``total``.
+    its cap. Rounding up goes to the largest remainders, earlier layers first, so the parts add up to ``total``. Layers
+    that would then be below their floors get these, and the rest is split anew.
 
     Args:
-        total: the number to split; at most the sum of ``caps``.
+        total: the number to split; at least the sum of ``floors``, at most the sum of ``caps``.
         shares: a positive proportion for each layer.
         caps: the maximum of each layer.
+        floors: the minimum of each layer, at most its cap; by default 0.
 
     Raises:
-        ValueError: ``total`` lies outside [0, sum of ``caps``].
+        ValueError: ``total`` lies outside [sum of ``floors``, sum of ``caps``].
     """
-    if not 0 <= total <= sum(caps):
-        raise ValueError(f"total={total} must lie in [0, {sum(caps)}], the sum of caps")
+    floors = floors or [0] * len(caps)
+    if not sum(floors) <= total <= sum(caps):
+        raise ValueError(f"total={total} must lie in [{sum(floors)}, {sum(caps)}], the sums of floors and caps")
+    parts = list(floors)
+    above = list(range(len(caps)))  # the layers that are not at their floor
+    while True:
+        left = total - sum(floors) + sum(floors[i] for i in above)
+        split = dict(zip(above, _apportion(left, [shares[i] for i in above], [caps[i] for i in above]), strict=True))
+        low = [i for i in above if split[i] < floors[i]]
+        if not low:
+            return [split.get(i, part) for i, part in enumerate(parts)]
+        above = [i for i in above if i not in set(low)]
+
+
+def _apportion(total: int, shares: Sequence[int], caps: Sequence[int]) -> list[int]:
+    """`apportion` without floors."""
     parts = list(caps)
     free = [i for i, cap in enumerate(caps) if cap > 0]
     left = total - sum(cap for i, cap in enumerate(caps) if i not in set(free))

@@ -2,96 +2,155 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from fggp.budgets import Budget
 from fggp.masks.masks import Masks
 from fggp.methods import Method, Update, checked_chain
-from fggp.schedule import Schedule, apportion
+from fggp.schedule import apportion
+from fggp.scores import magnitude
 from fggp.selection import passes
-from fggp.selection.chains import Exchange, Marks, TopK, run_chain, run_exchange
+from fggp.selection.chains import Exchange, Marks, TopK, count_marked_each, run_chain, run_exchange
+from fggp.selection.rows import keep_rows
 from fggp.weights.averages import Averages
-from fggp.weights.dtensor import local_gradient
+from fggp.weights.gradients import Gradients
 from fggp.weights.layers import Layer, flatten
+from fggp.weights.processes import Processes
 
 Scope = Literal["global", "layer"]
 """Which weights are ranked together: all, or those of each layer."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What an update does: chains that prune, and then an exchange within each layer.
+class Group:
+    """Layers whose weights an update ranks together.
 
     Args:
-        chains: the layers that are ranked together, and the chain of Top-K steps that prunes their weights.
-        exchange: which weights are then dropped and regrown, if any.
+        layers: their indices.
+        target: how many of their weights stay active.
+        chain: the chain of Top-K steps that leaves ``target`` of ``active`` weights, as a function of the two.
     """
 
-    chains: list[tuple[slice, Sequence[TopK]]]
-    exchange: Exchange | None
+    layers: list[int]
+    target: int
+    chain: Callable[[int, int], Sequence[TopK]]
 
-    @property
-    def needs_gradient(self) -> bool:
-        """Whether some score of the plan reads gradients."""
-        scores = [step.score for _, chain in self.chains for step in chain]
-        if self.exchange is not None:
-            scores += [self.exchange.drop, self.exchange.grow]
-        return any(score.needs_gradient for score in scores)
+
+@dataclass(frozen=True)
+class Plan:
+    """What an update does: groups of layers are pruned, and then each layer exchanges weights.
+
+    Args:
+        groups: the layers that are ranked together, and their targets.
+        floors: the number of active weights below which no layer is pruned.
+        exchange: which weights are then dropped and regrown, if any.
+        exchanged: the layers in which they are.
+        needs_gradient: whether some score of the plan reads gradients.
+    """
+
+    groups: list[Group]
+    floors: list[int]
+    exchange: Exchange | None
+    exchanged: list[int]
+    needs_gradient: bool
 
 
 def plan_update(
     method: Method,
-    schedule: Schedule,
+    budgets: Sequence[Budget],
     *,
     step: int,
     scope: Scope,
     seed: int,
     masks: Masks,
     initial_counts: Sequence[int],
+    floors: Sequence[int],
+    has_gradient: Sequence[bool],
 ) -> Plan:
-    """Plan the update at a step: the schedule says how many weights are pruned, the method says by which chain.
+    """Plan the update at a step: schedules say how many weights are pruned, the method says by which chain.
+
+    A chain that reads gradients cannot rank a layer that never had one. Such layers lose the same share of their active
+    weights as the others do together, by magnitude.
 
     Args:
         method: the method.
-        schedule: how many weights are active after the step.
+        budgets: the layers that reach one sparsity together, and their schedules.
         step: the optimizer step, from 1.
-        scope: which weights are ranked together.
+        scope: which weights of a budget are ranked together.
         seed: the pruner's seed.
         masks: the masks before the update.
         initial_counts: the active weights of each layer when pruning started; ``"layer"`` keeps their proportions.
+        floors: the number of active weights below which no layer is pruned.
+        has_gradient: for each layer, whether it has or had a gradient.
 
     Raises:
         ValueError: the method's chain does not prune the planned number of weights.
     """
-    progress = schedule.progress(step)
-    target = schedule.active_at(step, masks.total)
+    progress = budgets[0].schedule.progress(step)
+    floors = [min(floor, count) for floor, count in zip(floors, masks.counts, strict=True)]
 
     def update(active: int, target: int) -> Update:
         return Update(step, active, max(0, active - target), progress, seed)
 
-    if scope == "global":
-        groups = [(slice(None), masks.active, target)]
-    else:
-        targets = apportion(min(target, masks.active), initial_counts, masks.counts)
-        pairs = zip(masks.counts, targets, strict=True)
-        groups = [(slice(i, i + 1), before, after) for i, (before, after) in enumerate(pairs)]
-    chains = [
-        (layers, checked_chain(method, update(before, after))) for layers, before, after in groups if before > after
-    ]
-    return Plan(chains, method.exchange(update(masks.active, target)))
+    def chain(active: int, target: int) -> Sequence[TopK]:
+        return checked_chain(method, update(active, target))
+
+    def by_magnitude(active: int, target: int) -> Sequence[TopK]:
+        return [TopK(magnitude, active - target)]
+
+    groups: list[Group] = []
+    reads_gradient, total_target = False, 0
+    for budget in budgets:
+        layers = list(budget.layers)
+        counts = [masks.counts[i] for i in layers]
+        target = min(budget.schedule.active_at(step, budget.total), sum(counts))
+        total_target += target
+        if target == sum(counts):
+            continue
+        if scope == "layer":
+            targets = apportion(target, [initial_counts[i] for i in layers], counts, [floors[i] for i in layers])
+            ranked = [([i], t) for i, t in zip(layers, targets, strict=True)]
+        else:
+            ranked = [(layers, target)]
+        for members, t in ranked:
+            active = sum(masks.counts[i] for i in members)
+            if active == t:
+                continue
+            if not _reads_gradient(chain(active, t)):
+                groups.append(Group(members, t, chain))
+                continue
+            reads_gradient = True
+            seen = [i for i in members if has_gradient[i]]
+            unseen = [i for i in members if not has_gradient[i]]
+            sizes = [sum(masks.counts[i] for i in part) for part in (seen, unseen)]
+            spare = [sum(masks.counts[i] - floors[i] for i in part) for part in (seen, unseen)]
+            cuts = apportion(active - t, sizes, spare)
+            groups += [
+                Group(part, size - cut, how)
+                for part, size, cut, how in zip((seen, unseen), sizes, cuts, (chain, by_magnitude), strict=True)
+                if cut
+            ]
+    exchange, exchanged = method.exchange(update(masks.active, total_target)), list(range(len(masks.weights)))
+    if exchange is not None and (exchange.drop.needs_gradient or exchange.grow.needs_gradient):
+        reads_gradient, exchanged = True, [i for i in exchanged if has_gradient[i]]
+    return Plan(groups, floors, exchange, exchanged, reads_gradient)
 
 
-def find_obstacle(plan: Plan, method: Method, masks: Masks) -> str | None:
+def _reads_gradient(chain: Sequence[TopK]) -> bool:
+    return any(step.score.needs_gradient for step in chain)
+
+
+def find_obstacle(plan: Plan, method: Method, masks: Masks, gradients: Gradients) -> str | None:
     """Say why the present gradients do not allow the update, or None if they do; all processes call this together."""
-    grads = [g for w in masks.weights if (g := local_gradient(w.parameter)) is not None]
-    grads = [g if g.layout == torch.strided else g.coalesce().values() for g in grads]
-    present, not_finite = masks.processes.sum([len(grads), not passes.all_finite(grads)])
+    finite = passes.all_finite(Gradients.of_this_step(masks.weights).strided())
+    [not_finite] = masks.processes.sum([not finite])
     if not_finite:
         return "a gradient is not finite"
-    if not present and plan.needs_gradient:
+    if not gradients.present and plan.needs_gradient:
         return f"no weight has a gradient, and {method.name!r} ranks by it"
     return None
 
@@ -111,7 +170,7 @@ class Choice:
     regrown: bool
 
 
-def choose(plan: Plan, masks: Masks, grad_scale: float, averages: Averages) -> Choice:
+def choose(plan: Plan, masks: Masks, gradients: Gradients, averages: Averages) -> Choice:
     """Carry out a plan on the present weights and gradients, without changing anything.
 
     All processes call this together.
@@ -119,19 +178,59 @@ def choose(plan: Plan, masks: Masks, grad_scale: float, averages: Averages) -> C
     Args:
         plan: the plan.
         masks: the masks before the update.
-        grad_scale: the factor to divide stored gradients by.
+        gradients: the gradients to rank by.
         averages: the method's running averages of gradients.
 
     Raises:
         RuntimeError: processes that hold the same weights chose different ones.
     """
     processes = masks.processes
-    layers = flatten(masks.weights, True, grad_scale, processes.owned, averages)
-    active = masks.flat(layers)
-    for group, chain in plan.chains:
-        pruned = run_chain(layers[group], active[group], chain, processes)
-        active[group] = [p.logical_xor_(a) for p, a in zip(pruned, active[group], strict=True)]
+    layers = flatten(masks.weights, gradients, processes.owned, averages)
+    before = masks.flat(layers)
+    active = list(before)
+    for group in plan.groups:
+        for i, kept in _prune(group, layers, active, masks.counts, plan.floors, processes):
+            active[i] = kept
     if plan.exchange is not None:
-        active = run_exchange(layers, active, plan.exchange, processes)
+        ranked = plan.exchanged
+        after = run_exchange([layers[i] for i in ranked], [active[i] for i in ranked], plan.exchange, processes)
+        for i, kept in zip(ranked, after, strict=True):
+            active[i] = kept
+    active = keep_rows(masks.weights, layers, before, active, processes)
     masks.check_same(active)
     return Choice(layers, active, plan.exchange is not None)
+
+
+def _prune(
+    group: Group,
+    layers: Sequence[Layer],
+    active: Sequence[torch.Tensor],
+    counts: Sequence[int],
+    floors: Sequence[int],
+    processes: Processes,
+) -> list[tuple[int, torch.Tensor]]:
+    """Prune a group to its target: the index and the active weights of each of its layers.
+
+    A layer that the ranking would take below its floor is pruned by itself to its floor, and the others are ranked
+    again for what remains, until no layer is below its floor.
+    """
+
+    def run(members: Sequence[int], target: int) -> list[torch.Tensor]:
+        chain = group.chain(sum(counts[i] for i in members), target)
+        pruned = run_chain([layers[i] for i in members], [active[i] for i in members], chain, processes)
+        return [p.logical_xor_(active[i]) for i, p in zip(members, pruned, strict=True)]
+
+    done: list[tuple[int, torch.Tensor]] = []
+    rest, target = group.layers, group.target
+    while rest:
+        kept = run(rest, target)
+        low = set()
+        if any(floors[i] for i in rest):
+            left = count_marked_each([layers[i].owned for i in rest], kept, processes)
+            low = {i for i, n in zip(rest, left, strict=True) if n < floors[i]}
+        if not low:
+            return [*done, *zip(rest, kept, strict=True)]
+        done += [(i, run([i], floors[i])[0]) for i in rest if i in low]
+        target -= sum(floors[i] for i in low)
+        rest = [i for i in rest if i not in low]
+    return done

@@ -15,6 +15,7 @@ import helpers
 import reference
 from fggp.scores import gradient, magnitude
 from fggp.selection.chains import Exchange, run_exchange
+from fggp.weights.gradients import Gradients
 from fggp.weights.layers import flatten
 from reference import annealed, weights_of
 from tensors import models, prunables
@@ -25,7 +26,8 @@ from tensors import models, prunables
 @given(models(infinite=False), st.floats(0, 1))
 def test_an_exchange_drops_the_smallest_and_grows_the_largest_of_each_layer(model, share):
     thetas, grads, masks = zip(*model, strict=True)
-    layers = flatten(prunables(thetas, grads), grads=True)
+    weights = prunables(thetas, grads)
+    layers = flatten(weights, Gradients.of_this_step(weights))
     active = [layer.layout.flat(m) for layer, m in zip(layers, masks, strict=True)]
     after = run_exchange(layers, active, Exchange(share, magnitude, gradient))
     everywhere = [torch.ones_like(m) for m in masks]

@@ -14,6 +14,7 @@ from fggp import TopK, Update
 from fggp.methods import REGISTRY, resolve
 from fggp.scores import Score, _salt, magnitude, splitmix64
 from fggp.selection.chains import run_chain
+from fggp.weights.gradients import Gradients
 from fggp.weights.layers import flatten
 from tensors import models, prunables
 
@@ -22,7 +23,8 @@ rates = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))
 
 def pruned(method, thetas, grads, masks, excess, progress=0.5, seed=0, step=1):
     """The weights that a method prunes in one update, as (layer, position)."""
-    layers = flatten(prunables(thetas, grads), grads=True)
+    weights = prunables(thetas, grads)
+    layers = flatten(weights, Gradients.of_this_step(weights))
     active = [layer.layout.flat(m) for layer, m in zip(layers, masks, strict=True)]
     now = Update(step, sum(int(m.sum()) for m in masks), excess, progress, seed)
     marks = run_chain(layers, active, method.chain(now))

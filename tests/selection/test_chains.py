@@ -12,6 +12,7 @@ from cases import KEYS, SCORES, expected_marks, quotas
 from fggp import TopK
 from fggp.scores import Score, gradient, magnitude, random, saliency
 from fggp.selection import bracket, chains, kth, passes
+from fggp.weights.gradients import Gradients
 from fggp.weights.layers import Layout, flatten
 from helpers import identical
 from tensors import laid_out, layouts, models, prunables, shapes, values
@@ -30,7 +31,8 @@ def sizes(request, monkeypatch):
 
 def run(thetas, grads, masks, chain):
     """Run a chain on tensors and return the marks in logical order."""
-    layers = flatten(prunables(thetas, grads), grads=True)
+    weights = prunables(thetas, grads)
+    layers = flatten(weights, Gradients.of_this_step(weights))
     active = [layer.layout.flat(m).clone() for layer, m in zip(layers, masks, strict=True)]
     before = [m.clone() for m in active]
     marks = chains.run_chain(layers, active, chain)

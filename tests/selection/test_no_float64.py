@@ -58,8 +58,9 @@ def passes(request, monkeypatch):
 
 @pytest.mark.usefixtures("passes")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("scope", ["global", "layer"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "scope"), [*((m, "global") for m in METHODS), ("running averages", "global"), ("fggp", "layer")]
+)
 def test_updates_of_every_method(method, scope, dtype):
     model = helpers.convnet(dtype=dtype)
     optimizer = helpers.sgd(model)
@@ -68,6 +69,8 @@ def test_updates_of_every_method(method, scope, dtype):
         options["init_sparsity"] = 0.8  # they keep their sparsity
     if method == "granet":
         options["method"] = fggp.GraNet(total_steps=12)
+    if method == "running averages":
+        options["method"] = helpers.Running()
     with NoFloat64():
         pruner = helpers.make_pruner(model, optimizer, every=1, **options)
         for t in range(1, 8):

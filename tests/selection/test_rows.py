@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fggp.selection import chains
 from fggp.selection.rows import keep_rows, keep_rows_of_masks, least_active, rows_without_weight
 from fggp.weights.layers import flatten
 from fggp.weights.prunable import Prunable
@@ -122,6 +123,18 @@ def test_processes_that_hold_whole_rows_do_what_one_does(drawn, blocks, copies, 
     # The second layer stands for the marks after the selection only.
     found, _ = sharded_run([[p, p] for p in parts], [v, v], [None, None], [before, after], select, [order] * 2)
     assert torch.equal(found[1], one_at_a_time(v, before, after, norm_dim))
+
+
+@given(directions())
+def test_on_one_gpu(drawn):
+    """Where all weights lie on one GPU, all layers are selected from at once."""
+    v, before, after, norm_dim = drawn
+    if int(after.sum()) < (1 if norm_dim == -1 else v.shape[norm_dim]):
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chains, "_on_one_gpu", lambda tensors: True)
+        kept, _ = run(v, before, after, norm_dim)
+    assert torch.equal(kept, one_at_a_time(v, before, after, norm_dim))
 
 
 def test_other_weights_are_left_as_they_are():

@@ -8,11 +8,13 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from fggp.masks.optimizer_state import zero_weights_and_state
 from fggp.masks.packing import digest
 from fggp.masks.zeroing import zero_pruned
 from fggp.selection.chains import count_marked_each
 from fggp.weights.dtensor import local, placed_as
 from fggp.weights.layers import Layer
+from fggp.weights.optimizers import Optimizers
 from fggp.weights.processes import Processes
 from fggp.weights.prunable import Prunable
 
@@ -70,14 +72,14 @@ class Masks:
             self.processes.check_same(table, [w.name for w in self.weights], "mask")
 
     def set_and_apply(
-        self, optimizer: torch.optim.Optimizer, layers: Sequence[Layer], marks: Sequence[Tensor], regrown: bool
+        self, optimizers: Optimizers, layers: Sequence[Layer], marks: Sequence[Tensor], regrown: bool
     ) -> None:
         """Set the masks from a selection's result, and zero the pruned weights.
 
         Weights that were pruned before this update and are regrown start at zero, as does their state.
 
         Args:
-            optimizer: its state is zeroed where the weights are.
+            optimizers: their state is zeroed where the weights are.
             layers: the layers that the selection read.
             marks: the active weights, bool [n] for each layer; they become the masks' memory.
             regrown: whether some of the active weights may have been pruned before.
@@ -85,10 +87,10 @@ class Masks:
         new = [layer.layout.shaped(m) for layer, m in zip(layers, marks, strict=True)]
         if regrown:
             torch._foreach_mul_(self._tensors, new)  # old ∧ new, so that regrown weights are zeroed once too
-            self.apply(optimizer)
+            self.apply(optimizers)
         self._tensors = new
         if not regrown:
-            self.apply(optimizer)
+            self.apply(optimizers)
         self._count(marks)
 
     def _count(self, marks: Sequence[Tensor]) -> None:
@@ -100,26 +102,58 @@ class Masks:
         return [layer.layout.flat(m) for layer, m in zip(layers, self._tensors, strict=True)]
 
     @property
+    def parts(self) -> Sequence[Tensor]:
+        """This process's part of each mask, in the order of the weights; not to be written to."""
+        return tuple(self._tensors)
+
+    @property
     def by_name(self) -> Mapping[str, Tensor]:
         """The masks by weight name, read-only; the mask of a sharded weight is a DTensor, sharded like it."""
         pairs = zip(self.weights, self._tensors, strict=True)
         return MappingProxyType({w.name: placed_as(w.parameter, m) for w, m in pairs})
 
-    def apply(self, optimizer: torch.optim.Optimizer) -> None:
-        """Zero pruned weights, and the same elements of floating-point optimizer state of their shape, in one pass."""
-        tensors: list[Tensor] = []
-        masks: list[Tensor] = []
-        for w, mask in zip(self.weights, self._tensors, strict=True):
-            tensors.append(local(w.parameter))
-            masks.append(mask)
-            for state in optimizer.state.get(w.parameter, {}).values():
-                if isinstance(state, Tensor) and state.shape == w.parameter.shape and state.is_floating_point():
-                    tensors.append(local(state))
-                    masks.append(mask if mask.device == state.device else mask.to(state.device))
-        zero_pruned(tensors, masks)
+    def apply(self, optimizers: Optimizers) -> None:
+        """Zero pruned weights, and their elements of all optimizer state.
 
-    def sync_with_model(self, optimizer: torch.optim.Optimizer) -> None:
+        Raises:
+            TypeError: some state cannot be zeroed. Nothing is changed then.
+        """
+        zero_weights_and_state(optimizers.all, [w.parameter for w in self.weights], self._tensors)
+
+    def apply_to(self, parameters: Mapping[str, Tensor]) -> None:
+        """Zero the pruned weights of a copy of the model.
+
+        Args:
+            parameters: the copy's tensors by weight name, of the shapes of this process's parts, on any device.
+        """
+        parts = [local(parameters[w.name]) for w in self.weights]
+        zero_pruned(parts, [m.to(p.device) for p, m in zip(parts, self._tensors, strict=True)])
+
+    def revived(self, indices: Sequence[int] | None = None) -> dict[str, int]:
+        """How many pruned weights are not zero, by weight name, on this process; only those that have some.
+
+        Args:
+            indices: the weights to look at; by default all.
+        """
+        looked_at = [self.weights[i] for i in range(len(self.weights)) if indices is None or i in set(indices)]
+        return self.revived_in({w.name: w.parameter for w in looked_at})
+
+    def revived_in(self, parameters: Mapping[str, Tensor]) -> dict[str, int]:
+        """How many elements of some tensors are not zero where the weight of that name is pruned, if any are."""
+        found = {}
+        for w, mask in zip(self.weights, self._tensors, strict=True):
+            if w.name in parameters:
+                part = local(parameters[w.name])
+                count = int((part.ne(0) & ~mask.to(part.device)).count_nonzero())
+                if count:
+                    found[w.name] = count
+        return found
+
+    def sync_with_model(self, optimizers: Optimizers) -> bool:
         """Adapt to weights that were replaced, or changed device, dtype or memory layout, since the last call.
+
+        Returns:
+            Whether some were replaced.
 
         Raises:
             RuntimeError: a weight was replaced by one that the optimizer does not hold, or of another shape.
@@ -128,12 +162,12 @@ class Masks:
         replaced = [(w, now) for w, now in current if now is not w.parameter]
         reshaped = any(local(w.parameter).shape != m.shape for w, m in zip(self.weights, self._tensors, strict=True))
         if replaced or reshaped:
-            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            held = optimizers.held()
             for (w, now), mask in zip(current, self._tensors, strict=True):
                 if now is None or id(now) not in held or local(now).shape != mask.shape:
                     raise RuntimeError(
                         f"weight {w.name!r} was replaced in the model by one that the optimizer does not hold or that "
-                        f"has another shape: make a new optimizer and Pruner (init='keep' keeps the zeros)"
+                        f"has another shape: make a new optimizer and call pruner.attach(optimizer)"
                     )
             for w, now in replaced:
                 assert now is not None
@@ -142,6 +176,7 @@ class Masks:
             if _placement(w.parameter) != self._placements[i]:
                 self._tensors[i] = _with_layout_of(w.parameter, self._tensors[i])
                 self._placements[i] = _placement(w.parameter)
+        return bool(replaced)
 
 
 def _placement(weight: Tensor) -> tuple[torch.device, tuple[int, ...]]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from fggp.weights.dtensor import local, local_gradient, own_part, placed_as
+from fggp.weights.dtensor import copy_placed_as, local, local_gradient, own_part
 from fggp.weights.prunable import Prunable
 
 
@@ -56,19 +55,19 @@ class Averages:
         self._values: dict[str, dict[str, Tensor]] = {}
 
     @torch.no_grad()
-    def update(self, weights: Sequence[Prunable], grad_scale: float) -> None:
+    def update(self, weights: Sequence[Prunable], scales: Sequence[float]) -> None:
         """Add the gradients of a step. A missing gradient, and a value that is not finite, counts as zero.
 
         Args:
             weights: the weights whose gradients are read.
-            grad_scale: the factor to divide the gradients by.
+            scales: for each the factor to divide its gradient by.
         """
-        for w in weights:
+        for w, scale in zip(weights, scales, strict=True):
             own = self.of(w)
             grad = local_gradient(w.parameter)
             if grad is not None:
                 grad = (grad if grad.layout == torch.strided else grad.to_dense()).to(_dtype_for(w.parameter))
-                grad = grad if grad_scale == 1 else grad / grad_scale
+                grad = grad if scale == 1 else grad / scale
             for kind in self.kinds:
                 if grad is None:
                     own[kind.name].mul_(kind.decay)
@@ -89,7 +88,9 @@ class Averages:
 
     def state_dict(self, weights: Sequence[Prunable]) -> dict[str, dict[str, Tensor]]:
         """Copies of the averages by weight and name: CPU tensors; for sharded weights DTensors, placed like these."""
-        return {w.name: {n: _copy(w.parameter, v) for n, v in self.of(w).items()} for w in weights if self.kinds}
+        return {
+            w.name: {n: copy_placed_as(w.parameter, v) for n, v in self.of(w).items()} for w in weights if self.kinds
+        }
 
     @staticmethod
     def restored(
@@ -121,10 +122,6 @@ class Averages:
                 )
             restored._values[w.name] = known
         return restored
-
-
-def _copy(weight: Tensor, part: Tensor) -> Tensor:
-    return placed_as(weight, part.clone()) if isinstance(weight, DTensor) else part.to("cpu", copy=True)
 
 
 def _dtype_for(weight: Tensor) -> torch.dtype:

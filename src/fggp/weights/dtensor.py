@@ -70,6 +70,16 @@ def placed_as(parameter: Tensor, part: Tensor) -> Tensor:
     )
 
 
+def copy_placed_as(parameter: Tensor, part: Tensor) -> Tensor:
+    """A copy of this process's part of something: a DTensor placed like the parameter, or a CPU tensor."""
+    return placed_as(parameter, part.clone()) if is_sharded(parameter) else part.to("cpu", copy=True)
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether a parameter is a DTensor, of which this process may hold only a part."""
+    return isinstance(parameter, DTensor)
+
+
 def own_part(parameter: Tensor, given: Tensor) -> Tensor:
     """This process's part of a tensor of the parameter's shape: a full plain tensor, or a DTensor of any placement.
 

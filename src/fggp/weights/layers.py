@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fggp.weights.averages import Averages
-from fggp.weights.dtensor import Part, local, local_gradient
+from fggp.weights.dtensor import Part, local
+from fggp.weights.gradients import Gradients
 from fggp.weights.prunable import Prunable
 
 
@@ -73,7 +74,7 @@ class Layer:
         name: the weight's name in the model.
         layout: converts memory order to positions in the full weight.
         weight: θ, [n].
-        grad: g, [n], or None if the loss does not depend on the weight (its derivative is zero, so it counts as zero).
+        grad: g, [n]; None counts as zero.
         dtype: the dtype of scores; the same for all layers that are ranked together, so that their scores compare.
         grad_scale: the factor to divide the stored gradient by (under AMP, with an optimizer that unscales by itself).
         owned: whether this process counts these weights; of the processes that hold the same part, one does.
@@ -152,30 +153,30 @@ class Block:
 
 def flatten(
     weights: Sequence[Prunable],
-    grads: bool = False,
-    grad_scale: float = 1.0,
+    gradients: Gradients | None = None,
     owned: Sequence[bool] | None = None,
     averages: Averages | None = None,
 ) -> list[Layer]:
-    """Flatten weights, and on request their gradients, for a selection: views of those that are dense.
+    """Flatten weights and gradients for a selection: views of those that are dense.
 
     Args:
         weights: the weights to be ranked together.
-        grads: whether to read the gradients too.
-        grad_scale: the factor to divide stored gradients by.
+        gradients: their gradients; None if no score reads them.
         owned: for each weight whether this process counts it; by default it counts all.
         averages: the method's running averages of gradients.
     """
     # Scores round no value: half precision is ranked in float32, and everything in float64 if one weight is float64.
     double = any(w.parameter.dtype == torch.float64 for w in weights)
+    gradients = gradients or Gradients([None] * len(weights), [1.0] * len(weights), [False] * len(weights), 0)
     layers = []
-    for w, is_owned in zip(weights, owned or [True] * len(weights), strict=True):
+    for w, grad, scale, is_owned in zip(
+        weights, gradients.tensors, gradients.scales, owned or [True] * len(weights), strict=True
+    ):
         layout = Layout.of_mask(w.parameter)
-        grad = local_gradient(w.parameter) if grads else None
         if grad is not None:
             grad = layout.flat(grad if grad.layout == torch.strided else grad.to_dense())
         dtype = torch.float64 if double else torch.float32
         weight = layout.flat(local(w.parameter))
         means = {} if averages is None else {name: layout.flat(a) for name, a in averages.of(w).items()}
-        layers.append(Layer(w.name, layout, weight, grad, dtype, grad_scale, is_owned, means))
+        layers.append(Layer(w.name, layout, weight, grad, dtype, scale, is_owned, means))
     return layers
