@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm
 from torch.nn.utils.parametrize import register_parametrization
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fggp.weights.find import find_prunable
 
@@ -81,6 +85,38 @@ def test_attention_under_weight_norm():
         "out_proj.weight",
         "parametrizations.in_proj_weight.original1",
     ]
+
+
+@pytest.fixture
+def mesh():
+    """Two processes of which only this one is there."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield init_device_mesh("cpu", (2,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch is built without distributed")
+@pytest.mark.parametrize(
+    ("dim", "placement", "cut"),
+    [
+        (0, Shard(0), None),
+        (0, Replicate(), None),
+        (None, Replicate(), None),
+        (0, Shard(1), "a norm for each index of dimension 0, and its shards cut that"),
+        (1, Shard(0), "a norm for each index of dimension 1, and its shards cut that"),
+        (None, Shard(0), "a norm for all of it, and its shards cut that"),
+    ],
+)
+def test_shards_that_cut_rows_are_refused(mesh, dim, placement, cut):
+    layer = NEW(nn.Linear(4, 6), dim=dim)
+    part = torch.ones(6, 4) if placement.is_replicate() else torch.ones(6, 4).chunk(2, placement.dim)[0]
+    v = DTensor.from_local(part.contiguous(), mesh, [placement], run_check=False)
+    layer.parametrizations.weight.original1 = nn.Parameter(v)
+    if cut is None:
+        assert [w.rows_are_cut for w in find_prunable(layer)] == [False]
+        return
+    with pytest.raises(ValueError, match=rf"'parametrizations.weight.original1' is the direction .* {cut}"):
+        find_prunable(layer)
 
 
 class Doubled(nn.Module):

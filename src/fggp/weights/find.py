@@ -114,9 +114,10 @@ def _check_kind(weight: Prunable) -> None:
             f"weight {weight.name!r} is {weight.parameter.dtype}: only real floating-point weights are pruned"
         )
     if weight.rows_are_cut:
+        rows = "all of it" if weight.norm_dim == -1 else f"each index of dimension {weight.norm_dim}"
         raise ValueError(
-            f"weight {weight.name!r} is the direction of a weight norm and sharded inside the rows that this divides "
-            f"by their norms (along dimension {weight.norm_dim}): shard that dimension, or leave it out with exclude="
+            f"weight {weight.name!r} is the direction of a weight norm, which has a norm for {rows}, and its shards "
+            f"cut that: shard it along the dimension of its norms, or leave it out with exclude="
         )
 
 

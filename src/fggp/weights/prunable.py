@@ -42,7 +42,9 @@ class Prunable:
         """Whether this is the direction of a weight norm and some process holds a part of a row."""
         if self.norm_dim is None or not isinstance(self.parameter, DTensor):
             return False
-        return any(isinstance(p, Shard) and p.dim != self.norm_dim for p in self.parameter.placements)
+        mesh = self.parameter.device_mesh
+        placed = enumerate(self.parameter.placements)
+        return any(isinstance(p, Shard) and p.dim != self.norm_dim and mesh.size(i) > 1 for i, p in placed)
 
     def current(self) -> nn.Parameter | None:
         """The parameter that the model holds in this one's place now.
