@@ -110,7 +110,7 @@ def test_every_default_kind_trains_pruned():
     torch.manual_seed(0)
     model = Net()
     optimizer = torch.optim.Adam(model.parameters())
-    pruner = fggp.Pruner(model, optimizer, 0.7, begin=0, end=2, every=1)
+    pruner = fggp.Pruner(model, optimizer, 0.7, begin=0, end=2, every=1, floor=1)
     for _ in range(3):
         optimizer.zero_grad()
         model(torch.randn(2, 2, 3, 3)).backward()
@@ -200,7 +200,8 @@ def test_frozen_weights_are_left_alone():
     model = helpers.convnet()
     model[3].weight.requires_grad_(False)
     optimizer = helpers.sgd(model)
-    pruner = helpers.make_pruner(model, optimizer)
+    with pytest.warns(RuntimeWarning, match=r"only 47\.7% of the model's 461 parameters .* frozen: 216"):
+        pruner = helpers.make_pruner(model, optimizer)
     before = model[3].weight.clone()
     helpers.train(model, optimizer, 6)
     assert list(pruner.masks) == ["0.weight", "6.weight"]
@@ -293,7 +294,8 @@ def test_tied_weights_are_counted_once_and_a_linear_tied_to_an_embedding_is_left
     assert names(model, include="b.weight") == ["a.weight"]
     assert names(model, include=nn.Embedding) == ["embedding.weight"]
     optimizer = helpers.sgd(model)
-    pruner = fggp.Pruner(model, optimizer, 0.75, begin=0, end=2, every=1)
+    with pytest.warns(RuntimeWarning, match=r"only 32\.4% .* embeddings: 54 in 1"):
+        pruner = fggp.Pruner(model, optimizer, 0.75, begin=0, end=2, every=1)
     for _ in range(3):
         optimizer.zero_grad()
         model(torch.arange(9)).backward()
