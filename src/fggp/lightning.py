@@ -18,7 +18,7 @@ import fggp
 from fggp.masks.starts import Init
 from fggp.methods import FGGP, GraNet, Method, OneShot, resolve
 from fggp.schedule import Curve, cubic
-from fggp.training_shares import UPDATES, check_shares, steps_of_shares
+from fggp.training_shares import UPDATES, Steps, check_shares, steps_of_shares
 from fggp.update import Scope
 from fggp.weights.find import Filter
 
@@ -74,7 +74,7 @@ class Pruning(Callback):
         seed: see `fggp.Pruner`.
 
     Raises:
-        ValueError, TypeError: an argument is wrong. What `fggp.Pruner` refuses is raised when ``fit`` starts, and so is
+        ValueError, TypeError: an argument is wrong. What `fggp.Pruner` refuses is raised when ``fit`` starts; so is
             training without a known length.
     """
 
@@ -145,32 +145,30 @@ class Pruning(Callback):
         """Make the Pruner, or bind the one of an earlier fit to the new optimizers.
 
         Raises:
-            ValueError: training has no known length, or `fggp.Pruner` refuses an argument.
+            ValueError, TypeError: `fggp.Pruner` refuses an argument.
         """
         if trainer.limit_train_batches == 0:
             return  # nothing is trained
-        resumes = self._loaded is not None or trainer.ckpt_path is not None
         if self._pruner is not None and self._module is pl_module:
             self._pruner.attach(_optimizers(trainer))
-        elif not resumes:
-            self._clock.set(trainer, pl_module, self._max_epochs)
-            self._make(trainer, pl_module, self._clock.total)
-        elif self._loaded is not None or trainer.strategy.restore_checkpoint_after_setup:
-            # Lightning loads the optimizers' states next, into which a sparse start must not reach. The length of
-            # training is not known yet: making the data loader to know it would cost the loader its place in the data.
-            # The state has the schedule.
-            self._make(trainer, pl_module, 1)
         else:
-            return  # from a checkpoint without pruning: made when its progress is known
-        self._set_up(trainer, pl_module)
+            self._make(trainer, pl_module)
+        self._ready = True
+        if self._loaded is not None:
+            self._restore(self._loaded)
+        self._followed = []
+        self._follow_copies(trainer, pl_module)
 
-    def _make(self, trainer: Trainer, pl_module: LightningModule, length: int) -> None:
-        """Make the Pruner for so many steps of training."""
+    def _make(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the Pruner, before the optimizers' states are loaded, into which a sparse start must not reach.
+
+        The length of training is not known yet: to ask for it would make the data loader, which would then not get
+        its place in the data from the checkpoint. So the schedule is one of a single step until training starts.
+        """
         if self._pruner is not None:
             self._pruner.remove()  # of another model
-        method = GraNet(total_steps=length) if self._method == GraNet.name else self._method
-        steps = steps_of_shares(length, self._begin, self._end, self._every)
-        when: dict[str, Any] = {} if _is_one_shot(method) else steps._asdict()
+        method = GraNet(total_steps=1) if self._method == GraNet.name else self._method
+        when: dict[str, Any] = {} if _is_one_shot(method) else {"begin": 0, "end": 1, "every": 1}
         model: nn.Module = trainer.model if trainer.model is not None else pl_module
         # Lightning has loaded the weights before it made the optimizers. A sparse start would prune them at random.
         loaded = None if self._loaded is None else [p.detach().clone() for p in pl_module.parameters()]
@@ -181,31 +179,25 @@ class Pruning(Callback):
                     parameter.copy_(value)
         self._module, self._new = pl_module, True
 
-    def _set_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._ready = True
-        if self._loaded is not None:
-            self._restore(self._loaded)
-        self._followed = []
-        self._follow_copies(trainer, pl_module)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fit the schedule into what is left of training, which is known only now."""
-        clock = self._clock
+        """Fit the schedule into what is left of training, which is known only now.
+
+        Raises:
+            ValueError: training has no known length.
+        """
+        pruner, clock = self.pruner, self._clock
         clock.set(trainer, pl_module, self._max_epochs)
-        if not self._ready:
-            clock.start(trainer, 0)
-            self._make(trainer, pl_module, clock.left)
-            self._set_up(trainer, pl_module)
-        pruner = self.pruner
-        clock.start(trainer, pruner.step)
+        went_on = clock.start(trainer, pruner.step) and self._loaded is not None
         self._finished = pruner.finished
-        if self._finished or _is_one_shot(pruner.method):
+        if _is_one_shot(pruner.method):
             return
         if self._new and self._loaded is None:
-            steps = steps_of_shares(clock.left, self._begin, self._end, self._every)
-            if steps != (pruner.schedule.begin, pruner.schedule.end, pruner.schedule.every):
-                pruner.reschedule(**steps._asdict())  # the trainer has made steps before
-        elif pruner.schedule.end - pruner.step > clock.left:
+            self._reschedule(steps_of_shares(clock.left, self._begin, self._end, self._every))
+            if pruner.sparsity > 0:
+                pruner.zero()  # some strategies load a checkpoint's weights after the Pruner is made
+        elif pruner.schedule.end - pruner.step > clock.left or (
+            pruner.schedule.end <= pruner.step and not self._finished
+        ):
             last, before = pruner.step + clock.left, pruner.schedule.end
             end = pruner.step + steps_of_shares(clock.left, 0.0, self._end, None).end
             self._retime(min(pruner.schedule.begin, end - 1), end)
@@ -214,6 +206,8 @@ class Pruning(Callback):
                 f"pruning was to end at optimizer step {before}, but training now ends at step {last}: pruning ends at "
                 f"step {end} instead",
             )
+        elif went_on:
+            return
         clock.aim(pruner.schedule)
 
     # While training
@@ -229,11 +223,11 @@ class Pruning(Callback):
         pruner = self.pruner
         stepped = pruner.step != self._clock.step
         self._clock.read(trainer, pruner.step)
-        if stepped and not self._finished:
+        if stepped and pruner.step < pruner.schedule.end:
             self._keep_pace()
-            self._finished = pruner.finished
-            if self._finished:
-                self._restart_best(trainer)
+        if not self._finished and pruner.finished:
+            self._finished = True
+            self._restart_best(trainer)
         if not trainer.barebones:
             pl_module.log("sparsity", pruner.sparsity, on_step=True, on_epoch=False)
 
@@ -243,15 +237,19 @@ class Pruning(Callback):
         With manual optimization the trainer knows batches, and only the training shows how many make a step.
         """
         pruner, clock = self.pruner, self._clock
-        if not pruner.finished and clock.has_other_pace(patience=pruner.schedule.every):
+        if not _is_one_shot(pruner.method) and clock.has_other_pace(patience=pruner.schedule.every):
             begin, end = clock.begin_and_end()
             self._retime(begin if pruner.step < pruner.schedule.begin else pruner.schedule.begin, end)
             _log.info("the pruner makes %.3g steps a batch: pruning ends at its step %d", clock.pace, end)
 
     def _retime(self, begin: int, end: int) -> None:
-        """Let pruning begin and end at other steps."""
         every = max(1, (end - begin) // UPDATES) if self._every is None else self._every
-        self.pruner.reschedule(begin=begin, end=end, every=every)
+        self._reschedule(Steps(begin, end, every))
+
+    def _reschedule(self, steps: Steps) -> None:
+        if self._method == GraNet.name:
+            self.pruner.method = GraNet(total_steps=self.pruner.step + self._clock.left)
+        self.pruner.reschedule(**steps._asdict())
 
     def _follow_copies(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for callback in _callbacks(trainer):
@@ -396,12 +394,17 @@ class _Clock:
         self.tick = trainer.fit_loop.total_batch_idx + 1 if self._in_batches else trainer.global_step
         self.step = step
 
-    def start(self, trainer: Trainer, step: int) -> None:
-        """Take the time when training starts, and measure from here; or from before if that training goes on."""
+    def start(self, trainer: Trainer, step: int) -> bool:
+        """Take the time when training starts. Return whether it goes on where this clock left it.
+
+        If it does not, the pace is measured from here.
+        """
         before = (self.step, self.tick)
         self.read(trainer, step)
-        if (self.step, self.tick) != before:
+        goes_on = (self.step, self.tick) == before
+        if not goes_on:
             self._origin = (self.step, self.tick)
+        return goes_on
 
     def aim(self, schedule: fggp.Schedule) -> None:
         """Note at which ticks pruning is to begin and to end."""
@@ -428,13 +431,15 @@ class _Clock:
 
     def state_dict(self) -> dict[str, Any]:
         """What is needed to go on."""
-        return {"pace": self.pace, "origin": list(self._origin), "step": self.step, "tick": self.tick}
+        aims = [self._begin_tick, self._end_tick]
+        return {"pace": self.pace, "origin": [*self._origin], "step": self.step, "tick": self.tick, "aims": aims}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self.pace = float(state["pace"])
         self._origin = (int(state["origin"][0]), int(state["origin"][1]))
         self.step, self.tick = int(state["step"]), int(state["tick"])
+        self._begin_tick, self._end_tick = map(float, state["aims"])
 
 
 def _accumulation(trainer: Trainer, epoch: int) -> int:
