@@ -8,6 +8,7 @@ from torch import nn
 
 import fggp
 import helpers
+from fggp.registry import complaints
 from fggp.weights.adapters import pairs_beside_a_frozen_matrix
 from fggp.weights.coverage import coverage
 from fggp.weights.find import find_prunable
@@ -288,3 +289,25 @@ class ByHandLayer(ByHand):
 
     def forward(self, x):
         return self.base(x) + x @ self.down.t() @ self.up.t()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:peft", "ignore::FutureWarning:transformers")
+def test_merging_an_adapter_into_a_pruned_base_fills_its_zeros_and_is_noticed():
+    peft = pytest.importorskip("peft")
+    model = helpers.mlp()
+    optimizer = helpers.sgd(model)
+    pruner = fggp.Pruner(model, optimizer, 0.8, begin=0, end=2, every=1, method="gmp", floor=1)
+    helpers.train(model, optimizer, 3)
+    pruner.remove()
+    kept = {name: int(mask.sum()) for name, mask in pruner.masks.items()}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["0"], r=2, init_lora_weights=False))
+    assert list(complaints(adapted)) == []  # the base's own zeros are as they were
+    merged = adapted.merge_and_unload()
+    filled = int((merged[0].weight != 0).sum()) - kept["0.weight"]
+    assert filled == 60 - kept["0.weight"]
+    [told] = complaints(merged)
+    assert told.startswith(f"{filled} pruned weights are not zero any more, in '0.weight': ")
+    assert "merged with an adapter" in told
+    pruner.zero()
+    assert int((merged[0].weight != 0).sum()) == kept["0.weight"]
+    assert list(complaints(merged)) == []

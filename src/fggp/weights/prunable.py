@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from fggp.weights.dtensor import is_gathered_for_forward
 
@@ -44,7 +44,9 @@ class Prunable:
             return False
         mesh = self.parameter.device_mesh
         placed = enumerate(self.parameter.placements)
-        return any(isinstance(p, Shard) and p.dim != self.norm_dim and mesh.size(i) > 1 for i, p in placed)
+        # Not isinstance(p, Shard): FSDP2 beside tensor parallelism has a kind of its own.
+        dims = [p.dim for i, p in placed if hasattr(p, "dim") and mesh.size(i) > 1]
+        return any(dim != self.norm_dim for dim in dims)
 
     def current(self) -> nn.Parameter | None:
         """The parameter that the model holds in this one's place now.
