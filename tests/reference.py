@@ -158,16 +158,30 @@ class PrunedTraining:
         self.initial = options.pop("initial", 1 - sum(self.start) / self.total)
         assert not options
         self.t, self.pending, self.updates = 0, False, []
+        self.last = {}  # the last gradient of each layer that was once without one; None before the first
         self.zero()
+
+    def gradients(self, keep):
+        """The gradients to rank by: the last one of a layer that a step left without, None if there never was one."""
+        grads = [p.grad for p in self.parameters]
+        for i, grad in enumerate(grads):
+            values = [] if grad is None else grad.to_dense().reshape(-1).tolist()
+            if grad is None or (keep and not any(values)):
+                self.last.setdefault(i, None)
+            elif i in self.last and any(values) and all(map(math.isfinite, values)):
+                self.last[i] = grad.clone()
+        return [self.last.get(i, grad) for i, grad in enumerate(grads)]
 
     def before_step(self):
         """Choose the weights to prune, from the weights and gradients before the optimizer's step."""
         t = self.t + 1
         self.chosen = None
-        if t not in update_steps(self.begin, self.end, self.every) and not self.pending:
+        due = t in update_steps(self.begin, self.end, self.every) or self.pending
+        grads = self.gradients(keep=due)
+        if not due:
             return
-        grads = [p.grad for p in self.parameters]
-        self.pending = any(not math.isfinite(x) for g in grads if g is not None for x in g.reshape(-1).tolist())
+        present = [p.grad for p in self.parameters if p.grad is not None]
+        self.pending = any(not math.isfinite(x) for g in present for x in g.reshape(-1).tolist())
         if self.pending:
             return
         s = sparsity(t, self.final, self.begin, self.end, self.initial)
@@ -181,7 +195,13 @@ class PrunedTraining:
             layers = [[w for w in weights if w.layer == i] for i in range(len(self.parameters))]
             kept = share_out(target, self.start, [len(layer) for layer in layers])
             groups = [(layer, len(layer) - k) for layer, k in zip(layers, kept, strict=True)]
-        self.chosen = [w for group, excess in groups for w in choose(self.method, group, excess, progress, double)]
+        self.chosen = []
+        for group, excess in groups:
+            seen = [w for w in group if grads[w.layer] is not None or self.method == ("gmp",)]
+            unseen = [w for w in group if w not in seen]
+            of_seen, of_unseen = share_out(excess, [len(seen), len(unseen)], [len(seen), len(unseen)])
+            self.chosen += choose(self.method, seen, of_seen, progress, double) if of_seen else []
+            self.chosen += choose(("gmp",), unseen, of_unseen)
 
     def after_step(self):
         """Prune the chosen weights, and zero all pruned ones."""

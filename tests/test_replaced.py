@@ -63,7 +63,8 @@ class TestAssigned:
         model, optimizer, pruner = pruned()
         model.load_state_dict(dense, assign=True)
         hand_over(model, optimizer)
-        pruner.remove()
+        with pytest.warns(UserWarning, match="stopped at step 3 of 6"):
+            pruner.remove()
         helpers.assert_exactly_zero(pruner, optimizer)
         assert model[0].weight is helpers.pruned_parameters(pruner)["0.weight"]
 
@@ -228,9 +229,14 @@ class TestConverted:
         helpers.train(model, optimizer, range(4, 5))
         helpers.assert_exactly_zero(pruner, optimizer)
 
-    def test_load_state_dict_in_place_is_pruned_at_the_next_step(self):
+    def test_weights_loaded_in_place_are_not_trained_on(self):
         model, optimizer, pruner = pruned()
         model.load_state_dict(helpers.convnet(seed=3).state_dict())
+        with pytest.raises(RuntimeError, match=r"pruned weights are not zero any more.*pruner\.zero\(\)"):
+            helpers.train(model, optimizer, range(4, 5))
+        assert pruner.step == 3
+        pruner.zero()
+        helpers.assert_exactly_zero(pruner, optimizer)
         helpers.train(model, optimizer, range(4, 5))
         helpers.assert_exactly_zero(pruner, optimizer)
 

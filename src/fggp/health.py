@@ -53,7 +53,7 @@ class Health:
 
     def __init__(self, record: Record) -> None:
         self.record = record
-        self._told: set[tuple[str, tuple[str, ...]]] = set()
+        self._told: set[tuple[str, str]] = set()
         self._versions: dict[int, int] = {}
         self._trainable: set[int] = set()
         self._copies: list[weakref.ref[nn.Module]] = []
@@ -85,11 +85,11 @@ class Health:
         return not _trainable(optimizers) <= self._trainable
 
     def tell(self, findings: Iterable[Finding]) -> None:
-        """Warn of findings, of each one once."""
+        """Warn of findings, once of each kind for each weight."""
         for finding in findings:
-            key = (finding.kind, finding.weights)
-            if key not in self._told:
-                self._told.add(key)
+            about = {(finding.kind, name) for name in finding.weights or ("",)}
+            if not about <= self._told:
+                self._told |= about
                 warnings.warn(finding.message, RuntimeWarning, stacklevel=2)
 
     # Copies of the model

@@ -175,6 +175,11 @@ class Pruner:
         self._note_masks()
         self._register()
 
+    def _sync(self, optimizers: Optimizers | None = None) -> None:
+        """Adapt to what has become of the model's weights since the last call; see `Masks.sync_with_model`."""
+        if self._masks.sync_with_model(optimizers or self._optimizers):
+            self._register()
+
     def _register(self) -> None:
         weights = self._masks.weights
         self._health.record.parameter_ids = frozenset(id(w.parameter) for w in weights)
@@ -234,7 +239,7 @@ class Pruner:
         Raises:
             ValueError, TypeError: as when a Pruner is made. Nothing is changed then.
         """
-        self._masks.sync_with_model(Optimizers(optimizer))
+        self._sync(Optimizers(optimizer))
         known = {w.name: w for w in self._masks.weights}
         found = {w.name: w for w in find_prunable(self._model, self._include, self._exclude)}
         order = [*dict.fromkeys(k.weight.name for k in known_parameters(self._model))]  # ranks ties
@@ -275,7 +280,7 @@ class Pruner:
 
     def zero(self) -> None:
         """Zero all pruned weights, their optimizer state, and those of copies, now: they were filled on purpose."""
-        self._masks.sync_with_model(self._optimizers)
+        self._sync()
         self._apply_everywhere()
 
     def reschedule(
@@ -334,7 +339,7 @@ class Pruner:
             self._sparsity,
             self._floors,
         )
-        self._masks.sync_with_model(self._optimizers)
+        self._sync()
         self._choose(end, postpone=False)
         self._apply_choice()
 
@@ -361,7 +366,7 @@ class Pruner:
     def remove(self) -> None:
         """Take the hooks off. Pruned weights are zero when this returns; `masks` stays readable."""
         self._unhook()
-        self._masks.sync_with_model(self._optimizers)
+        self._sync()
         self._apply_everywhere()
         shortfall = self._health.record.shortfall()
         if shortfall is not None and not self._health.record.reported:
@@ -382,8 +387,7 @@ class Pruner:
         """Choose before the optimizer changes the weights; with a closure, once that has computed the gradients."""
         refuse_capture()
         self._choice, self._stepping = None, optimizer
-        if self._masks.sync_with_model(self._optimizers):
-            self._register()
+        self._sync()
         if not self._stepped:
             self._health.check_unchanged(self._masks)
         if self._is_due(self.step + 1):
@@ -574,7 +578,7 @@ class Pruner:
             ValueError: the state is damaged, of another model, or of a custom method or schedule that this pruner
                 was not made with. The pruner is then unchanged.
         """
-        self._masks.sync_with_model(self._optimizers)
+        self._sync()
         restored = PrunerState.from_dict(state, self._masks.weights, self.method, self.schedule)
         self._masks.set([local(mask) for mask in restored.masks.values()])
         asked, restored_target = self.schedule.sparsity, whole(restored.budgets).sparsity

@@ -78,7 +78,7 @@ def test_missing_and_infinite_gradients_count_as_zero(gradients, decay, scale):
     largest = 0.0  # rounding is relative to it, even after a small decay has forgotten it
     for gradient in gradients:
         model.weight.grad = None if gradient is None else torch.tensor([gradient])
-        averages.update(weights, scale)
+        averages.update(weights, [scale])
         size = torch.zeros(1, 3) if gradient is None else (model.weight.grad / scale).abs()
         seen = torch.where(size.isfinite(), size, 0).double()
         largest = max(largest, float(seen.max()))
