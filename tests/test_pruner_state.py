@@ -164,7 +164,7 @@ def test_the_models_state_dict_never_changes_its_keys():
     plain = list(helpers.convnet().state_dict())
     model, _, pruner = make_run(init_sparsity=0.2)
     assert list(model.state_dict()) == plain
-    with pytest.warns(UserWarning, match="pruning stopped at step"):
+    with pytest.warns(UserWarning, match="pruning got to step"):
         pruner.remove()
     assert list(model.state_dict()) == plain
     helpers.convnet().load_state_dict(model.state_dict())

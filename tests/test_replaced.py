@@ -63,7 +63,7 @@ class TestAssigned:
         model, optimizer, pruner = pruned()
         model.load_state_dict(dense, assign=True)
         hand_over(model, optimizer)
-        with pytest.warns(UserWarning, match="stopped at step 3 of 6"):
+        with pytest.warns(UserWarning, match="got to step 3 of 6"):
             pruner.remove()
         helpers.assert_exactly_zero(pruner, optimizer)
         assert model[0].weight is helpers.pruned_parameters(pruner)["0.weight"]

@@ -81,7 +81,7 @@ class Record:
                 f"instead of {self.target:.1%}. Give the Pruner the optimizer whose step() is called"
             )
         return (
-            f"pruning stopped at step {self.step} of {self.end}: the sparsity is {self.sparsity:.1%} instead of "
+            f"pruning got to step {self.step} of {self.end}: the sparsity is {self.sparsity:.1%} instead of "
             f"{self.target:.1%}. Train on, set end= to the number of optimizer steps that are made, or call "
             f"pruner.finish() to prune the rest at once"
         )
@@ -139,7 +139,7 @@ def complaints(model: nn.Module) -> Iterator[str]:
     """What is wrong with the pruning of a model that is about to be used: unfinished, or zeros that were filled."""
     for record, found in _of(model).items():
         shortfall = record.shortfall()
-        if shortfall is not None:
+        if shortfall is not None and not record.reported:
             settle(record)
             yield shortfall
         filled = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fggp import registry
 from fggp.atomic import atomic_write
 from fggp.ship.file import container, gaps
 from fggp.ship.file.dtypes import CODE_OF_DTYPE, INTEGER_OF_SIZE, ROUNDABLE
@@ -33,6 +35,9 @@ def save(
     whichever it is, is stored sparse where that is smaller. Tied tensors are stored once. Names have no prefix from a
     wrapper (DataParallel, DDP, ``torch.compile``), so the file fits the wrapped and the bare model.
 
+    If a Pruner pruned the model, the metadata say how far it got: ``pruning-method``, ``-target``, ``-reached``,
+    ``-step`` and ``-coverage``.
+
     Args:
         model: the model, on any device.
         path: the file. It is replaced in one step: a crash leaves the old file or the new one, at worst with a
@@ -45,12 +50,17 @@ def save(
     Raises:
         ValueError, TypeError, NotImplementedError: an argument is wrong, or the file cannot hold a tensor of the model;
             the message names it, and nothing is written.
+
+    Warns:
+        UserWarning: the model's pruning did not reach its target, or pruned weights are not zero.
     """
     if values not in (None, torch.bfloat16):
         raise ValueError(f"values={values!r} must be torch.bfloat16, or left out to keep every bit")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r:.80} must be a torch.nn.Module: save(model, path)")
-    texts = _checked_metadata(metadata or {})
+    texts = {**registry.certificate(model), **_checked_metadata(metadata or {})}
+    for message in registry.complaints(model):
+        warnings.warn(f"fggp.save: {message}", UserWarning, stacklevel=2)
     coding, pieces = _encoded(model_tensors(model, model.state_dict()), values)
     with atomic_write(Path(path)) as file:
         file.writelines(container.encode({**texts, **coding}, pieces))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
+from fggp import registry
 from fggp.ship.graph import interpret
 from fggp.ship.graph.capture import CaptureError, capture, evaluation_mode, normalise_example
 from fggp.ship.graph.inplace import MutationError
@@ -49,7 +50,8 @@ def compile(model: nn.Module, example_input: Any) -> Compiled:
 
     Warns:
         UserWarning: the whole network runs on PyTorch, because fggp was installed without its kernels or the model
-            cannot be captured; the message says why.
+            cannot be captured; the message says why. Or the model's pruning did not reach its target, or pruned
+            weights are not zero.
 
     Example:
         >>> fast = fggp.compile(model, torch.randn(1, 3, 32, 32))
@@ -57,6 +59,8 @@ def compile(model: nn.Module, example_input: Any) -> Compiled:
         >>> print(fast)  # each layer, what runs it, and its time
     """
     args, kwargs = normalise_example(example_input)
+    for message in registry.complaints(model):
+        warnings.warn(f"fggp.compile: {message}", UserWarning, stacklevel=2)
     return Compiled(model, args, kwargs)
 
 
