@@ -107,22 +107,40 @@ def test_what_weight_norm_computes_is_finite_where_it_was(drawn):
     assert is_finite[was_finite].all()
 
 
-@given(directions(), st.sampled_from([1, 2, 3, 5]), st.sampled_from([1, 2]), st.data())
-def test_processes_that_hold_whole_rows_do_what_one_does(drawn, blocks, copies, data):
-    v, before, after, norm_dim = drawn
-    if int(after.sum()) < (1 if norm_dim == -1 else v.shape[norm_dim]):
-        return
+def in_processes(v, before, after, norm_dim, blocks, copies, order):
+    """The result of processes that hold one of some blocks of rows each, in some number of copies."""
     grid = [blocks if d == norm_dim else 1 for d in range(v.ndim)]
-    parts = data.draw(st.permutations(parts_of(v.shape, grid, copies)))
+    parts = parts_of(v.shape, grid, copies)
     weight = Prunable("v", nn.Parameter(v), [], norm_dim=norm_dim)
 
     def select(layers, marks, processes):
         return [marks[0], keep_rows([weight], layers[:1], marks[:1], marks[1:], processes)[0].contiguous()]
 
-    order = tuple(data.draw(st.permutations(range(v.ndim))))
     # The second layer stands for the marks after the selection only.
     found, _ = sharded_run([[p, p] for p in parts], [v, v], [None, None], [before, after], select, [order] * 2)
-    assert torch.equal(found[1], one_at_a_time(v, before, after, norm_dim))
+    return found[1]
+
+
+@given(directions(), st.sampled_from([1, 2, 3, 5]), st.sampled_from([1, 2]), st.data())
+def test_processes_that_hold_whole_rows_do_what_one_does(drawn, blocks, copies, data):
+    v, before, after, norm_dim = drawn
+    if int(after.sum()) < (1 if norm_dim == -1 else v.shape[norm_dim]):
+        return
+    order = tuple(data.draw(st.permutations(range(v.ndim))))
+    found = in_processes(v, before, after, norm_dim, blocks, copies, order)
+    assert torch.equal(found, one_at_a_time(v, before, after, norm_dim))
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("blocks", [1, 2, 4, 5])
+def test_rows_are_lost_in_several_processes(blocks, copies):
+    v = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    after = torch.ones(6, 5, dtype=torch.bool)
+    after[1] = after[4] = after[5] = False
+    found = in_processes(v, torch.ones_like(after), after, 0, blocks, copies, (0, 1))
+    assert found.sum() == after.sum()
+    assert found.any(1).all()
+    assert torch.equal(found, one_at_a_time(v, torch.ones_like(after), after, 0))
 
 
 @given(directions())

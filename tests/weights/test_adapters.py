@@ -252,8 +252,11 @@ class Bottleneck(nn.Module):
         ByHand(frozen=False),
         ByHand(down=(2, 6), up=(8, 3)),
         ByHand(down=(6, 6), up=(8, 6)),
+        ByHand(down=(7, 6), up=(8, 7)),
         ByHand(down=(2, 5)),
         Bottleneck(),
+        # A small network behind two frozen layers
+        nn.Sequential(*(nn.Linear(6, 8).requires_grad_(False) for _ in range(2)), nn.Linear(6, 2), nn.Linear(2, 8)),
         nn.Sequential(nn.Linear(6, 8).requires_grad_(False), nn.Linear(8, 8).requires_grad_(False), nn.Linear(8, 2)),
         nn.Sequential(nn.Linear(6, 8).requires_grad_(False), nn.Linear(8, 2)),
         nn.Sequential(nn.Linear(6, 8).requires_grad_(False)),

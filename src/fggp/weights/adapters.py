@@ -83,15 +83,15 @@ def _declared_shapes(module: nn.Module) -> Iterator[tuple[int, int]]:
 
 
 def _form_pairs(matrices: Sequence[Tensor], out: int, into: int) -> bool:
-    """Whether these are as many [r, into] as [out, r] for each rank r."""
+    """Whether these are as many [r, into] as [out, r] for each rank r, all ranks below both."""
     down: Counter[int] = Counter()
     up: Counter[int] = Counter()
     for m in matrices:
         first, second = m.shape[:2]
-        if second == into and first < min(out, into):
+        if second == into:
             down[first] += 1
-        elif first == out and second < min(out, into):
+        elif first == out:
             up[second] += 1
         else:
             return False
-    return down == up
+    return down == up and max(down) < min(out, into)
