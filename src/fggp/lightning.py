@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 class Pruning(Callback):
     """Prunes the model while ``trainer.fit`` trains it.
 
-    The `fggp.Pruner` is made when ``fit`` starts, for the optimizers of ``configure_optimizers``. When to prune is
+    The `fggp.Pruner` is made when training starts, for the optimizers of ``configure_optimizers``. When to prune is
     given as shares of training, which the trainer's ``max_epochs``, ``max_steps`` and gradient accumulation turn into
     optimizer steps. The pruner's state is saved in the trainer's checkpoints. With ``fit(ckpt_path=…)`` it goes on
     from there; a checkpoint without that state is pruned over the rest of training. A second ``fit`` goes on with the
@@ -74,7 +74,7 @@ class Pruning(Callback):
         seed: see `fggp.Pruner`.
 
     Raises:
-        ValueError, TypeError: an argument is wrong. What `fggp.Pruner` refuses is raised when ``fit`` starts; so is
+        ValueError, TypeError: an argument is wrong. What `fggp.Pruner` refuses is raised when training starts; so is
             training without a known length.
     """
 
@@ -113,7 +113,7 @@ class Pruning(Callback):
         self._pruner: fggp.Pruner | None = None
         self._module: LightningModule | None = None  # whose weights the pruner prunes
         self._loaded: dict[str, Any] | None = None  # a checkpoint's state, until the pruner is made
-        self._fitting = self._new = self._ready = self._finished = False
+        self._fitting = self._ready = self._finished = False
         self._followed: list[nn.Module] = []
         self._superseded: list[str] = []  # best checkpoints from before the final sparsity
         self._max_epochs = -1
@@ -124,10 +124,10 @@ class Pruning(Callback):
         """The Pruner.
 
         Raises:
-            RuntimeError: ``fit`` has not started in this process.
+            RuntimeError: training has not started in this process.
         """
         if self._pruner is None:
-            raise RuntimeError("the Pruner is made when trainer.fit starts, in each process that trains")
+            raise RuntimeError("the Pruner is made when trainer.fit starts to train, in each process that trains")
         return self._pruner
 
     # Before training
@@ -135,78 +135,79 @@ class Pruning(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         self._fitting = stage == "fit"
         if self._fitting:
-            self._loaded, self._new, self._ready, self._clock = None, False, False, _Clock()
+            self._loaded, self._ready, self._clock = None, False, _Clock()
             # Here, because StochasticWeightAveraging later adds an epoch in which no optimizer steps.
             self._max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
         elif self._module is not pl_module:
             self._loaded = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the Pruner, or bind the one of an earlier fit to the new optimizers.
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the Pruner, or bind it to the new optimizers, or restore it; and fit its schedule into this training.
+
+        Not before: only now the data loader and so the length of training are known, and weights and optimizers have
+        what a checkpoint holds. Loading may have called ``optimizer.step()`` to have the optimizers make their states.
 
         Raises:
-            ValueError, TypeError: `fggp.Pruner` refuses an argument.
+            ValueError, TypeError: training has no known length, or `fggp.Pruner` refuses an argument.
         """
-        if trainer.limit_train_batches == 0:
-            return  # nothing is trained
-        if self._pruner is not None and self._module is pl_module:
-            self._pruner.attach(_optimizers(trainer))
+        clock = self._clock
+        clock.set(trainer, pl_module, self._max_epochs)
+        if self._pruner is not None and self._module is not pl_module:
+            self._pruner.remove()
+            self._pruner = None
+        if self._pruner is None:
+            clock.start(trainer, 0)
+            if self._loaded is None:
+                self._pruner = self._make(trainer, pl_module)
+            else:
+                self._pruner = self._make_to_load(trainer, pl_module)
         else:
-            self._make(trainer, pl_module)
-        self._ready = True
+            self._pruner.attach(_optimizers(trainer))
+        is_new = self._module is not pl_module and self._loaded is None
+        self._module, self._ready = pl_module, True
         if self._loaded is not None:
             self._restore(self._loaded)
+        if not is_new:
+            self._fit_into(trainer)
+        elif not _is_one_shot(self._pruner.method):
+            clock.aim(self._pruner.schedule)
+        self._finished = self._pruner.finished
         self._followed = []
         self._follow_copies(trainer, pl_module)
 
-    def _make(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the Pruner, before the optimizers' states are loaded, into which a sparse start must not reach.
+    def _make(self, trainer: Trainer, pl_module: LightningModule) -> fggp.Pruner:
+        length = self._clock.left
+        method = GraNet(total_steps=length) if self._method == GraNet.name else self._method
+        steps = steps_of_shares(length, self._begin, self._end, self._every)
+        when: dict[str, Any] = {} if _is_one_shot(method) else steps._asdict()
+        return fggp.Pruner(_model(trainer), _optimizers(trainer), method=method, **when, **self._arguments)
 
-        The length of training is not known yet: to ask for it would make the data loader, which would then not get
-        its place in the data from the checkpoint. So the schedule is one of a single step until training starts.
-        """
-        if self._pruner is not None:
-            self._pruner.remove()  # of another model
+    def _make_to_load(self, trainer: Trainer, pl_module: LightningModule) -> fggp.Pruner:
+        """A Pruner that has not changed the weights, for a state that has the masks and the schedule."""
         method = GraNet(total_steps=1) if self._method == GraNet.name else self._method
-        when: dict[str, Any] = {} if _is_one_shot(method) else {"begin": 0, "end": 1, "every": 1}
-        model: nn.Module = trainer.model if trainer.model is not None else pl_module
-        # Lightning has loaded the weights before it made the optimizers. A sparse start would prune them at random.
-        loaded = None if self._loaded is None else [p.detach().clone() for p in pl_module.parameters()]
-        self._pruner = fggp.Pruner(model, _optimizers(trainer), method=method, **when, **self._arguments)
-        if loaded is not None:
-            with torch.no_grad():
-                for parameter, value in zip(pl_module.parameters(), loaded, strict=True):
-                    parameter.copy_(value)
-        self._module, self._new = pl_module, True
+        dense: dict[str, Any] = {"begin": 0, "end": 1, "every": 1, "init": "erk", "init_sparsity": 0.0}
+        first = FGGP() if _is_one_shot(method) else method
+        pruner = fggp.Pruner(_model(trainer), _optimizers(trainer), method=first, **{**self._arguments, **dense})
+        pruner.method = resolve(method)
+        return pruner
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fit the schedule into what is left of training, which is known only now.
-
-        Raises:
-            ValueError: training has no known length.
-        """
+    def _fit_into(self, trainer: Trainer) -> None:
+        """Move the end of pruning that began in another training, if this one would end before it."""
         pruner, clock = self.pruner, self._clock
-        clock.set(trainer, pl_module, self._max_epochs)
-        went_on = clock.start(trainer, pruner.step) and self._loaded is not None
-        self._finished = pruner.finished
+        goes_on = clock.start(trainer, pruner.step) and self._loaded is not None
         if _is_one_shot(pruner.method):
             return
-        if self._new and self._loaded is None:
-            self._reschedule(steps_of_shares(clock.left, self._begin, self._end, self._every))
-            if pruner.sparsity > 0:
-                pruner.zero()  # some strategies load a checkpoint's weights after the Pruner is made
-        elif pruner.schedule.end - pruner.step > clock.left or (
-            pruner.schedule.end <= pruner.step and not self._finished
-        ):
+        missed = pruner.schedule.end <= pruner.step and not pruner.finished  # by weights that were frozen until now
+        if missed or pruner.schedule.end > pruner.step + clock.left:
             last, before = pruner.step + clock.left, pruner.schedule.end
             end = pruner.step + steps_of_shares(clock.left, 0.0, self._end, None).end
             self._retime(min(pruner.schedule.begin, end - 1), end)
             self._warn(
                 trainer,
-                f"pruning was to end at optimizer step {before}, but training now ends at step {last}: pruning ends at "
-                f"step {end} instead",
+                f"pruning was to end at optimizer step {before}, but this training goes from step {pruner.step} to "
+                f"{last}: pruning ends at step {end} instead",
             )
-        elif went_on:
+        elif goes_on:
             return
         clock.aim(pruner.schedule)
 
@@ -275,9 +276,9 @@ class Pruning(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is not as it should be: the final sparsity was not reached, or no checkpoint has it."""
-        if self._pruner is None:
-            return
-        pruner = self._pruner
+        if not self._ready:
+            return  # nothing was trained
+        pruner = self.pruner
         if not pruner.finished:
             paths = [path for c in trainer.checkpoint_callbacks if (path := getattr(c, "best_model_path", ""))]
             self._warn(
@@ -473,6 +474,13 @@ def _copies_in(callback: Any, model: nn.Module) -> Iterator[nn.Module]:
 def _best_seekers(trainer: Trainer) -> list[Any]:
     """The ModelCheckpoints that look for the best model."""
     return [c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None) is not None]
+
+
+def _model(trainer: Trainer) -> nn.Module:
+    """The module that is trained, wrapped for data parallelism if it is."""
+    model: nn.Module | None = trainer.model
+    assert model is not None
+    return model
 
 
 def _optimizers(trainer: Trainer) -> Any:
