@@ -551,7 +551,7 @@ class TestTargetsByLayer:
         sizes = {"0.weight": 108, "rest": 436 - 108}
         for t in range(1, 7):
             helpers.train(model, optimizer, [t])
-            schedules = [b.schedule for b in pruner._budgets]
+            schedules = [b.schedule for b in pruner._targets.budgets]
             kept = int(pruner.masks["0.weight"].sum())
             if t % 2 == 0:
                 assert kept == round((1 - schedules[0].sparsity_at(t)) * sizes["0.weight"])

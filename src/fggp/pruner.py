@@ -5,26 +5,25 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fggp import health, registry
-from fggp.budgets import EVERYTHING, Budget, layer_floors, make_budgets, split, target_of, whole
 from fggp.graph_breaks import outside_graphs, refuse_capture
 from fggp.health import Finding, Health
 from fggp.masks.masks import Masks
 from fggp.masks.optimizer_state import check_state_format
 from fggp.masks.starts import Init, starting_masks
 from fggp.methods import FGGP, Method, OneShot, resolve
-from fggp.pruner_arguments import check_one_shot, check_scope, check_seed, schedule_for, sparsity_of_given_masks
+from fggp.pruner_arguments import check_one_shot, check_scope, check_seed, schedule_for
 from fggp.pruner_state import PrunerState
 from fggp.pruner_table import layer_table
 from fggp.registry import Record
 from fggp.schedule import Curve, Schedule, cubic
-from fggp.selection.rows import keep_rows_of_masks, least_active
+from fggp.selection.rows import keep_rows_of_masks
+from fggp.targets import Targets, split_into_budgets
 from fggp.update import Choice, Scope, choose, find_obstacle, plan_update
 from fggp.weights.averages import Averages
 from fggp.weights.checks import check_attached
@@ -115,36 +114,31 @@ class Pruner:
     ) -> None:
         # Check everything before changing anything.
         self.method = resolve(method)
-        targets = sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]
-        schedules = [schedule_for(self.method, s, begin, end, every, schedule, init_sparsity, init) for s in targets]
+        goals = sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]
+        schedules = [schedule_for(self.method, s, begin, end, every, schedule, init_sparsity, init) for s in goals]
         check_scope(scope, self.method)
         check_seed(seed)
         weights = find_prunable(model, include, exclude)
         optimizers = _checked(optimizer, weights)
-        budgets = make_budgets(weights, split(weights, sparsity), schedules)
-        floors = layer_floors(weights, floor, [least_active(w) for w in weights], budgets)
+        targets = Targets.of(weights, split_into_budgets(weights, sparsity, schedules), floor)
         processes = Processes.of(model, weights)
         if isinstance(self.method, OneShot):
             check_one_shot(self.method, sparsity, floor, processes)
-            chosen = self.method.masks(model, weights, float(target_of(sparsity, EVERYTHING)), seed)
+            chosen = self.method.masks(model, weights, targets.schedule.sparsity, seed)
             masks = keep_rows_of_masks(weights, chosen, processes)
         else:
-            initial = [(b.layers, b.schedule.init_sparsity) for b in budgets]
+            initial = [(b.layers, b.schedule.init_sparsity) for b in targets.budgets]
             masks = starting_masks(weights, init, initial, seed, processes)
         self._masks = Masks(weights, masks, processes)
         if isinstance(init, Mapping) or init == "keep":  # never with a OneShot: schedule_for refuses that
-            for i, b in enumerate(budgets):
-                active = sum(self._masks.counts[j] for j in b.layers)
-                given = sparsity_of_given_masks(active, b.total, b.schedule.sparsity, init_sparsity)
-                budgets[i] = replace(b, schedule=replace(b.schedule, init_sparsity=given))
+            targets = targets.starting_from(self._masks.counts, init_sparsity)
         self._averages = Averages(self.method.averages() if isinstance(self.method, Method) else ())
         if any(_has_pruner(each) for each in optimizers.all):
             warnings.warn("the optimizer has a Pruner already: call its remove() first", UserWarning, stacklevel=2)
 
         self.scope, self.seed = scope, seed
         self.step = self.last_update = 0
-        self._budgets, self._floors = budgets, floors
-        self._sparsity, self._floor, self._include, self._exclude = sparsity, floor, include, exclude
+        self._targets, self._include, self._exclude = targets, include, exclude
         self._initial_counts = self._masks.counts
         self._overdue = self._warned = self._skipped = False
         self._stepping: Optimizer | None = None
@@ -188,7 +182,7 @@ class Pruner:
     @property
     def schedule(self) -> Schedule:
         """The schedule in use; with several targets, the sparsity of all weights together."""
-        return whole(self._budgets)
+        return self._targets.schedule
 
     @property
     def sparsity(self) -> float:
@@ -198,8 +192,7 @@ class Pruner:
     @property
     def finished(self) -> bool:
         """Whether the final sparsity is reached."""
-        counts = self._masks.counts
-        return all(sum(counts[i] for i in b.layers) == b.final for b in self._budgets)
+        return self._targets.reached(self._masks.counts)
 
     @property
     def masks(self) -> Mapping[str, Tensor]:
@@ -246,14 +239,13 @@ class Pruner:
         weights = [{**found, **known}[name] for name in order if name in found or name in known]
         optimizers = _checked(optimizer, weights)
         if len(weights) > len(known):
-            budgets = make_budgets(weights, split(weights, self._sparsity), self._schedules_for(self._sparsity))
-            floors = layer_floors(weights, self._floor, [least_active(w) for w in weights], budgets)
+            targets = self._targets.of_more(weights)
             processes = Processes.of(self._model, weights)
             own = dict(zip(known, self._masks.parts, strict=True))
             masks = [own.get(w.name, torch.ones(local(w.parameter).shape, dtype=torch.bool)) for w in weights]
             counts = dict(zip(known, self._initial_counts, strict=True))
             self._masks = Masks(weights, masks, processes)
-            self._budgets, self._floors = budgets, floors
+            self._targets = targets
             self._initial_counts = [counts.get(w.name, w.parameter.numel()) for w in weights]
             self.coverage = coverage(self._model, weights)
         self._unhook()
@@ -307,20 +299,15 @@ class Pruner:
         """
         if isinstance(self.method, OneShot):
             raise ValueError(f"method={self.method.name!r} has no schedule: it acts once, when the Pruner is made")
-        sparsity = self._sparsity if sparsity is None else sparsity
-        weights, counts = self._masks.weights, self._masks.counts
-        schedules = self._schedules_for(sparsity, begin, end, every)
-        if schedules[0].end <= self.step:
-            raise ValueError(f"end={schedules[0].end} must be greater than {self.step}, the present step: give end=")
-        budgets = make_budgets(weights, split(weights, sparsity), schedules)
-        floors = layer_floors(weights, self._floor, [least_active(w) for w in weights], budgets)
-        for b in budgets:
-            active = sum(counts[i] for i in b.layers)
-            if active < b.final:
-                raise ValueError(
-                    f"sparsity={b.schedule.sparsity!r} must be at least {1 - active / b.total}, the present sparsity"
-                )
-        self._set_budgets(budgets, sparsity, floors)
+        last = None if end is None else self.method.last_update(end)
+        targets = self._targets.changed(
+            self._masks.weights, self._masks.counts, sparsity, begin=begin, end=end, every=every, last=last
+        )
+        if targets.schedule.end <= self.step:
+            raise ValueError(
+                f"end={targets.schedule.end} must be greater than {self.step}, the present step: give end="
+            )
+        self._aim_at(targets)
 
     def finish(self) -> None:
         """Reach the final sparsity now, with one update outside a step; the schedule ends here.
@@ -330,36 +317,14 @@ class Pruner:
         """
         if self.finished or isinstance(self.method, OneShot):
             return
-        end = max(self.step, 1)
-        self._set_budgets(
-            [
-                replace(b, schedule=replace(b.schedule, begin=min(b.schedule.begin, end - 1), end=end, last=end))
-                for b in self._budgets
-            ],
-            self._sparsity,
-            self._floors,
-        )
+        step = max(self.step, 1)
+        self._aim_at(self._targets.ending_at(step))
         self._sync()
-        self._choose(end, postpone=False)
+        self._choose(step, postpone=False)
         self._apply_choice()
 
-    def _schedules_for(
-        self,
-        sparsity: float | Mapping[str, float],
-        begin: int | None = None,
-        end: int | None = None,
-        every: int | None = None,
-    ) -> list[Schedule]:
-        """The present schedule for other targets, or with other steps."""
-        assert isinstance(self.method, Method)
-        now = self.schedule
-        begin, end = now.begin if begin is None else begin, now.end if end is None else end
-        every, last = now.every if every is None else every, self.method.last_update(end)
-        targets = [target_of(sparsity, pattern) for pattern in split(self._masks.weights, sparsity)]
-        return [Schedule(s, begin, end, every, min(now.init_sparsity, s), now.curve, last) for s in targets]
-
-    def _set_budgets(self, budgets: list[Budget], sparsity: float | Mapping[str, float], floors: list[int]) -> None:
-        self._budgets, self._sparsity, self._floors = budgets, sparsity, floors
+    def _aim_at(self, targets: Targets) -> None:
+        self._targets = targets
         self._note_masks()
         self._register()
 
@@ -444,13 +409,12 @@ class Pruner:
         gradients = self._gradients.read(self._masks.weights, self._grad_scales(), self._masks.processes)
         plan = plan_update(
             self.method,
-            self._budgets,
+            self._targets,
             step=step,
             scope=self.scope,
             seed=self.seed,
             masks=self._masks,
             initial_counts=self._initial_counts,
-            floors=self._floors,
             has_gradient=gradients.known,
         )
         obstacle = find_obstacle(plan, self.method, self._masks, gradients) if postpone else None
@@ -556,7 +520,7 @@ class Pruner:
             step=self.step,
             last_update=self.last_update,
             overdue=self._overdue,
-            budgets=self._budgets,
+            targets=self._targets,
             method=self.method,
             scope=self.scope,
             seed=self.seed,
@@ -579,10 +543,10 @@ class Pruner:
                 was not made with. The pruner is then unchanged.
         """
         self._sync()
-        restored = PrunerState.from_dict(state, self._masks.weights, self.method, self.schedule)
+        restored = PrunerState.from_dict(state, self._masks.weights, self.method, self._targets)
         self._masks.set([local(mask) for mask in restored.masks.values()])
-        asked, restored_target = self.schedule.sparsity, whole(restored.budgets).sparsity
-        self.method, self._budgets = restored.method, list(restored.budgets)
+        asked, restored_target = self.schedule.sparsity, restored.targets.schedule.sparsity
+        self.method, self._targets = restored.method, restored.targets
         self.scope, self.seed = restored.scope, restored.seed
         self.step, self.last_update = restored.step, restored.last_update
         self._overdue, self._choice = restored.overdue, None

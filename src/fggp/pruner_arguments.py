@@ -8,7 +8,7 @@ from typing import Any
 
 from fggp.masks.starts import Init
 from fggp.methods import Method, OneShot
-from fggp.schedule import Curve, Schedule, active_count
+from fggp.schedule import Curve, Schedule
 from fggp.weights.processes import Processes
 
 
@@ -82,29 +82,3 @@ def check_seed(seed: Any) -> None:
     """
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed={seed!r} must be an int")
-
-
-def sparsity_of_given_masks(active: int, total: int, sparsity: float, init_sparsity: float | None) -> float:
-    """The initial sparsity of masks that the user gave; exactly ``sparsity`` if the masks have that many zeros.
-
-    Args:
-        active: the number of active weights that pruning starts from.
-        total: the number of weights.
-        sparsity: the final sparsity.
-        init_sparsity: the argument of the Pruner.
-
-    Raises:
-        ValueError: the masks contradict ``init_sparsity``, or have fewer active weights than ``sparsity`` leaves.
-    """
-    if init_sparsity is not None and active != active_count(init_sparsity, total):
-        raise ValueError(
-            f"init_sparsity={init_sparsity} contradicts init, whose masks have sparsity {1 - active / total}: "
-            f"leave it out"
-        )
-    if active == active_count(sparsity, total):
-        return sparsity
-    if active < active_count(sparsity, total):
-        raise ValueError(
-            f"sparsity={sparsity!r} must be at least {1 - active / total}, the sparsity of the masks in init"
-        )
-    return 1 - active / total

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from fggp.budgets import EVERYTHING, Budget, make_budgets, split, whole
 from fggp.masks.packing import pack, unpack
 from fggp.methods import REGISTRY, Method, OneShot
 from fggp.schedule import CURVES, Curve, Schedule
+from fggp.targets import Budget, Targets, split_into_budgets
 from fggp.update import Scope
 from fggp.weights.averages import Averages
 from fggp.weights.dtensor import own_part, placed_as
@@ -32,7 +32,7 @@ class PrunerState:
         step: optimizer steps counted so far.
         last_update: the step of the latest update, 0 before the first.
         overdue: whether an update was postponed and is still due.
-        budgets: the targets in use, with their schedules.
+        targets: the targets in use, with their schedules.
         method: the method in use.
         scope: which weights are ranked together.
         seed: the pruner's seed.
@@ -45,7 +45,7 @@ class PrunerState:
     step: int
     last_update: int
     overdue: bool
-    budgets: Sequence[Budget]
+    targets: Targets
     method: Method | OneShot
     scope: Scope
     seed: int
@@ -65,8 +65,10 @@ class PrunerState:
             "step": self.step,
             "last_update": self.last_update,
             "overdue": self.overdue,
-            "schedule": _schedule_to_dict(whole(self.budgets)),
-            "targets": [[b.pattern, float(b.schedule.sparsity), float(b.schedule.init_sparsity)] for b in self.budgets],
+            "schedule": _schedule_to_dict(self.targets.schedule),
+            "targets": [
+                [b.pattern, float(b.schedule.sparsity), float(b.schedule.init_sparsity)] for b in self.targets.budgets
+            ],
             "method": {"name": self.method.name, **self.method.settings()},
             "scope": self.scope,
             "seed": self.seed,
@@ -79,7 +81,7 @@ class PrunerState:
 
     @staticmethod
     def from_dict(
-        state: Mapping[str, Any], weights: Sequence[Prunable], method: Method | OneShot, schedule: Schedule
+        state: Mapping[str, Any], weights: Sequence[Prunable], method: Method | OneShot, targets: Targets
     ) -> PrunerState:
         """Read and check what `to_dict` returned; all processes call this together.
 
@@ -87,27 +89,28 @@ class PrunerState:
             state: the saved state.
             weights: the pruner's own weights.
             method: the pruner's own method, which a state of a custom method needs.
-            schedule: the pruner's own schedule, whose curve a state of a custom curve needs.
+            targets: the pruner's own targets: their floor is kept, and a state of a custom curve needs their curve.
 
         Raises:
             ValueError: the state is damaged, of other weights, or of a custom method or curve that is not the
                 pruner's own.
         """
         try:
-            return PrunerState._read(state, weights, method, schedule)
+            return PrunerState._read(state, weights, method, targets)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"state is damaged, or not the state_dict of a Pruner: {error!r}") from error
 
     @staticmethod
     def _read(
-        state: Mapping[str, Any], weights: Sequence[Prunable], method: Method | OneShot, schedule: Schedule
+        state: Mapping[str, Any], weights: Sequence[Prunable], method: Method | OneShot, targets: Targets
     ) -> PrunerState:
         if state["version"] != VERSION:
             raise ValueError(f"state has version {state['version']!r}; this fggp reads version {VERSION}")
         _check_shapes(state["shapes"], weights)
         method = _restore_method(state["method"], method)
-        schedule = _restore_schedule(state["schedule"], schedule)
+        schedule = _restore_schedule(state["schedule"], targets.schedule)
         budgets = _restore_budgets(state.get("targets"), schedule, weights)  # earlier versions had one target
+        targets = Targets.of(weights, budgets, targets.floor)
         step, last_update, overdue = int(state["step"]), int(state["last_update"]), bool(state["overdue"])
         scope, seed, initial_counts = state["scope"], int(state["seed"]), [int(n) for n in state["start"]]
         kinds = method.averages() if isinstance(method, Method) else ()
@@ -117,7 +120,7 @@ class PrunerState:
             raise ValueError(f"state is damaged: scope={scope!r}, start={state['start']!r}")
         masks = {w.name: _restore_mask(state["masks"][w.name], w) for w in weights}
         return PrunerState(
-            step, last_update, overdue, budgets, method, scope, seed, initial_counts, masks, averages, gradients
+            step, last_update, overdue, targets, method, scope, seed, initial_counts, masks, averages, gradients
         )
 
 
@@ -141,12 +144,11 @@ def _restore_schedule(state: Mapping[str, Any], own: Schedule) -> Schedule:
     return Schedule(**settings, curve=CURVES.get(name, own.curve))
 
 
-def _restore_budgets(targets: Any, schedule: Schedule, weights: Sequence[Prunable]) -> list[Budget]:
-    if targets is None or [pattern for pattern, *_ in targets] == [EVERYTHING]:
-        return make_budgets(weights, {EVERYTHING: tuple(range(len(weights)))}, [schedule])
-    groups = split(weights, {pattern: sparsity for pattern, sparsity, _ in targets})
-    schedules = [replace(schedule, sparsity=sparsity, init_sparsity=initial) for _, sparsity, initial in targets]
-    return make_budgets(weights, groups, schedules)
+def _restore_budgets(state: Any, schedule: Schedule, weights: Sequence[Prunable]) -> tuple[Budget, ...]:
+    if state is None:
+        return split_into_budgets(weights, schedule.sparsity, [schedule])
+    schedules = [replace(schedule, sparsity=final, init_sparsity=initial) for _, final, initial in state]
+    return split_into_budgets(weights, {pattern: final for pattern, final, _ in state}, schedules)
 
 
 def _curve_name(curve: Curve) -> str:

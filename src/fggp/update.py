@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 
-from fggp.budgets import Budget
 from fggp.masks.masks import Masks
 from fggp.methods import Method, Update, checked_chain
 from fggp.schedule import apportion
@@ -16,6 +15,7 @@ from fggp.scores import magnitude
 from fggp.selection import passes
 from fggp.selection.chains import Exchange, Marks, TopK, count_marked_each, run_chain, run_exchange
 from fggp.selection.rows import keep_rows
+from fggp.targets import Targets
 from fggp.weights.averages import Averages
 from fggp.weights.gradients import Gradients
 from fggp.weights.layers import Layer, flatten
@@ -61,14 +61,13 @@ class Plan:
 
 def plan_update(
     method: Method,
-    budgets: Sequence[Budget],
+    targets: Targets,
     *,
     step: int,
     scope: Scope,
     seed: int,
     masks: Masks,
     initial_counts: Sequence[int],
-    floors: Sequence[int],
     has_gradient: Sequence[bool],
 ) -> Plan:
     """Plan the update at a step: schedules say how many weights are pruned, the method says by which chain.
@@ -78,20 +77,19 @@ def plan_update(
 
     Args:
         method: the method.
-        budgets: the layers that reach one sparsity together, and their schedules.
+        targets: how many weights of which layers are active when.
         step: the optimizer step, from 1.
         scope: which weights of a budget are ranked together.
         seed: the pruner's seed.
         masks: the masks before the update.
         initial_counts: the active weights of each layer when pruning started; ``"layer"`` keeps their proportions.
-        floors: the number of active weights below which no layer is pruned.
         has_gradient: for each layer, whether it has or had a gradient.
 
     Raises:
         ValueError: the method's chain does not prune the planned number of weights.
     """
-    progress = budgets[0].schedule.progress(step)
-    floors = [min(floor, count) for floor, count in zip(floors, masks.counts, strict=True)]
+    progress = targets.schedule.progress(step)
+    floors = [min(floor, count) for floor, count in zip(targets.floors, masks.counts, strict=True)]
 
     def update(active: int, target: int) -> Update:
         return Update(step, active, max(0, active - target), progress, seed)
@@ -104,7 +102,7 @@ def plan_update(
 
     groups: list[Group] = []
     reads_gradient, total_target = False, 0
-    for budget in budgets:
+    for budget in targets.budgets:
         layers = list(budget.layers)
         counts = [masks.counts[i] for i in layers]
         target = min(budget.schedule.active_at(step, budget.total), sum(counts))
@@ -112,8 +110,8 @@ def plan_update(
         if target == sum(counts):
             continue
         if scope == "layer":
-            targets = apportion(target, [initial_counts[i] for i in layers], counts, [floors[i] for i in layers])
-            ranked = [([i], t) for i, t in zip(layers, targets, strict=True)]
+            parts = apportion(target, [initial_counts[i] for i in layers], counts, [floors[i] for i in layers])
+            ranked = [([i], t) for i, t in zip(layers, parts, strict=True)]
         else:
             ranked = [(layers, target)]
         for members, t in ranked:
