@@ -11,6 +11,7 @@ import torch
 import fggp
 import helpers
 from helpers import identical
+from page import code
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -91,6 +92,20 @@ def test_it_prunes_what_it_prunes_without_accelerate(when, accumulation, mixed_p
     assert identical(optimizer.state_dict(), other_optimizer.state_dict())
 
 
+def test_the_code_of_the_page():
+    model = helpers.mlp()
+    names = {
+        "fggp": fggp,
+        "model": model,
+        "optimizer": adam(model),
+        "loader": batches(24),
+        "loss_fn": torch.nn.functional.cross_entropy,
+    }
+    exec(code("Accelerate"), names)
+    assert (names["pruner"].step, names["pruner"].finished) == (12, True)
+    helpers.assert_exactly_zero(names["pruner"], names["optimizer"])
+
+
 @pytest.mark.parametrize("options", [{}, {"method": "rigl"}], ids=["fggp", "rigl"])
 @pytest.mark.parametrize("stop", [2, 6], ids=["before the target", "after it"])
 def test_states_that_accelerate_saves_go_on(stop, options, tmp_path):
@@ -126,7 +141,7 @@ def test_a_state_without_the_pruner_is_not_trained_on(tmp_path):
     accelerator.save_state(tmp_path / "saved")
     train(accelerator, model, optimizer, data[:5])
     accelerator.load_state(tmp_path / "saved")
-    with pytest.raises(RuntimeError, match=r"pruned weights .* not zero|pruner's state"):
+    with pytest.raises(RuntimeError, match="load_state_dict"):
         train(accelerator, model, optimizer, data[5:])
     pruner.zero()
     train(accelerator, model, optimizer, data[5:])

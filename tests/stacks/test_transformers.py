@@ -12,6 +12,7 @@ from torch import nn
 import fggp
 import helpers
 from helpers import identical
+from page import code
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -36,7 +37,7 @@ EXAMPLES, BATCH = 40, 4  # ten batches an epoch
 
 def bert(seed=0):
     torch.manual_seed(seed)
-    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     return BertForSequenceClassification(BertConfig(**sizes, intermediate_size=32, max_position_embeddings=16))
 
 
@@ -190,6 +191,15 @@ def test_it_prunes_what_a_pruner_made_by_hand_prunes(bf16, accumulation, folder)
     assert identical(everything(trainer, pruning.pruner), everything(plain, by_hand))
 
 
+def test_the_code_of_the_page(folder):
+    model = bert()
+    arguments = trainer_for(model, folder, []).args
+    names = {"model": model, "arguments": arguments, "data": Examples()}
+    exec(code("Transformers"), names)
+    [pruning] = [c for c in names["trainer"].callback_handler.callbacks if isinstance(c, Pruning)]
+    assert_pruned(pruning.pruner)
+
+
 def test_any_module_can_be_trained(folder):
     pruning = Pruning(TARGET)
     trainer_for(Plain(), folder, [pruning]).train()
@@ -247,6 +257,20 @@ def test_a_smaller_batch_after_a_failure_makes_more_steps(folder):
     assert_pruned(pruning.pruner)
 
 
+def test_steps_that_a_scaler_skips_are_made_up_for(folder):
+    class Overflow(TrainerCallback):
+        """Lets two steps be skipped, as a GradScaler does on a GPU: fused optimizers read this attribute."""
+
+        def on_pre_optimizer_step(self, args, state, control, optimizer, **kwargs):
+            optimizer.optimizer.found_inf = torch.tensor(float(state.global_step in (0, 3)))
+
+    pruning = Pruning(TARGET, end=1.0, every=5, floor=1)
+    trainer_for(bert(), folder, [pruning, Overflow()], optim="adamw_torch_fused").train()
+    assert (pruning.pruner.step, pruning.pruner.schedule.end) == (18, 18)
+    assert pruning.pruner.finished
+    assert_pruned(pruning.pruner)
+
+
 # Checkpoints
 
 CONFIGURATIONS = {
@@ -301,6 +325,16 @@ def test_resume_by_the_folder_alone_and_for_longer(folder):
         trainer_in(resumed, 3).train(resume_from_checkpoint=True)
     # The schedule of the checkpoint goes on; it is in steps.
     assert (resumed.pruner.step, resumed.pruner.schedule.end) == (30, 5)
+    assert_pruned(resumed.pruner)
+
+
+def test_a_run_that_is_resumed_for_less_prunes_faster_and_says_so(folder):
+    trainer_for(bert(), folder, [Pruning(TARGET, floor=2)], save_strategy="steps", save_steps=4).train()
+    resumed = Pruning(TARGET, floor=2)
+    trainer = trainer_for(bert(), folder / "less", [resumed], max_steps=8)
+    with pytest.warns(UserWarning, match=r"was to end at optimizer step 10, .* now ends at step 8: .* step 6"):
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+    assert (resumed.pruner.step, resumed.pruner.last_update) == (8, 6)
     assert_pruned(resumed.pruner)
 
 
@@ -373,6 +407,14 @@ def test_restored_callbacks_need_arguments_that_json_holds(folder):
 # The best model, and training that ends early
 
 
+class Stop(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
 def scores(*values):
     """A metric that has these values at the evaluations, one after the other."""
     left = list(values)
@@ -431,7 +473,9 @@ def test_only_the_best_is_saved(folder):
     assert_pruned(pruning.pruner)
 
 
-@pytest.mark.parametrize("options", [{"method": "granet", "end": 0.2}, {"method": "rigl"}], ids=["granet", "rigl"])
+@pytest.mark.parametrize(
+    "options", [{"method": "granet", "end": 0.2, "floor": 2}, {"method": "rigl"}], ids=["granet", "rigl"]
+)
 def test_masks_follow_the_best_model_where_they_still_change(options, folder):
     # GraNet exchanges weights after the target is reached, and RigL is at the target from the start.
     pruning = Pruning(TARGET, **options)
@@ -444,13 +488,18 @@ def test_masks_follow_the_best_model_where_they_still_change(options, folder):
     assert identical(dict(trainer.model.state_dict()), dict(saved.state_dict()))
 
 
-def test_training_that_stops_early_says_so(folder):
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_training_stop = state.global_step == 6
-
+def test_no_best_model_at_the_target_is_said(folder):
     pruning = Pruning(TARGET)
-    trainer = trainer_for(bert(), folder, [pruning, Stop()])
+    trainer = best_of(folder, pruning, [0.8, 0.9], [Stop(11)])
+    with pytest.warns(UserWarning, match=r"reached, at optimizer step 10\. .*checkpoint-8 is less sparse"):
+        trainer.train()
+    assert pruning.pruner.step == 11
+    assert_pruned(pruning.pruner)
+
+
+def test_training_that_stops_early_says_so(folder):
+    pruning = Pruning(TARGET)
+    trainer = trainer_for(bert(), folder, [pruning, Stop(6)])
     with pytest.warns(UserWarning, match=r"is 8\d\.\d\d% of 90\.00%\. .* step 6 of 20; pruning ends at step 10"):
         trainer.train()
     assert not pruning.pruner.finished
@@ -539,11 +588,7 @@ def test_a_second_trainer_holds_the_zeros(folder):
 
 
 def test_a_second_training_reaches_the_target_that_the_first_missed(folder):
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_training_stop = state.global_step == 6
-
-    pruning, model, stop = Pruning(TARGET), bert(), Stop()
+    pruning, model, stop = Pruning(TARGET), bert(), Stop(6)
     trainer = trainer_for(model, folder, [pruning, stop])
     with pytest.warns(UserWarning, match="pruning has not ended"):
         trainer.train()
