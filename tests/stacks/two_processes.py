@@ -10,12 +10,12 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 
-import test_accelerate as plain
-import test_transformers as trainers
 import torch
 import torch.distributed as dist
 
 import helpers
+import test_accelerate as plain
+import test_transformers as trainers
 from fggp.transformers import Pruning
 
 RANK, FOLDER = int(sys.argv[1]), Path(sys.argv[2])
