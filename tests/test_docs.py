@@ -1,6 +1,8 @@
 """The code blocks in README.md and docs/ run as they stand."""
 
+import copy
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -30,5 +32,10 @@ def test_code_blocks_run(block, tmp_path, monkeypatch):
     optimizer = helpers.sgd(model)
     loader = [(torch.randn(4, 6), torch.randint(3, (4,))) for _ in range(3)]
     names = {"model": model, "optimizer": optimizer, "loader": loader, "loss_fn": nn.functional.cross_entropy}
-    exec(block, names)
+    names["averaged"] = copy.deepcopy(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(fggp.(save|compile): )?pruning got to step|nothing was pruned")  # 3 steps
+        if "Pruner(" not in block:  # it goes on with the pruner of an earlier block
+            names["pruner"] = helpers.make_pruner(model, optimizer)
+        exec(block, names)
     assert isinstance(names["pruner"], fggp.Pruner)
