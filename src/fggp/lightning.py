@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -117,6 +117,7 @@ class Pruning(Callback):
         self._followed: list[nn.Module] = []
         self._superseded: list[str] = []  # best checkpoints from before the final sparsity
         self._max_epochs = -1
+        self._trainable = 0  # the trainable parameters that the optimizers hold
         self._clock = _Clock()
 
     @property
@@ -158,9 +159,9 @@ class Pruning(Callback):
         if self._pruner is None:
             clock.start(trainer, 0)
             if self._loaded is None:
-                self._pruner = self._make(trainer, pl_module)
+                self._pruner = self._make(trainer)
             else:
-                self._pruner = self._make_to_load(trainer, pl_module)
+                self._pruner = self._make_to_load(trainer, pl_module, self._loaded["pruner"]["masks"])
         else:
             self._pruner.attach(_optimizers(trainer))
         is_new = self._module is not pl_module and self._loaded is None
@@ -172,22 +173,29 @@ class Pruning(Callback):
         elif not _is_one_shot(self._pruner.method):
             clock.aim(self._pruner.schedule)
         self._finished = self._pruner.finished
+        self._trainable = _trainable(trainer)
         self._followed = []
         self._follow_copies(trainer, pl_module)
 
-    def _make(self, trainer: Trainer, pl_module: LightningModule) -> fggp.Pruner:
+    def _make(self, trainer: Trainer) -> fggp.Pruner:
         length = self._clock.left
         method = GraNet(total_steps=length) if self._method == GraNet.name else self._method
         steps = steps_of_shares(length, self._begin, self._end, self._every)
         when: dict[str, Any] = {} if _is_one_shot(method) else steps._asdict()
         return fggp.Pruner(_model(trainer), _optimizers(trainer), method=method, **when, **self._arguments)
 
-    def _make_to_load(self, trainer: Trainer, pl_module: LightningModule) -> fggp.Pruner:
+    def _make_to_load(self, trainer: Trainer, pl_module: LightningModule, masks: Container[str]) -> fggp.Pruner:
         """A Pruner that has not changed the weights, for a state that has the masks and the schedule."""
         method = GraNet(total_steps=1) if self._method == GraNet.name else self._method
         dense: dict[str, Any] = {"begin": 0, "end": 1, "every": 1, "init": "erk", "init_sparsity": 0.0}
         first = FGGP() if _is_one_shot(method) else method
+        # A BaseFinetuning callback freezes its layers anew, whether or not they had been thawed.
+        frozen = [p for name, p in pl_module.named_parameters() if name in masks and not p.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(True)
         pruner = fggp.Pruner(_model(trainer), _optimizers(trainer), method=first, **{**self._arguments, **dense})
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         pruner.method = resolve(method)
         return pruner
 
@@ -197,21 +205,33 @@ class Pruning(Callback):
         goes_on = clock.start(trainer, pruner.step) and self._loaded is not None
         if _is_one_shot(pruner.method):
             return
-        missed = pruner.schedule.end <= pruner.step and not pruner.finished  # by weights that were frozen until now
+        missed = pruner.schedule.end <= pruner.step and not pruner.finished
         if missed or pruner.schedule.end > pruner.step + clock.left:
             last, before = pruner.step + clock.left, pruner.schedule.end
             end = pruner.step + steps_of_shares(clock.left, 0.0, self._end, None).end
             self._retime(min(pruner.schedule.begin, end - 1), end)
-            self._warn(
-                trainer,
-                f"pruning was to end at optimizer step {before}, but this training goes from step {pruner.step} to "
-                f"{last}: pruning ends at step {end} instead",
-            )
+            if missed:
+                what = f"weights have become trainable after pruning ended, at optimizer step {before}"
+            else:
+                what = (
+                    f"pruning was to end at optimizer step {before}, but this training goes from step {pruner.step} to "
+                    f"{last}"
+                )
+            self._warn(trainer, f"{what}: it now ends at step {end}")
         elif goes_on:
             return
         clock.aim(pruner.schedule)
 
     # While training
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Take in weights that have been thawed, by a ``BaseFinetuning`` callback, say."""
+        trainable = _trainable(trainer)
+        if trainable > self._trainable:
+            self.pruner.attach(_optimizers(trainer))
+            self._fit_into(trainer)
+            self._finished = self.pruner.finished
+        self._trainable = trainable
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find copies that callbacks have made since."""
@@ -481,6 +501,11 @@ def _model(trainer: Trainer) -> nn.Module:
     model: nn.Module | None = trainer.model
     assert model is not None
     return model
+
+
+def _trainable(trainer: Trainer) -> int:
+    """How many trainable parameters the optimizers hold."""
+    return sum(p.requires_grad for each in trainer.optimizers for group in each.param_groups for p in group["params"])
 
 
 def _optimizers(trainer: Trainer) -> Any:

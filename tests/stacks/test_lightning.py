@@ -368,7 +368,7 @@ def test_less_training_than_the_checkpoint_had_planned(pl, tmp_path):
     make_trainer(pl, Pruning(sparsity=0.9, end=0.9), SaveAt(pl, 8, path)).fit(make_module(pl), loader())
     pruning, module = Pruning(sparsity=0.9, end=0.9), make_module(pl)
     with pytest.warns(
-        UserWarning, match="end at optimizer step 29, but this training goes from step 8 to 16: .* at step 15"
+        UserWarning, match="end at optimizer step 29, but this training goes from step 8 to 16: it now ends at step 15"
     ):
         make_trainer(pl, pruning, max_epochs=2).fit(module, loader(), ckpt_path=path)
     assert pruning.pruner.schedule.end == 15
@@ -674,7 +674,7 @@ def test_a_second_fit_that_is_too_short_for_the_rest(pl):
     with pytest.warns(UserWarning, match="Training ended after optimizer step 4, pruning ends at step 24"):
         make_trainer(pl, pruning, Stop(pl, 4)).fit(module, loader())
     with pytest.warns(
-        UserWarning, match="at optimizer step 24, but this training goes from step 4 to 12: .* at step 10"
+        UserWarning, match="at optimizer step 24, but this training goes from step 4 to 12: it now ends at step 10"
     ):
         make_trainer(pl, pruning, max_epochs=1).fit(module, loader())
     assert_done(pruning, module)
@@ -687,6 +687,62 @@ def test_another_model_gets_a_pruner_of_its_own(pl):
     assert pruning.pruner.step == 32
     assert_same(first, second)
     assert_done(pruning, second)
+
+
+# Layers that are thawed
+
+
+def trainable_only(self):
+    return make_adam([p for p in self.parameters() if p.requires_grad])
+
+
+def thaw_after_one_epoch(pl):
+    class Thaw(pl.callbacks.BaseFinetuning):
+        def freeze_before_training(self, pl_module):
+            self.freeze(pl_module.net[0])
+
+        def finetune_function(self, pl_module, epoch, optimizer):
+            if epoch == 1:
+                self.unfreeze_and_add_param_group(pl_module.net[0], optimizer)
+
+    return Thaw()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.filterwarnings("ignore:only 29.1% of the model's")
+def test_thawed_layers_are_pruned_too(either, order):
+    pruning, module = Pruning(sparsity=0.9), make_module(either, configure_optimizers=trainable_only)
+    make_trainer(either, *[pruning, thaw_after_one_epoch(either)][::order]).fit(module, loader())
+    assert pruning.pruner.schedule.end == 16
+    assert zeros(module.net)[0] == 81
+    assert list(pruning.pruner.masks) == ["net.0.weight", "net.2.weight"]
+
+
+@pytest.mark.filterwarnings("ignore:only 29.1% of the model's")
+def test_layers_thawed_after_the_end_of_pruning(pl):
+    pruning, module = Pruning(sparsity=0.9, end=0.25), make_module(pl, configure_optimizers=trainable_only)
+    with pytest.warns(UserWarning, match="trainable after pruning ended, at optimizer step 8: it now ends at step 14"):
+        make_trainer(pl, thaw_after_one_epoch(pl), pruning).fit(module, loader())
+    assert zeros(module.net)[0] == 81
+    assert pruning.pruner.finished
+
+
+@pytest.mark.parametrize("batch", [4, 12])
+@pytest.mark.filterwarnings("ignore:only 29.1% of the model's")
+def test_thawed_layers_resume(pl, tmp_path, batch):
+    path = tmp_path / "some.ckpt"
+    pruning, module = Pruning(sparsity=0.9), make_module(pl, configure_optimizers=trainable_only)
+    make_trainer(pl, thaw_after_one_epoch(pl), pruning, SaveAt(pl, batch, path)).fit(module, loader())
+    again, resumed = Pruning(sparsity=0.9), make_module(pl, configure_optimizers=trainable_only)
+    trainer = make_trainer(pl, thaw_after_one_epoch(pl), again)
+    if batch == 4:
+        trainer.fit(resumed, loader(), ckpt_path=path)
+        assert_same(resumed, module)
+    else:  # Lightning leaves the layer frozen that had been thawed
+        with pytest.warns(RuntimeWarning, match=r"'net\.0\.weight' had no gradient in 3 updates in a row"):
+            trainer.fit(resumed, loader(), ckpt_path=path)
+    assert zeros(resumed.net)[0] == 81
+    assert again.pruner.finished
 
 
 # Models and processes
