@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 import fggp
+import page
 from fggp.lightning import Pruning
 from fggp.training_shares import steps_of_shares
 from helpers import mlp
@@ -502,6 +504,53 @@ def test_averages_resume_bit_identical(pl, tmp_path, kind, batch):
     assert_done(again, resumed)
 
 
+def averaged_net(pl, trainable, **methods):
+    """A LightningModule that keeps an average of its net by itself."""
+    module = make_module(
+        pl,
+        configure_optimizers=lambda self: make_adam(self.net.parameters()),
+        on_train_batch_end=lambda self, *_: self.average.update_parameters(self.net),
+        **methods,
+    )
+    module.average = AveragedModel(module.net).requires_grad_(trainable)
+    return module
+
+
+@pytest.mark.parametrize("exclude", [None, "*.bias", [nn.BatchNorm1d, "*.bias"]])
+def test_an_average_within_the_module(pl, tmp_path, exclude):
+    path = tmp_path / "some.ckpt"
+    pruning, module = Pruning(sparsity=0.9, exclude=exclude), averaged_net(pl, True)
+    module.net[1] = nn.BatchNorm1d(10)
+    module.average = AveragedModel(module.net)
+    make_trainer(pl, pruning, SaveAt(pl, 12, path)).fit(module, loader())
+    assert list(pruning.pruner.masks) == ["net.0.weight", "net.2.weight"]
+    assert pruning.pruner.check() == []
+    assert zeros(module.net)[0] == 81
+    model, average = zeros(module.net)[1], zeros(module.average)[1]
+    assert all(torch.equal(a, b) for a, b in zip(model, average, strict=True))
+    assert not torch.equal(module.net[0].weight, module.average.module[0].weight)
+    resumed = averaged_net(pl, True)
+    resumed.net[1] = nn.BatchNorm1d(10)
+    resumed.average = AveragedModel(resumed.net)
+    make_trainer(pl, Pruning(sparsity=0.9, exclude=exclude)).fit(resumed, loader(), ckpt_path=path)
+    assert_same(resumed.net, module.net)
+
+
+@pytest.mark.filterwarnings("ignore:only 43.7% of the model's")
+def test_a_frozen_average_within_the_module(pl):
+    pruning, module = Pruning(sparsity=0.9), averaged_net(pl, False)
+    make_trainer(pl, pruning).fit(module, loader())
+    assert zeros(module.net)[0] == zeros(module.average)[0] == 81
+
+
+def test_an_average_of_one_of_two_parts(pl):
+    pruning, module = Pruning(sparsity=0.9), averaged_net(pl, True)
+    module.twin = mlp().requires_grad_(False)
+    with pytest.warns(UserWarning, match="'average' stays dense: .* may be the average of 'net' or 'twin' in Module"):
+        make_trainer(pl, pruning).fit(module, loader())
+    assert pruning.pruner.finished
+
+
 # What is no training
 
 
@@ -773,6 +822,14 @@ def test_a_callback_can_be_copied_and_pickled_before_fit(pl):
         module = make_module(pl)
         make_trainer(pl, pruning).fit(module, loader())
         assert_done(pruning, module)
+
+
+def test_the_page_shows_what_runs(pl):
+    names = {"module": make_module(pl), "loader": loader()}
+    code = page.code("Lightning").replace("max_epochs=90", "max_epochs=4, logger=False, enable_checkpointing=False")
+    exec(code, names)
+    assert names["pruning"].pruner.finished
+    assert zeros(names["module"].net)[0] == 81
 
 
 def test_the_core_does_not_import_lightning():

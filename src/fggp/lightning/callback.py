@@ -1,4 +1,4 @@
-"""Prunes while Lightning trains: ``Trainer(callbacks=[Pruning(sparsity=0.9)])``."""
+"""The callback that prunes while Lightning trains."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import math
 import warnings
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 import fggp
+from fggp.lightning.clock import Clock
+from fggp.lightning.copies import averages_within, copies_in_callbacks, stand_in
+from fggp.lightning.trainers import callbacks, of_kind
 from fggp.masks.starts import Init
 from fggp.methods import FGGP, GraNet, Method, OneShot, resolve
 from fggp.schedule import Curve, cubic
@@ -25,7 +28,6 @@ from fggp.weights.find import Filter
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
 
-    _BASES = (Callback,)
 else:
 
     def _callback_classes() -> tuple[type, ...]:
@@ -52,10 +54,10 @@ class Pruning(Callback):
     from there; a checkpoint without that state is pruned over the rest of training. A second ``fit`` goes on with the
     masks of the first.
 
-    Averaged copies that other callbacks keep (``WeightAveraging``, ``EMAWeightAveraging``,
-    ``StochasticWeightAveraging``) get the same zeros. The present sparsity is logged as ``sparsity``. Once the final
-    sparsity is reached, ``ModelCheckpoint`` and ``EarlyStopping`` start anew: the best model is the best of those with
-    the final sparsity. Checkpoints saved earlier are left where they are.
+    Averages that other callbacks keep (``WeightAveraging``, ``EMAWeightAveraging``, ``StochasticWeightAveraging``) get
+    the same zeros, and so does an ``AveragedModel`` or timm's ``ModelEma`` in the LightningModule. The present sparsity
+    is logged as ``sparsity``. Once the final sparsity is reached, ``ModelCheckpoint`` and ``EarlyStopping`` start anew:
+    the best model is the best of those with the final sparsity. Checkpoints saved earlier are left where they are.
 
     Args:
         sparsity: the final share of zeros among the prunable weights, or shares by name pattern; see `fggp.Pruner`.
@@ -114,11 +116,11 @@ class Pruning(Callback):
         self._module: LightningModule | None = None  # whose weights the pruner prunes
         self._loaded: dict[str, Any] | None = None  # a checkpoint's state, until the pruner is made
         self._fitting = self._ready = self._finished = False
-        self._followed: list[nn.Module] = []
+        self._followed: dict[nn.Module, nn.Module | None] = {}  # copies, and what the pruner knows them as
         self._superseded: list[str] = []  # best checkpoints from before the final sparsity
         self._max_epochs = -1
         self._trainable = 0  # the trainable parameters that the optimizers hold
-        self._clock = _Clock()
+        self._clock = Clock()
 
     @property
     def pruner(self) -> fggp.Pruner:
@@ -136,7 +138,7 @@ class Pruning(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         self._fitting = stage == "fit"
         if self._fitting:
-            self._loaded, self._ready, self._clock = None, False, _Clock()
+            self._loaded, self._ready, self._clock = None, False, Clock()
             # Here, because StochasticWeightAveraging later adds an epoch in which no optimizer steps.
             self._max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
         elif self._module is not pl_module:
@@ -159,7 +161,7 @@ class Pruning(Callback):
         if self._pruner is None:
             clock.start(trainer, 0)
             if self._loaded is None:
-                self._pruner = self._make(trainer)
+                self._pruner = self._make(trainer, pl_module)
             else:
                 self._pruner = self._make_to_load(trainer, pl_module, self._loaded["pruner"]["masks"])
         else:
@@ -174,15 +176,25 @@ class Pruning(Callback):
             clock.aim(self._pruner.schedule)
         self._finished = self._pruner.finished
         self._trainable = _trainable(trainer)
-        self._followed = []
+        self._followed = {}
         self._follow_copies(trainer, pl_module)
 
-    def _make(self, trainer: Trainer) -> fggp.Pruner:
+    def _given(self, pl_module: LightningModule) -> dict[str, Any]:
+        """The Pruner's arguments; averages that the module keeps itself are excluded, as no optimizer trains them."""
+        averages = averages_within(pl_module).items()
+        patterns = [f"{name}.*" for name, module in averages if any(p.requires_grad for p in module.parameters())]
+        if not patterns:
+            return self._arguments
+        exclude = self._arguments["exclude"]
+        own = [exclude] if isinstance(exclude, (str, type)) else (exclude or [])
+        return {**self._arguments, "exclude": [*own, *patterns]}
+
+    def _make(self, trainer: Trainer, pl_module: LightningModule) -> fggp.Pruner:
         length = self._clock.left
         method = GraNet(total_steps=length) if self._method == GraNet.name else self._method
         steps = steps_of_shares(length, self._begin, self._end, self._every)
         when: dict[str, Any] = {} if _is_one_shot(method) else steps._asdict()
-        return fggp.Pruner(_model(trainer), _optimizers(trainer), method=method, **when, **self._arguments)
+        return fggp.Pruner(_model(trainer), _optimizers(trainer), method=method, **{**self._given(pl_module), **when})
 
     def _make_to_load(self, trainer: Trainer, pl_module: LightningModule, masks: Container[str]) -> fggp.Pruner:
         """A Pruner that has not changed the weights, for a state that has the masks and the schedule."""
@@ -193,7 +205,7 @@ class Pruning(Callback):
         frozen = [p for name, p in pl_module.named_parameters() if name in masks and not p.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(True)
-        pruner = fggp.Pruner(_model(trainer), _optimizers(trainer), method=first, **{**self._arguments, **dense})
+        pruner = fggp.Pruner(_model(trainer), _optimizers(trainer), method=first, **{**self._given(pl_module), **dense})
         for parameter in frozen:
             parameter.requires_grad_(False)
         pruner.method = resolve(method)
@@ -273,11 +285,18 @@ class Pruning(Callback):
         self.pruner.reschedule(**steps._asdict())
 
     def _follow_copies(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for callback in _callbacks(trainer):
-            for copy in _copies_in(callback, pl_module):
-                if not any(copy is followed for followed in self._followed):
+        for copy in copies_in_callbacks(callbacks(trainer), pl_module):
+            if copy not in self._followed:
+                self._followed[copy] = copy
+                self.pruner.follow(copy)
+        for name, average in averages_within(pl_module).items():
+            if average not in self._followed:
+                self._followed[average] = None
+                try:
+                    self._followed[average] = copy = stand_in(pl_module, name)
                     self.pruner.follow(copy)
-                    self._followed.append(copy)
+                except ValueError as error:
+                    self._warn(trainer, f"the average {name!r} stays dense: {error}")
 
     def _restart_best(self, trainer: Trainer) -> None:
         """Compare from now on only models of the final sparsity with one another."""
@@ -288,7 +307,7 @@ class Pruning(Callback):
                 checkpoint.kth_best_model_path = checkpoint.best_model_path = ""
                 checkpoint.best_model_score = None
                 _log.info("the final sparsity is reached: from now on the best %s is sought", checkpoint.monitor)
-        for stopping in _of_kind("EarlyStopping", trainer):
+        for stopping in of_kind("EarlyStopping", trainer):
             stopping.best_score = torch.tensor(math.inf if stopping.mode == "min" else -math.inf)
             stopping.wait_count = 0
 
@@ -364,131 +383,6 @@ class Pruning(Callback):
         self._clock.load_state_dict(state["clock"])
         self._finished = self.pruner.finished
         self._loaded = state
-
-
-class _Clock:
-    """Tells how much of training is done, in ticks, and how many of the pruner's steps a tick makes.
-
-    A tick is an optimizer step. With manual optimization, whose steps Lightning cannot foresee, it is a batch; or, if
-    ``max_steps`` limits training, a step of any of the optimizers.
-    """
-
-    def __init__(self) -> None:
-        self.total = 0  # the ticks of the training
-        self.pace = 1.0  # the pruner's steps per tick, as far as is known
-        self._in_batches = False  # whether a tick is a batch
-        self.step = self.tick = 0  # now
-        self._origin = (0, 0)  # where the pace is measured from: a step and a tick
-        self._begin_tick = self._end_tick = 0.0  # when pruning is to begin and to end
-
-    def set(self, trainer: Trainer, pl_module: LightningModule, max_epochs: int) -> None:
-        """Find out how long a training is.
-
-        Raises:
-            ValueError: the training has no known length.
-        """
-        by_steps = math.inf if trainer.max_steps == -1 else trainer.max_steps
-        by_epochs = math.inf
-        manual = not pl_module.automatic_optimization
-        if max_epochs != -1:
-            trainer.estimated_stepping_batches  # noqa: B018 (makes the data loader, whose length is needed)
-            batches = trainer.num_training_batches
-            if batches != math.inf:
-                per_tick = [1 if manual else _accumulation(trainer, epoch) for epoch in range(max_epochs)]
-                by_epochs = sum(math.ceil(batches / n) for n in per_tick)
-        total = min(by_steps, by_epochs)
-        if total == math.inf:
-            raise ValueError(
-                f"Pruning's begin and end are shares of training, but this training has no known length: "
-                f"max_steps={trainer.max_steps}, max_epochs={max_epochs}. Set Trainer(max_steps=…); or max_epochs, and "
-                f"limit_train_batches=<int> if the data loader has no length"
-            )
-        self.total, self._in_batches = int(total), manual and by_epochs <= by_steps
-
-    @property
-    def left(self) -> int:
-        """The pruner's steps that are left, at the present pace; at least 1."""
-        return max(1, round((self.total - self.tick) * self.pace))
-
-    def read(self, trainer: Trainer, step: int) -> None:
-        """Take the time: the trainer's ticks, and the pruner's step."""
-        self.tick = trainer.fit_loop.total_batch_idx + 1 if self._in_batches else trainer.global_step
-        self.step = step
-
-    def start(self, trainer: Trainer, step: int) -> bool:
-        """Take the time when training starts. Return whether it goes on where this clock left it.
-
-        If it does not, the pace is measured from here.
-        """
-        before = (self.step, self.tick)
-        self.read(trainer, step)
-        goes_on = (self.step, self.tick) == before
-        if not goes_on:
-            self._origin = (self.step, self.tick)
-        return goes_on
-
-    def aim(self, schedule: fggp.Schedule) -> None:
-        """Note at which ticks pruning is to begin and to end."""
-        self._begin_tick = self.tick + (schedule.begin - self.step) / self.pace
-        self._end_tick = self.tick + (schedule.end - self.step) / self.pace
-
-    def has_other_pace(self, patience: int) -> bool:
-        """Measure the pace, and whether it is another one than thought.
-
-        Args:
-            patience: how many steps would have been made by now. There is no verdict before them: a GradScaler skips
-                the first steps until it has found its scale.
-        """
-        steps, ticks = self.step - self._origin[0], self.tick - self._origin[1]
-        if ticks < 1 or ticks * self.pace < patience or abs(steps / ticks / self.pace - 1) <= 0.1:
-            return False
-        self.pace = steps / ticks
-        return True
-
-    def begin_and_end(self) -> tuple[int, int]:
-        """The steps at which pruning begins and ends at the present pace; the end is at least the next step."""
-        begin = self.step + max(0, round((self._begin_tick - self.tick) * self.pace))
-        return begin, max(begin + 1, self.step + round((self._end_tick - self.tick) * self.pace))
-
-    def state_dict(self) -> dict[str, Any]:
-        """What is needed to go on."""
-        aims = [self._begin_tick, self._end_tick]
-        return {"pace": self.pace, "origin": [*self._origin], "step": self.step, "tick": self.tick, "aims": aims}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
-        self.pace = float(state["pace"])
-        self._origin = (int(state["origin"][0]), int(state["origin"][1]))
-        self.step, self.tick = int(state["step"]), int(state["tick"])
-        self._begin_tick, self._end_tick = map(float, state["aims"])
-
-
-def _accumulation(trainer: Trainer, epoch: int) -> int:
-    """The batches per optimizer step in an epoch."""
-    for scheduler in _of_kind("GradientAccumulationScheduler", trainer):
-        scheduled: int = scheduler.get_accumulate_grad_batches(epoch)
-        return scheduled
-    return trainer.accumulate_grad_batches
-
-
-def _callbacks(trainer: Trainer) -> list[Any]:
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-    return callbacks
-
-
-def _of_kind(name: str, trainer: Trainer) -> list[Any]:
-    """The callbacks of a class, by its name: each of the two packages has its own class of this name."""
-    return [c for c in _callbacks(trainer) if any(kind.__name__ == name for kind in type(c).__mro__)]
-
-
-def _copies_in(callback: Any, model: nn.Module) -> Iterator[nn.Module]:
-    """The copies of a model that a callback keeps, whichever callback: as they are or in an AveragedModel."""
-    for value in vars(callback).values():
-        if isinstance(value, nn.Module):
-            inner = getattr(value, "module", None)
-            copy = inner if isinstance(inner, type(model)) else value
-            if isinstance(copy, type(model)) and copy is not model:
-                yield copy
 
 
 def _best_seekers(trainer: Trainer) -> list[Any]:
