@@ -365,6 +365,26 @@ def test_a_checkpoint_without_pruning_is_pruned_over_the_rest(pl, tmp_path):
     assert_done(pruning, resumed)
 
 
+def test_the_same_callback_resumes_from_an_earlier_checkpoint(pl, tmp_path):
+    path = tmp_path / "some.ckpt"
+    pruning, module = Pruning(sparsity=0.9), make_module(pl)
+    make_trainer(pl, pruning, SaveAt(pl, 8, path)).fit(module, loader())
+    expected = copy.deepcopy(module.state_dict())
+    make_trainer(pl, pruning).fit(module, loader(), ckpt_path=path)
+    assert all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), expected.values(), strict=True))
+    assert pruning.pruner.step == 32
+    assert_done(pruning, module)
+
+
+@pytest.mark.filterwarnings("ignore:this checkpoint is from before the end of pruning")
+def test_a_test_of_another_module_leaves_the_pruner_alone(pl, tmp_path):
+    path = tmp_path / "some.ckpt"
+    pruning, module = Pruning(sparsity=0.9), make_module(pl)
+    make_trainer(pl, pruning, SaveAt(pl, 8, path)).fit(module, loader())
+    make_trainer(pl, pruning).test(make_module(pl), loader(), ckpt_path=path, verbose=False)
+    assert_done(pruning, module)
+
+
 def test_less_training_than_the_checkpoint_had_planned(pl, tmp_path):
     path = tmp_path / "some.ckpt"
     make_trainer(pl, Pruning(sparsity=0.9, end=0.9), SaveAt(pl, 8, path)).fit(make_module(pl), loader())

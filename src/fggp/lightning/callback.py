@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import math
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,6 +114,7 @@ class Pruning(Callback):
         }
         self._pruner: fggp.Pruner | None = None
         self._module: LightningModule | None = None  # whose weights the pruner prunes
+        self._present: LightningModule | None = None  # that the trainer fits, tests, … now
         self._loaded: dict[str, Any] | None = None  # a checkpoint's state, until the pruner is made
         self._fitting = self._ready = self._finished = False
         self._followed: dict[nn.Module, nn.Module | None] = {}  # copies, and what the pruner knows them as
@@ -136,13 +137,11 @@ class Pruning(Callback):
     # Before training
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
-        self._fitting = stage == "fit"
+        self._fitting, self._present = stage == "fit", pl_module
         if self._fitting:
             self._loaded, self._ready, self._clock = None, False, Clock()
             # Here, because StochasticWeightAveraging later adds an epoch in which no optimizer steps.
             self._max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
-        elif self._module is not pl_module:
-            self._loaded = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the Pruner, or bind it to the new optimizers, or restore it; and fit its schedule into this training.
@@ -153,25 +152,25 @@ class Pruning(Callback):
         Raises:
             ValueError, TypeError: training has no known length, or `fggp.Pruner` refuses an argument.
         """
-        clock = self._clock
+        clock, loaded = self._clock, self._loaded
         clock.set(trainer, pl_module, self._max_epochs)
         if self._pruner is not None and self._module is not pl_module:
             self._pruner.remove()
             self._pruner = None
+        begins = self._pruner is None and loaded is None
         if self._pruner is None:
             clock.start(trainer, 0)
-            if self._loaded is None:
-                self._pruner = self._make(trainer, pl_module)
-            else:
-                self._pruner = self._make_to_load(trainer, pl_module, self._loaded["pruner"]["masks"])
+            make = self._make if loaded is None else self._make_to_load
+            self._pruner, self._module = make(trainer, pl_module), pl_module
+            if loaded is not None:
+                self._restore(loaded)
         else:
+            if loaded is not None:
+                self._restore(loaded)  # first: the masks of the earlier fit may not be those of the weights
             self._pruner.attach(_optimizers(trainer))
-        is_new = self._module is not pl_module and self._loaded is None
-        self._module, self._ready = pl_module, True
-        if self._loaded is not None:
-            self._restore(self._loaded)
-        if not is_new:
-            self._fit_into(trainer)
+        self._loaded, self._ready = None, True
+        if not begins:
+            self._fit_into(trainer, resumed=loaded is not None)
         elif not _is_one_shot(self._pruner.method):
             clock.aim(self._pruner.schedule)
         self._finished = self._pruner.finished
@@ -196,25 +195,30 @@ class Pruning(Callback):
         when: dict[str, Any] = {} if _is_one_shot(method) else steps._asdict()
         return fggp.Pruner(_model(trainer), _optimizers(trainer), method=method, **{**self._given(pl_module), **when})
 
-    def _make_to_load(self, trainer: Trainer, pl_module: LightningModule, masks: Container[str]) -> fggp.Pruner:
+    def _make_to_load(self, trainer: Trainer, pl_module: LightningModule) -> fggp.Pruner:
         """A Pruner that has not changed the weights, for a state that has the masks and the schedule."""
         method = GraNet(total_steps=1) if self._method == GraNet.name else self._method
         dense: dict[str, Any] = {"begin": 0, "end": 1, "every": 1, "init": "erk", "init_sparsity": 0.0}
         first = FGGP() if _is_one_shot(method) else method
         # A BaseFinetuning callback freezes its layers anew, whether or not they had been thawed.
+        assert self._loaded is not None
+        masks = self._loaded["pruner"]["masks"]
         frozen = [p for name, p in pl_module.named_parameters() if name in masks and not p.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        pruner = fggp.Pruner(_model(trainer), _optimizers(trainer), method=first, **{**self._given(pl_module), **dense})
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        arguments = {**self._given(pl_module), **dense, "method": first}
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            pruner = fggp.Pruner(_model(trainer), _optimizers(trainer), **arguments)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
         pruner.method = resolve(method)
         return pruner
 
-    def _fit_into(self, trainer: Trainer) -> None:
+    def _fit_into(self, trainer: Trainer, resumed: bool) -> None:
         """Move the end of pruning that began in another training, if this one would end before it."""
         pruner, clock = self.pruner, self._clock
-        goes_on = clock.start(trainer, pruner.step) and self._loaded is not None
+        goes_on = clock.start(trainer, pruner.step) and resumed
         if _is_one_shot(pruner.method):
             return
         missed = pruner.schedule.end <= pruner.step and not pruner.finished
@@ -241,7 +245,7 @@ class Pruning(Callback):
         trainable = _trainable(trainer)
         if trainable > self._trainable:
             self.pruner.attach(_optimizers(trainer))
-            self._fit_into(trainer)
+            self._fit_into(trainer, resumed=False)
             self._finished = self.pruner.finished
         self._trainable = trainable
 
@@ -345,7 +349,7 @@ class Pruning(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The pruner's state and what it had reached; empty before the pruner is made."""
-        if self._loaded is not None and not self._ready:
+        if self._loaded is not None:
             return self._loaded
         if self._pruner is None:
             return {}
@@ -371,7 +375,7 @@ class Pruning(Callback):
                     UserWarning,
                     stacklevel=2,
                 )
-            if self._pruner is not None and self._module is not None:
+            if self._pruner is not None and self._module is self._present:
                 self._pruner.load_state_dict(state_dict["pruner"])
         elif self._ready:
             self._restore(state_dict)
@@ -382,7 +386,6 @@ class Pruning(Callback):
         self.pruner.load_state_dict(state["pruner"])
         self._clock.load_state_dict(state["clock"])
         self._finished = self.pruner.finished
-        self._loaded = state
 
 
 def _best_seekers(trainer: Trainer) -> list[Any]:

@@ -29,7 +29,7 @@ class Clock:
         self._begin_tick = self._end_tick = 0.0  # when pruning is to begin and to end
 
     def set(self, trainer: Trainer, pl_module: LightningModule, max_epochs: int) -> None:
-        """Find out how long a training is.
+        """Find out how long a training is; its data loader must have been made.
 
         Raises:
             ValueError: the training has no known length.
@@ -38,7 +38,6 @@ class Clock:
         by_epochs = math.inf
         manual = not pl_module.automatic_optimization
         if max_epochs != -1:
-            trainer.estimated_stepping_batches  # noqa: B018 (makes the data loader, whose length is needed)
             batches = trainer.num_training_batches
             if batches != math.inf:
                 per_tick = [1 if manual else _accumulation(trainer, epoch) for epoch in range(max_epochs)]
