@@ -15,7 +15,7 @@ from fggp.graph_breaks import outside_graphs, refuse_capture
 from fggp.health import Finding, Health
 from fggp.masks.masks import Masks
 from fggp.masks.optimizer_state import check_state_format
-from fggp.masks.starts import Init, starting_masks
+from fggp.masks.starts import Init, starting_masks, tensors_of_zeros
 from fggp.methods import FGGP, Method, OneShot, resolve
 from fggp.pruner_arguments import check_one_shot, check_scope, check_seed, schedule_for
 from fggp.pruner_state import PrunerState
@@ -24,6 +24,7 @@ from fggp.registry import Record
 from fggp.schedule import Curve, Schedule, cubic
 from fggp.selection.rows import keep_rows_of_masks
 from fggp.targets import Targets, split_into_budgets
+from fggp.text import listing
 from fggp.update import Choice, Scope, choose, find_obstacle, plan_update
 from fggp.weights.averages import Averages
 from fggp.weights.checks import check_attached
@@ -132,6 +133,13 @@ class Pruner:
         self._masks = Masks(weights, masks, processes)
         if isinstance(init, Mapping) or init == "keep":  # never with a OneShot: schedule_for refuses that
             targets = targets.starting_from(self._masks.counts, init_sparsity)
+        if init == "keep" and (names := tensors_of_zeros(weights, processes)):
+            warnings.warn(
+                f"init='keep' keeps all of {listing(names)}: nothing but zeros is how a layer starts, not how it is "
+                f"pruned",
+                UserWarning,
+                stacklevel=2,
+            )
         self._averages = Averages(self.method.averages() if isinstance(self.method, Method) else ())
         if any(_has_pruner(each) for each in optimizers.all):
             warnings.warn("the optimizer has a Pruner already: call its remove() first", UserWarning, stacklevel=2)

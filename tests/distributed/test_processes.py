@@ -23,6 +23,10 @@ SIZES = {
     "refused": 2,
     "postponed_together": 2,
     "after_an_evaluation": 2,
+    "left_out_of_batches": 2,
+    "weight_norm": 3,
+    "zero_redundancy": 2,
+    "fsdp_with_quantised_state": 2,
     "resumed": 2,
     "saved_by_all": 3,
     "loaded_by_others": 2,  # loads what saved_by_all saved

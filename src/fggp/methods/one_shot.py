@@ -16,6 +16,7 @@ from fggp.masks import starts
 from fggp.schedule import active_count
 from fggp.scores import Score, largest
 from fggp.selection.chains import count_marked, select_smallest
+from fggp.selection.rows import keep_rows_of_masks
 from fggp.weights.layers import flatten
 from fggp.weights.prunable import Prunable
 
@@ -128,6 +129,7 @@ class SynFlow(OneShot):
                 flow = [(t * g_t).detach().abs() for t, g_t in zip(theta, g, strict=True)]
             density = (1 - sparsity) ** (done / self.rounds)
             masks = _keep_largest(weights, flow, sparsity if done == self.rounds else 1 - density, masks)
+            masks = keep_rows_of_masks(weights, masks)  # of weight norm: an empty row would make the next flow NaN
         return masks
 
 
