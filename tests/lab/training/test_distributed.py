@@ -88,6 +88,7 @@ def test_under_torchrun_it_is_a_run_like_any_other(torchrun):
     assert made["sparsity"] == zeros / total
 
 
+@pytest.mark.filterwarnings("ignore:'unused.weight' had no gradient")
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranks_with_uneven_parts_take_the_steps_of_one(runs, kind, monkeypatch):
     found = torch.load(runs / f"{kind}.steps", weights_only=True)

@@ -1,0 +1,114 @@
+"""Weights that a batch leaves without a gradient: ranked by their last one, as in a slow reference."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import helpers
+from fggp.weights.gradients import LastGradients
+from fggp.weights.processes import ALONE
+from fggp.weights.prunable import Prunable
+
+
+class Skipping(nn.Module):
+    """Three blocks, of which each call uses those that a pattern says."""
+
+    def __init__(self, pattern, zeros):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+        self.head = nn.Linear(6, 3)
+        self.pattern, self.zeros, self.calls = pattern, zeros, 0
+
+    def forward(self, x):
+        used = self.pattern[self.calls]
+        self.calls += 1
+        for block, is_used in zip(self.blocks, used, strict=True):
+            x = x + (block(x).tanh() if is_used else 0 * block(x) if self.zeros else 0)
+        return self.head(x)
+
+
+@pytest.mark.filterwarnings("ignore:.* had no gradient in 3 updates", "ignore:no weight is left")
+@settings(max_examples=30)
+@given(
+    st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=9, max_size=9),
+    st.sampled_from([("fggp", 0.5), ("magnitude-first", 0.5), ("taylor",), ("gradient-only",), ("gmp",)]),
+    st.sampled_from(["global", "layer"]),
+    st.booleans(),
+)
+def test_pruning_is_that_of_the_reference(pattern, naive, scope, zeros):
+    helpers.run_beside_the_reference(
+        lambda: Skipping(pattern, zeros), helpers.sgd, 9, naive, scope=scope, sparsity=0.7, every=3, end=9
+    )
+
+
+def make(shape, matrices=1):
+    parameter = nn.Parameter(torch.randn(shape))
+    return Prunable("w", parameter, [], matrices=matrices)
+
+
+def test_nothing_is_kept_of_weights_that_always_have_a_gradient():
+    weight, last = make((4, 3)), LastGradients()
+    for _ in range(3):
+        weight.parameter.grad = torch.randn(4, 3)
+        last.observe([weight], [1.0])
+        read = last.read([weight], [1.0], ALONE)
+        assert read.tensors[0].data_ptr() == weight.parameter.grad.data_ptr()
+    assert last.state_dict([weight]) == {}
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_the_last_gradient_is_unscaled_and_finite(scale):
+    weight, last = make((4, 3)), LastGradients()
+    last.observe([weight], [1.0])
+    kept = torch.randn(4, 3)
+    for grad in (kept * scale, torch.full((4, 3), torch.inf), torch.zeros(4, 3)):
+        weight.parameter.grad = grad
+        last.observe([weight], [scale])
+    weight.parameter.grad = None
+    read = last.read([weight], [scale], ALONE)
+    assert (read.scales, read.known, read.present) == ([1.0], [True], 0)
+    torch.testing.assert_close(read.tensors[0], kept)
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((3, 2, 5), 1), ((6, 5), 2)])
+def test_each_matrix_of_a_batch_has_its_own_last_gradient(shape, rows):
+    weight, last = make(shape, matrices=3), LastGradients()
+    first, second = torch.randn(shape), torch.randn(shape)
+    second[rows : 2 * rows] = 0  # the second matrix is not used
+    for grad in (first, second):
+        weight.parameter.grad = grad
+        last.observe([weight], [1.0])
+        read = last.read([weight], [1.0], ALONE)
+    # Only from the step on that left it out: what the first step had is gone, so the matrix counts as zero.
+    assert torch.equal(read.tensors[0], second)
+    third = torch.randn(shape)
+    third[:rows] = 0
+    weight.parameter.grad = third
+    last.observe([weight], [1.0])
+    expected = torch.cat([second[:rows], third[rows:]])
+    assert torch.equal(last.read([weight], [1.0], ALONE).tensors[0], expected)
+
+
+def test_a_weight_is_named_that_had_none_since_the_update_before():
+    weight, last = make((4, 3)), LastGradients()
+    for update in range(1, 5):
+        last.observe([weight], [1.0])
+        last.read([weight], [1.0], ALONE)
+        last.count_update()
+        assert last.without(3) == (["w"] if update >= 3 else [])
+    weight.parameter.grad = torch.ones(4, 3)
+    last.observe([weight], [1.0])
+    weight.parameter.grad = None
+    last.read([weight], [1.0], ALONE)
+    last.count_update()
+    assert last.without(1) == []
+
+
+@pytest.mark.parametrize("given_shape", [(3, 4), (4, 3)])
+def test_a_damaged_state_is_refused(given_shape):
+    dtype = torch.float32 if given_shape == (3, 4) else torch.int64
+    with pytest.raises(ValueError, match=r"the last gradient of weight 'w' is torch\..* must be a floating-point"):
+        LastGradients.restored({"w": torch.ones(given_shape, dtype=dtype)}, [make((4, 3))])
