@@ -40,9 +40,10 @@ class Pruning(TrainerCallback, ExportableState):
     The `fggp.Pruner` is made when training begins. When to prune is given as shares of training, which the Trainer's
     epochs, ``max_steps`` and gradient accumulation turn into optimizer steps.
 
-    The pruner's state, about one bit a weight, lies in each checkpoint's ``trainer_state.json``, with
-    ``save_only_model`` too. ``train(resume_from_checkpoint=…)`` goes on from there. A checkpoint without that state is
-    pruned over the rest of training. A second ``train()`` goes on with the masks of the first.
+    The pruner's state lies in each checkpoint's ``trainer_state.json``, with ``save_only_model`` too: when the Trainer
+    resumes, it tells callbacks no path of a checkpoint. ``train(resume_from_checkpoint=…)`` goes on from there. A
+    checkpoint without that state is pruned over the rest of training. A second ``train()`` goes on with the masks of
+    the first.
 
     Accuracy falls while weights are pruned, so the best model of a whole training would be one from before the target.
     The Trainer's best therefore starts anew at the step that reaches the target. From there on
