@@ -129,11 +129,13 @@ class TestLeftOutOfTheDecidingBatch:
         train(model, optimizer, range(1, 36), loss)
         twin.load_state_dict(model.state_dict())
         twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        assert pruner.state_dict()["gradients"]
         twin_pruner.load_state_dict(pruner.state_dict())
         train(model, optimizer, range(36, 61), loss)
         train(twin, twin_optimizer, range(36, 61), loss)
         assert helpers.identical(dict(model.state_dict()), dict(twin.state_dict()))
         assert helpers.identical(pruner.state_dict(), twin_pruner.state_dict())
+        assert pruner.state_dict()["gradients"] == {}  # no update is to come
 
 
 class SAM(torch.optim.Optimizer):

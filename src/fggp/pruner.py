@@ -466,6 +466,8 @@ class Pruner:
         self._note_masks()
         for copy in self._health.copies:
             self._masks.apply_to(parameters_like(copy, self._masks.weights))
+        if self.step >= self.schedule.last_update:
+            self._gradients.release()
         self._health.tell(health.of_layers(self._masks))
         self._health.tell(health.of_gradients(self._gradients))
         self._health.tell(health.of_model(self._masks, self._model, self._uncovered()))

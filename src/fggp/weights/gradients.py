@@ -104,6 +104,10 @@ class LastGradients:
         for name, kept in self._kept.items():
             self._updates_without[name] = 0 if kept.is_fresh() else self._updates_without.get(name, 0) + 1
 
+    def release(self) -> None:
+        """Let go of all gradients: no update is to come."""
+        self._kept = {}
+
     def without(self, updates: int) -> list[str]:
         """The names of the weights that had no gradient at all in this many updates in a row."""
         return [name for name, count in self._updates_without.items() if count >= updates]
