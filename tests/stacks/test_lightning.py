@@ -502,23 +502,28 @@ def test_validation_sees_the_average_with_zeros(pl):
 
 
 @pytest.mark.parametrize(
-    ("kind", "batch"),
+    ("kind", "batch", "end"),
     [
-        ("EMAWeightAveraging", 8),
-        ("EMAWeightAveraging", 12),
-        ("EMAWeightAveraging", 24),
-        ("StochasticWeightAveraging", 12),  # between two epochs it does not resume exactly, with or without pruning
+        ("EMAWeightAveraging", 8, 0.5),
+        ("EMAWeightAveraging", 12, 0.5),
+        ("EMAWeightAveraging", 24, 0.5),
+        ("EMAWeightAveraging", 26, 1.0),  # all updates that are left are in this epoch
+        (
+            "StochasticWeightAveraging",
+            12,
+            0.5,
+        ),  # between two epochs it does not resume exactly, with or without pruning
     ],
 )
-def test_averages_resume_bit_identical(pl, tmp_path, kind, batch):
+def test_averages_resume_bit_identical(pl, tmp_path, kind, batch, end):
     def average():
         arguments = {"decay": 0.9} if kind == "EMAWeightAveraging" else {"swa_lrs": 0.01, "swa_epoch_start": 2}
         return getattr(pl.callbacks, kind)(**arguments)
 
     path = tmp_path / "some.ckpt"
-    pruning, module = Pruning(sparsity=0.9), make_module(pl)
+    pruning, module = Pruning(sparsity=0.9, end=end, schedule=fggp.linear), make_module(pl)
     make_trainer(pl, average(), pruning, SaveAt(pl, batch, path)).fit(module, loader())
-    again, resumed = Pruning(sparsity=0.9), make_module(pl)
+    again, resumed = Pruning(sparsity=0.9, end=end, schedule=fggp.linear), make_module(pl)
     make_trainer(pl, average(), again).fit(resumed, loader(), ckpt_path=path)
     assert_same(resumed, module)
     assert_done(again, resumed)

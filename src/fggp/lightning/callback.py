@@ -313,7 +313,6 @@ class Pruning(Callback):
                 _log.info("the final sparsity is reached: from now on the best %s is sought", checkpoint.monitor)
         for stopping in of_kind("EarlyStopping", trainer):
             stopping.best_score = torch.tensor(math.inf if stopping.mode == "min" else -math.inf)
-            stopping.wait_count = 0
 
     # After training
 
