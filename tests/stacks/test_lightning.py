@@ -3,6 +3,7 @@
 import copy
 import csv
 import importlib
+import importlib.util
 import math
 import os
 import pickle
@@ -15,6 +16,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
+
+pytest.importorskip("lightning")
 
 import fggp
 import page
@@ -40,10 +43,10 @@ from lightning_runs import (
     zeros,
 )
 
+INSTALLED = [p for p in ("lightning.fabric", "lightning_fabric") if importlib.util.find_spec(p)]
 pytestmark = [
     # What Lightning says about small data and few workers. fggp's warnings stay errors.
-    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
-    pytest.mark.filterwarnings("ignore::lightning_fabric.utilities.warnings.PossibleUserWarning"),
+    *(pytest.mark.filterwarnings(f"ignore::{p}.utilities.warnings.PossibleUserWarning") for p in INSTALLED),
     # Lightning uses what PyTorch has deprecated.
     pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"),
 ]
@@ -52,7 +55,7 @@ pytestmark = [
 @pytest.fixture(params=["lightning.pytorch", "pytorch_lightning"])
 def either(request):
     """Either package: they have the same names, and classes of their own."""
-    return importlib.import_module(request.param)
+    return pytest.importorskip(request.param)
 
 
 @pytest.fixture
@@ -266,6 +269,15 @@ def test_manual_optimization_ends_at_the_share_too(pl, steps, total, end):
     assert pruning.pruner.schedule.end == end
     assert pruning.pruner.last_update == end
     assert_done(pruning, module)
+
+
+def test_granet_of_manual_optimization_lasts_for_all_steps(pl):
+    pruning = Pruning(sparsity=0.9, method="granet", floor=2)
+    module = make_module(pl, **manual(lambda i: 5))
+    make_trainer(pl, pruning).fit(module, loader())
+    assert pruning.pruner.method == fggp.GraNet(total_steps=160)
+    assert pruning.pruner.schedule.end == 80
+    assert_settled(pruning, module)
 
 
 @pytest.mark.parametrize(("steps", "window"), [(lambda i: int(i % 4 == 3), (4, 6)), (lambda i: 2, (32, 48))])
