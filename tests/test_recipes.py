@@ -248,6 +248,8 @@ class TestAnotherOptimizer:
         train(model, other, range(5, 11))
         assert (pruner.step, pruner.finished, kinds(pruner)) == (10, True, [])
         helpers.assert_exactly_zero(pruner, other)
+        with pytest.warns(RuntimeWarning, match="SGD changes the weights of a Pruner"):
+            train(model, optimizer, [11])  # the former one
 
     def test_that_lacks_weights_is_refused_and_changes_nothing(self):
         model = helpers.convnet()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -163,8 +164,7 @@ class Pruner:
     def _hook(self) -> None:
         """Put hooks on the optimizers, and make the weights known as this pruner's."""
         record = self._health.record
-        for each in self._optimizers.all:
-            record.optimizers.add(each)
+        record.optimizers = weakref.WeakSet(self._optimizers.all)
         self._hooks = self._optimizers.hook(
             outside_graphs(self._before_step),
             outside_graphs(self._after_step),
@@ -330,6 +330,7 @@ class Pruner:
         self._sync()
         self._choose(step, postpone=False)
         self._apply_choice()
+        self._overdue = False
 
     def _aim_at(self, targets: Targets) -> None:
         self._targets = targets

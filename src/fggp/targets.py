@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 from fggp.schedule import Schedule, active_count
@@ -122,7 +123,7 @@ class Targets:
         """
         return Targets(budgets, floor, layer_floors(weights, floor, budgets))
 
-    @property
+    @cached_property
     def schedule(self) -> Schedule:
         """The schedule of all layers, with the share of zeros that their budgets add up to."""
         if len(self.budgets) == 1:
