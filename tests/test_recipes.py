@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fggp
@@ -427,6 +428,18 @@ class TestCopies:
         pruner.follow(copy.deepcopy(model))
         helpers.train(model, optimizer, 6)
         assert pruner._health.copies == []
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_step_that_only_makes_optimizer_state_is_none(every):
+    model = helpers.mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    pruner = helpers.make_pruner(model, optimizer, every=every)
+    get_optimizer_state_dict(model, optimizer)
+    assert optimizer.state
+    assert (pruner.step, pruner.sparsity) == (0, 0.0)
+    train(model, optimizer, range(1, 7))
+    assert (pruner.step, pruner.finished) == (6, True)
 
 
 class TestThawed:

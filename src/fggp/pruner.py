@@ -35,7 +35,7 @@ from fggp.weights.dtensor import local
 from fggp.weights.find import Filter, find_prunable
 from fggp.weights.gradients import LastGradients
 from fggp.weights.kinds import known_parameters
-from fggp.weights.optimizers import Optimizers, check_held
+from fggp.weights.optimizers import Optimizers, check_held, only_makes_state
 from fggp.weights.processes import Processes
 from fggp.weights.prunable import Prunable
 
@@ -50,10 +50,10 @@ class Pruner:
     weights, and chooses which to prune. Whenever ``optimizer.step()`` returns, pruned weights are exactly zero, and
     so are their elements of the optimizer's state.
 
-    A call that a ``GradScaler`` skips is not a step. An update is postponed if a gradient is not finite, or if its
-    method needs gradients and no weight has one. It then happens at the next step where neither is the case,
-    with that step's sparsity; the first postponement warns. A weight that the batch left without a gradient is ranked
-    by the last gradient that it had.
+    A call that a ``GradScaler`` skips is not a step, nor is one with which torch.distributed.checkpoint only makes
+    optimizer state. An update is postponed if a gradient is not finite, or if its method needs gradients and no weight
+    has one. It then happens at the next step where neither is the case, with that step's sparsity; the first
+    postponement warns. A weight that the batch left without a gradient is ranked by the last gradient that it had.
 
     Args:
         model: the model; wrapped (DDP, ``torch.compile``) or not. Its state-dict keys never change.
@@ -368,7 +368,7 @@ class Pruner:
             check_attached(self._masks.weights, self._model)
         # An optimizer that unscales by itself (fused) gets found_inf from the GradScaler and skips the step itself.
         found_inf = getattr(optimizer, "found_inf", None)
-        self._skipped = found_inf is not None and bool(found_inf)
+        self._skipped = (found_inf is not None and bool(found_inf)) or only_makes_state(optimizer)
         if self._skipped:
             return None
 

@@ -120,6 +120,18 @@ def check_held(weights: Iterable[Prunable], optimizers: Optimizers) -> None:
         )
 
 
+def only_makes_state(optimizer: Optimizer) -> bool:
+    """Whether a step is no training but makes the optimizer's state: no learning rate, and no gradient but zeros.
+
+    torch.distributed.checkpoint steps so to have state that it can save or load into.
+    """
+    for group in optimizer.param_groups:
+        rate = group.get("lr", 1.0)
+        if (isinstance(rate, torch.Tensor) and rate.device.type != "cpu") or float(rate) != 0:
+            return False
+    return not any(p.grad is not None and bool(p.grad.any()) for g in optimizer.param_groups for p in g["params"])
+
+
 def _held(optimizers: Iterable[Any]) -> set[int]:
     return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
