@@ -1,85 +1,89 @@
-"""The study on the GPU: experiments/gpu.toml, as much of it as there is time for.
-
-    python experiments/gpu_day/study.py --minutes 9    on the GPU machine
-    python experiments/gpu_day/study.py --rehearse     on a CPU, with a tiny network
-
-It continues where it stopped. A new machine knows what is finished by records.jsonl and grid.json of $OUT, once they
-are copied to results/gpu-study. Unfinished runs continue only while the machine is kept: they are in memory, because a
-checkpoint an epoch on the disk would keep the GPU waiting.
-"""
+"""The third part: as many runs of experiments/gpu.toml as there is time for, in its order."""
 
 from __future__ import annotations
 
+import math
 import shutil
-import sys
-import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common import IN_MEMORY, ROOT, Day, begin, parser_of, run
+from day import ROOT, Day, planned
+from rich.console import Console
+from worker import Worker
 
-KEPT = ROOT / "results" / "gpu-study"
-REHEARSAL = (
-    *("--data", "digits", "--model", "digits-cnn", "--epochs", "2"),
-    *("--device", "cpu", "--sparsity", "0.9"),
-)
+from fggp.lab.grid.folder import GridFolder
 
-
-def study(day: Day, minutes: float, jobs: int) -> None:
-    """Run the grid for this long, and copy its records to the results whatever happens."""
-    folder = grid_folder(day)
-    if minutes < 0.5:
-        day.note("study", "error", f"{minutes:.1f} minutes are left: too few to begin")
-        return
-    main = "import sys; from fggp.lab.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", main, "grid", "experiments/gpu.toml", "--jobs", str(jobs)]
-    command += ["--time-limit", f"{round(60 * minutes)}s", "--out", str(folder), *(REHEARSAL if day.rehearse else ())]
-    day.out.mkdir(parents=True, exist_ok=True)
-    if not day.rehearse and not folder.exists():  # a new machine: the repository has what others finished
-        folder.mkdir(parents=True)
-        for file in KEPT.glob("*.json*"):
-            shutil.copy(file, folder)
-    try:
-        with (day.out / "study.log").open("w") as log:
-            code = run(command, log, 60 * minutes + 20)
-        day.note("study", "exit code", code)  # 1 is a grid that is not finished yet
-    finally:
-        copy_results(day, folder)
+FINISHED = ROOT / "results" / "gpu-study"
+"""What other days have finished."""
+FIRST = 10
+"""The runs that are to finish: three seeds at 98 %, and a dense one."""
+OVERHEAD = 1.15
+"""What a run takes, by what its training steps take."""
 
 
-def grid_folder(day: Day) -> Path:
-    """Return the folder of the study's runs."""
-    if day.rehearse:
-        return ROOT / "fggp-grids" / "gpu-rehearsal"
-    return IN_MEMORY / "fggp-gpu" if IN_MEMORY.is_dir() else ROOT / "fggp-grids" / "gpu"
+def choose(speeds: dict[int, float], seconds: float, images: int, lengths: tuple[int, ...]) -> tuple[int, int]:
+    """Choose how long runs are, and how many train at once.
+
+    Args:
+        speeds: images a second of all together, by the number of runs at once.
+        seconds: until the end.
+        images: that an epoch trains on.
+        lengths: numbers of epochs, the best first.
+
+    Returns:
+        The first length with which the `FIRST` runs finish in time, else the last; the number that finishes them first.
+    """
+    epoch_seconds = {jobs: OVERHEAD * math.ceil(FIRST / jobs) * jobs * images / speed for jobs, speed in speeds.items()}
+    jobs = min(epoch_seconds, key=lambda jobs: epoch_seconds[jobs])
+    return next((n for n in lengths if n * epoch_seconds[jobs] <= seconds), lengths[-1]), jobs
 
 
-def copy_results(day: Day, folder: Path) -> None:
-    """Copy records, settings and metrics, which are small and make up a study; no weights."""
-    if (folder / "records.jsonl").exists():
-        shutil.copy(folder / "grid.json", day.out)
-        shutil.copy(folder / "records.jsonl", day.out)
-        lines = (folder / "records.jsonl").read_text().splitlines()
-        day.note("study", "runs finished", len(lines))
-    with tarfile.open(day.out / "study.tar.gz", "w:gz") as tar:
-        for file in sorted(folder.rglob("*")):
-            if file.suffix in (".json", ".jsonl"):
-                tar.add(file, Path("gpu") / file.relative_to(folder))
-    epochs = {
-        file.parent.name: file.read_text().count('"kind": "epoch"') for file in folder.glob("runs/*/metrics.jsonl")
-    }
-    day.note("study", "epochs done", epochs)
+def study(day: Day, images: int, finished: Path) -> None:
+    """Train the missing runs until the day's end, and write every record at once.
+
+    Args:
+        day: at whose end the runs that are not finished are given up.
+        images: that an epoch trains on.
+        finished: folder with grid.json and records.jsonl of other days, if there were any; their runs' length stays.
+    """
+    folder = GridFolder(Path(day.out) / "gpu-study")
+    folder.path.mkdir(exist_ok=True)
+    for file in finished.glob("*.json*"):
+        shutil.copy(file, folder.path)
+    folder.read_records(Console())
+    lengths = tuple({record["settings"]["epochs"] for record in folder.records.values()}) or day.lengths
+    speeds = {value["jobs"]: value["images/s"] for value in day.noted("captured")} or {2: 1.0}
+    epochs, jobs = choose(speeds, day.until - time.time(), images, lengths)
+    named = folder.name_runs(planned(day, epochs))
+    folder.adopt(named)
+    day.note("study", "begun", {"epochs": epochs, "jobs": jobs, "runs": len(named), "finished": len(folder.records)})
+    waiting = iter([(number, name) for number, name in enumerate(named) if name not in folder.records])
+
+    def work(_: int) -> None:
+        worker, took = Worker(day), 0.0
+        for number, name in waiting:
+            start = time.time()
+            if start + took > day.until:  # it would only slow down the others
+                break
+            worker.give("train", run=number, epochs=epochs, name=name)
+            answer = worker.answer()
+            if "record" in answer:
+                folder.append(answer["record"])
+                answer, took = {"test accuracy": answer["record"]["test_accuracy"]}, time.time() - start
+            day.note("study", name, answer)
+        worker.close()
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(work, range(jobs)))
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("--minutes", type=float, default=9.0, help="time for all of it")
-    parser.add_argument("--jobs", type=int, default=4, help="runs at once")
-    options = parser.parse_args()
-    start = time.monotonic()
-    day = begin(options.rehearse)
-    with day.part("study"):
-        study(day, options.minutes - (time.monotonic() - start + 25) / 60, options.jobs)
+    import images
+
+    day = Day.given()
+    data = images.load(Path(day.packed) / "images.pt", planned(day, 1)[0])
+    study(day, len(data.train), Path(day.packed) / "none" if day.rehearse else FINISHED)
 
 
 if __name__ == "__main__":
