@@ -88,6 +88,8 @@ def over_nccl(day: Day) -> dict[str, Any]:
 
 def main() -> None:
     day = Day.given()
+    if not day.rehearse and not torch.cuda.is_available():
+        raise SystemExit("PyTorch sees no GPU; run.py --rehearse runs on a CPU")
     log = Path(day.out) / "tests.log"
     environment = {**os.environ, "HYPOTHESIS_EXAMPLES": "20", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "_hypothesis_pytestplugin", "-p", "no:cacheprovider", *TESTS]

@@ -32,8 +32,12 @@ SLOWNESS = 10
 """How much longer the parts of a rehearsal may take: a busy CPU is no failure."""
 
 
-def run_part(day: Day, part: str) -> None:
-    """Run a part in a process group of its own, and end the group when its time is over."""
+def run_part(day: Day, part: str) -> int | None:
+    """Run a part in a process group of its own, and end the group when its time is over.
+
+    Returns:
+        Its exit code; None if it was ended.
+    """
     start = time.time()
     process = subprocess.Popen(day.command(f"{part}.py"), cwd=ROOT, start_new_session=True)
     code: int | None = None
@@ -47,6 +51,7 @@ def run_part(day: Day, part: str) -> None:
         process.wait()
     ended = {"exit code": code, "seconds": round(time.time() - start, 1)}
     day.note(part, "ended", ended if code is not None else {**ended, "stopped": "its time was over"})
+    return code
 
 
 def not_reached(out: Path) -> list[str]:
@@ -66,7 +71,11 @@ def run(packed: Path, minutes: float, rehearse: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for part, limit in LIMITS.items():
         until = min(end, time.time() + limit * (SLOWNESS if rehearse else 1))
-        run_part(Day(str(out), str(packed), commit, rehearse, until), part)
+        code = run_part(Day(str(out), str(packed), commit, rehearse, until), part)
+        if (
+            part == "check" and code == 1
+        ):  # a measurement's error is a result; without a GPU or a package all would fail
+            raise SystemExit("nothing was measured: see above")
     print(f"not reached: {', '.join(not_reached(out)) or 'none'}", flush=True)
 
 

@@ -209,7 +209,7 @@ def test_a_part_that_hangs_is_ended_with_all_that_it_started(gpu, tmp_path, monk
             return super().wait(timeout)
 
     monkeypatch.setattr(gpu.run.subprocess, "Popen", AfterTheStart)
-    gpu.run.run_part(gpu.day.Day(str(tmp_path), "", COMMIT, rehearse=True, until=0.0), "check")
+    assert gpu.run.run_part(gpu.day.Day(str(tmp_path), "", COMMIT, rehearse=True, until=0.0), "check") is None
     (line,) = lines(tmp_path / "measured.jsonl")
     assert (line["name"], line["value"]["stopped"]) == ("ended", "its time was over")
     stat = Path(f"/proc/{started.read_text().strip()}/stat")
@@ -226,6 +226,15 @@ def test_other_code_than_that_of_the_commit_is_refused(gpu, tmp_path, monkeypatc
     assert gpu.pack.code_commit(tmp_path) == f"{COMMIT}-dirty"
     with pytest.raises(SystemExit, match=f"not that of the commit that was packed .{COMMIT}-dirty"):
         gpu.run.run(tmp_path, 1.0, rehearse=False)
+
+
+def test_what_cannot_begin_ends_at_once(gpu, tmp_path, monkeypatch):
+    (tmp_path / "code.json").write_text(json.dumps({"commit": COMMIT, "digest": gpu.pack.code_digest()}))
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr(gpu.day.Day, "command", lambda self, file: [sys.executable, "-c", "import no_such_package"])
+    with pytest.raises(SystemExit, match="nothing was measured"):
+        gpu.run.run(tmp_path, 1.0, rehearse=True)
+    assert [line["part"] for line in lines(tmp_path / "measured.jsonl")] == ["check"]
 
 
 def test_what_fggp_needs_is_packed_or_there(gpu):
