@@ -105,9 +105,13 @@ def test_a_second_pruner_on_one_optimizer_warns():
     model = helpers.mlp()
     optimizer = helpers.sgd(model)
     first = helpers.make_pruner(model, optimizer)
-    with pytest.warns(UserWarning, match="has a Pruner already"):
+    with pytest.warns(UserWarning, match="has a Pruner for these weights already"):
         second = helpers.make_pruner(model, optimizer)
     for pruner in (second, first):
+        with pytest.warns(UserWarning, match="never made a step"):
+            pruner.remove()
+    parts = [helpers.make_pruner(model, optimizer, include=name) for name in ("0.weight", "2.weight")]
+    for pruner in parts:
         with pytest.warns(UserWarning, match="never made a step"):
             pruner.remove()
     with warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """How pruning failed in other people's training loops without a word, and what is right there: one test a recipe."""
 
 import copy
+import re
 import subprocess
 import sys
 import textwrap
@@ -289,6 +290,61 @@ class TestTrainingThatEndsEarly:
         assert float(told["pruning-reached"]) == pytest.approx(pruner.sparsity, rel=1e-5)
         assert float(told["pruning-coverage"]) == pytest.approx(436 / 461, rel=1e-5)
 
+    def test_a_checkpoint_in_between_does_not_use_up_the_alarm(self, tmp_path):
+        model, optimizer, pruner = self.run()
+        with pytest.warns(UserWarning, match="got to step 2 of 8"):
+            fggp.save(model, tmp_path / "early.fggp")
+        helpers.train(model, optimizer, [3])
+        with pytest.warns(UserWarning, match="got to step 3 of 8"):
+            fggp.save(model, tmp_path / "later.fggp")
+        helpers.train(model, optimizer, [4])
+        with pytest.warns(UserWarning, match="got to step 4 of 8"):
+            pruner.remove()
+
+    def test_a_later_target_that_is_not_reached_is_said_too(self):
+        model, optimizer, pruner = self.run(8)
+        pruner.reschedule(sparsity=0.95, end=20)
+        helpers.train(model, optimizer, range(9, 11))
+        with pytest.warns(UserWarning, match=r"got to step 10 of 20: .* instead of 95\.0%"):
+            pruner.remove()
+
+    def test_the_certificate_is_that_of_the_weights_in_the_file(self, tmp_path):
+        model, _, pruner = self.run(8)
+        with torch.no_grad():
+            model[0].weight.fill_(1.0)
+        with pytest.warns(UserWarning, match="not zero any more"):
+            fggp.save(model, tmp_path / "net.fggp")
+        with safe_open(tmp_path / "net.fggp", "pt") as file:
+            reached = float(file.metadata()["pruning-reached"])
+        assert reached == pytest.approx(zeros(model, pruner), rel=1e-5)
+        assert reached < 0.8
+
+    def test_an_error_in_the_step_is_not_taken_for_weights_loaded_back(self):
+        class Fails(torch.optim.SGD):
+            fails = False
+
+            def step(self, closure=None):
+                super().step(closure)
+                if self.fails:
+                    raise ArithmeticError
+
+        model = helpers.convnet()
+        optimizer = Fails(model.parameters(), lr=0.05, momentum=0.9)
+        pruner = helpers.make_pruner(model, optimizer, 0.9)
+        helpers.train(model, optimizer, 4)
+        optimizer.fails = True
+        with pytest.raises(ArithmeticError):
+            helpers.train(model, optimizer, [5])
+        optimizer.fails = False
+        helpers.train(model, optimizer, range(6, 9))
+        assert pruner.finished
+
+    def test_finish_with_gradients_that_are_not_finite(self):
+        model, optimizer, pruner = self.run()
+        helpers.poison(model, optimizer, 3)
+        pruner.finish()
+        assert pruner.finished
+
     def test_compile_says_so(self):
         model, *_ = self.run()
         with pytest.warns(UserWarning, match=self.MESSAGE):
@@ -362,6 +418,30 @@ class TestWeightsLoadedBack:
         model, *_ = self.run()
         with pytest.warns(UserWarning, match="pruned weights are not zero any more"):
             fggp.save(model, tmp_path / "net.fggp")
+
+    def test_attach_says_that_it_zeroes_them(self):
+        model, optimizer, pruner, _ = self.run()
+        with pytest.warns(RuntimeWarning, match="attach zeroes them again: .* not zero any more"):
+            pruner.attach(optimizer)
+        assert pruner.check() == []
+
+    def test_weights_that_are_assigned_are_found(self):
+        model, _, pruner, _ = self.run()
+        model.load_state_dict(copy.deepcopy(helpers.convnet().state_dict()), assign=True)
+        assert "detached" in kinds(pruner)
+
+    def test_a_resumed_run_that_forgets_the_pruners_state(self):
+        model, _, _, _ = self.run()
+        pruned = copy.deepcopy(model)
+        optimizer = helpers.sgd(pruned)
+        pruner = helpers.make_pruner(pruned, optimizer, 0.9)
+        with pytest.warns(RuntimeWarning, match=r"are zero already.*load_state_dict.*init='keep'"):
+            helpers.train(pruned, optimizer, 1)
+        kept = copy.deepcopy(model)
+        optimizer = helpers.sgd(kept)
+        pruner = helpers.make_pruner(kept, optimizer, 0.9, init="keep")
+        helpers.train(kept, optimizer, 6)
+        assert pruner.finished
 
     def test_with_the_pruners_state_training_goes_on(self):
         model, optimizer, pruner, state = self.run()
@@ -459,6 +539,31 @@ class TestThawed:
             helpers.train(model, optimizer, range(5, 11))
         assert kinds(pruner) == ["uncovered"]
 
+    def test_after_the_end_is_said_too(self):
+        model, optimizer, pruner = self.run()
+        with pytest.warns(RuntimeWarning, match="became trainable"):
+            helpers.train(model, optimizer, range(5, 11))
+        with pytest.warns(RuntimeWarning, match=r"schedule ended at step 10 .* instead of 80\.0%.*reschedule"):
+            pruner.attach(optimizer)
+        pruner.reschedule(end=14)
+        helpers.train(model, optimizer, range(11, 15))
+        assert pruner.finished
+        assert pruner.check() == []
+
+    def test_of_a_pruner_that_had_ended_is_said_at_a_later_look(self):
+        model = helpers.convnet()
+        model[0].weight.requires_grad_(False)
+        optimizer = helpers.sgd(model)
+        pruner = helpers.make_pruner(model, optimizer, 0.8, exclude="0.bias")
+        helpers.train(model, optimizer, 6)
+        model[0].weight.requires_grad_(True)
+        with pytest.warns(RuntimeWarning, match=r"'0\.weight' became trainable"):
+            helpers.train(model, optimizer, range(7, 101))
+        with pytest.warns(RuntimeWarning, match="schedule ended"):
+            pruner.attach(optimizer)
+        pruner.finish()
+        assert pruner.sparsity == 1 - round(0.2 * 436) / 436
+
     def test_is_taken_in(self):
         model, optimizer, pruner = self.run()
         pruner.attach(optimizer)
@@ -485,9 +590,15 @@ class TestDeadLayers:
 
     def test_are_named(self):
         model, optimizer, pruner = self.make()
-        with pytest.warns(RuntimeWarning, match=r"no weight is left in '0\.weight'.*floor=1"):
+        with pytest.warns(RuntimeWarning, match="no weight is left in") as told:
             train(model, optimizer, range(1, 5), self.loss)
-        assert "dead-layer" in kinds(pruner)
+        named = [name for w in told for name in re.findall(r"'(\d+\.weight)'", str(w.message))]
+        assert len(named) == len(set(named))  # each once
+        assert "'0.weight'" in str(told[0].message)
+        assert "floor=1" in str(told[0].message)
+        assert all(w.filename == __file__ for w in told)
+        [dead] = [f for f in pruner.check() if f.kind == "dead-layer"]
+        assert dead.weights == tuple(name for name, share in pruner.densities().items() if not share)
 
     @pytest.mark.parametrize(("floor", "least"), [(1, 1), (2, 2), (0.003, 2)])
     @pytest.mark.parametrize("scope", ["global", "layer"])
@@ -537,6 +648,15 @@ class TestSeveralOptimizers:
         assert pruner.finished
         assert 0 < pruner.densities()["0.weight"] < 1
 
+    def test_one_that_never_steps_is_named(self):
+        model, first, _, pruner = self.make()
+        for t in range(1, 4):
+            first.zero_grad()
+            helpers.loss_of(model, t).backward()
+            first.step()
+        with pytest.warns(UserWarning, match="has several optimizers and Adam did not step"):
+            pruner.remove()
+
     def test_muon_and_adamw(self):
         muon = getattr(torch.optim, "Muon", None)
         if muon is None:
@@ -579,6 +699,7 @@ class TestTargetsByLayer:
         assert pruner.schedule.sparsity == pytest.approx(pruner.sparsity)
 
     @pytest.mark.parametrize("method", ["rigl", "fggp"])
+    @pytest.mark.filterwarnings("ignore:no weight is left")
     def test_a_resumed_run_has_them(self, method):
         def make(targets):
             model = helpers.convnet()
@@ -591,7 +712,7 @@ class TestTargetsByLayer:
         resumed.load_state_dict(pruner.state_dict())
         assert helpers.identical(resumed.state_dict(), pruner.state_dict())
         *_, other = make(0.7)
-        with pytest.warns(UserWarning, match="was made with sparsity=0.7"):
+        with pytest.warns(UserWarning, match=r"was made with sparsity=0\.7"):
             other.load_state_dict(pruner.state_dict())
         assert helpers.identical(other.state_dict(), pruner.state_dict())
 

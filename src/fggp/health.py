@@ -6,13 +6,13 @@ update, when the user asks (`Pruner.check`), and where a model is saved or compi
 
 from __future__ import annotations
 
-import warnings
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from fggp.caller import warn_caller
 from fggp.masks.masks import Masks
 from fggp.registry import Record, filled_again
 from fggp.text import listing
@@ -20,6 +20,9 @@ from fggp.weights.checks import find_detached
 from fggp.weights.copies import parameters_like
 from fggp.weights.gradients import LastGradients
 from fggp.weights.optimizers import Optimizers
+
+STRANGE_ZEROS = 0.05
+"""A network that starts has fewer zeros than this share of its weights, whole tensors of zeros not counted."""
 
 UPDATES_WITHOUT_GRADIENT = 3
 """After this many updates in a row without any gradient, a weight is named."""
@@ -31,7 +34,7 @@ class Finding:
 
     Args:
         kind: ``"coverage"``, ``"unfinished"``, ``"never-stepped"``, ``"other-optimizer"``, ``"revived"``,
-            ``"no-gradient"``, ``"dead-layer"``, ``"uncovered"``, ``"detached"`` or ``"copy"``.
+            ``"strange-zeros"``, ``"no-gradient"``, ``"dead-layer"``, ``"uncovered"``, ``"detached"`` or ``"copy"``.
         message: what it is, with its numbers, and what to do.
         weights: the names of the weights that it is about, if it is about some.
     """
@@ -84,13 +87,17 @@ class Health:
         """Whether the optimizers train parameters now that they did not train then."""
         return not _trainable(optimizers) <= self._trainable
 
+    def told(self, kind: str) -> set[str]:
+        """The names of the weights that a kind of finding was told about."""
+        return {name for known, name in self._told if known == kind}
+
     def tell(self, findings: Iterable[Finding]) -> None:
         """Warn of findings, once of each kind for each weight."""
         for finding in findings:
             about = {(finding.kind, name) for name in finding.weights or ("",)}
             if not about <= self._told:
                 self._told |= about
-                warnings.warn(finding.message, RuntimeWarning, stacklevel=2)
+                warn_caller(finding.message, RuntimeWarning)
 
     # Copies of the model
 
@@ -138,15 +145,28 @@ class Health:
         return found
 
 
+def of_strange_zeros(masks: Masks) -> list[Finding]:
+    """Many zeros that the masks do not know, at the first step: the state of an earlier pruner was not loaded."""
+    zeros, size = masks.zeros_among_active()
+    if size == 0 or zeros < STRANGE_ZEROS * size:
+        return []
+    message = (
+        f"{zeros / size:.1%} of the weights that this Pruner keeps are zero already, and training fills them again. If "
+        f"an earlier Pruner pruned them, load its state (pruner.load_state_dict), or make this one with init='keep'"
+    )
+    return [Finding("strange-zeros", message)]
+
+
 def of_weights(masks: Masks) -> list[Finding]:
     """Pruned weights that are not zero."""
     filled = masks.revived()
     return [Finding("revived", filled_again(filled), tuple(filled))] if filled else []
 
 
-def of_layers(masks: Masks) -> list[Finding]:
-    """Layers without any weight left."""
-    dead = tuple(w.name for w, kept in zip(masks.weights, masks.counts, strict=True) if not kept)
+def of_layers(masks: Masks, besides: Collection[str] = ()) -> list[Finding]:
+    """Layers without any weight left, besides some that are known."""
+    pairs = zip(masks.weights, masks.counts, strict=True)
+    dead = tuple(w.name for w, kept in pairs if not kept and w.name not in besides)
     if not dead:
         return []
     message = (
@@ -156,9 +176,9 @@ def of_layers(masks: Masks) -> list[Finding]:
     return [Finding("dead-layer", message, dead)]
 
 
-def of_gradients(gradients: LastGradients) -> list[Finding]:
-    """Weights that have had no gradient for several updates."""
-    names = tuple(gradients.without(UPDATES_WITHOUT_GRADIENT))
+def of_gradients(gradients: LastGradients, besides: Collection[str] = ()) -> list[Finding]:
+    """Weights that have had no gradient for several updates, besides some that are known."""
+    names = tuple(name for name in gradients.without(UPDATES_WITHOUT_GRADIENT) if name not in besides)
     if not names:
         return []
     message = (
@@ -179,8 +199,17 @@ def of_model(masks: Masks, model: nn.Module, uncovered: Sequence[str]) -> list[F
     found = []
     detached = tuple(find_detached(masks.weights, model))
     if detached:
-        message = f"the module of {listing(detached)} is no longer part of the model: make a new Pruner"
+        message = (
+            f"the module of {listing(detached)} is no longer part of the model: make a new Pruner with init='keep'"
+        )
         found.append(Finding("detached", message, detached))
+    replaced = tuple(w.name for w in masks.weights if w.name not in detached and w.current() is not w.parameter)
+    if replaced:
+        message = (
+            f"{listing(replaced)} was replaced in the model by another parameter, which is not pruned: make an "
+            f"optimizer that holds it, and call pruner.attach(optimizer)"
+        )
+        found.append(Finding("detached", message, replaced))
     if uncovered:
         message = (
             f"{listing(uncovered)} became trainable after the Pruner was made, and is not pruned: call "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fggp import health, registry
+from fggp.caller import warn_caller
 from fggp.graph_breaks import outside_graphs, refuse_capture
 from fggp.health import Finding, Health
 from fggp.masks.masks import Masks
@@ -40,6 +40,9 @@ from fggp.weights.processes import Processes
 from fggp.weights.prunable import Prunable
 
 Optimizer = torch.optim.Optimizer
+
+LOOK_EVERY = 100
+"""After the last update, the steps from one look at the model to the next."""
 
 
 class Pruner:
@@ -135,15 +138,12 @@ class Pruner:
         if isinstance(init, Mapping) or init == "keep":  # never with a OneShot: schedule_for refuses that
             targets = targets.starting_from(self._masks.counts, init_sparsity)
         if init == "keep" and (names := tensors_of_zeros(weights, processes)):
-            warnings.warn(
-                f"init='keep' keeps all of {listing(names)}: nothing but zeros is how a layer starts, not how it is "
-                f"pruned",
-                UserWarning,
-                stacklevel=2,
+            warn_caller(
+                f"init='keep' keeps all of {listing(names)}: so a layer starts, with nothing but zeros; none was pruned"
             )
         self._averages = Averages(self.method.averages() if isinstance(self.method, Method) else ())
-        if any(_has_pruner(each) for each in optimizers.all):
-            warnings.warn("the optimizer has a Pruner already: call its remove() first", UserWarning, stacklevel=2)
+        if any(_prunes(each, weights) for each in optimizers.all):
+            warn_caller("the optimizer has a Pruner for these weights already: call its remove() first")
 
         self.scope, self.seed = scope, seed
         self.step = self.last_update = 0
@@ -164,7 +164,7 @@ class Pruner:
     def _hook(self) -> None:
         """Put hooks on the optimizers, and make the weights known as this pruner's."""
         record = self._health.record
-        record.optimizers = weakref.WeakSet(self._optimizers.all)
+        record.optimizers, record.others = weakref.WeakSet(self._optimizers.all), []
         self._hooks = self._optimizers.hook(
             outside_graphs(self._before_step),
             outside_graphs(self._after_step),
@@ -240,6 +240,7 @@ class Pruner:
         Raises:
             ValueError, TypeError: as when a Pruner is made. Nothing is changed then.
         """
+        check_attached(self._masks.weights, self._model)
         self._sync(Optimizers(optimizer))
         known = {w.name: w for w in self._masks.weights}
         found = {w.name: w for w in find_prunable(self._model, self._include, self._exclude)}
@@ -256,10 +257,15 @@ class Pruner:
             self._targets = targets
             self._initial_counts = [counts.get(w.name, w.parameter.numel()) for w in weights]
             self.coverage = coverage(self._model, weights)
+        filled = self._masks.revived()
+        if filled and not self._health.record.others:  # an optimizer that was a stranger fills them: that is known
+            warn_caller(f"attach zeroes them again: {registry.filled_again(filled)}", RuntimeWarning)
         self._unhook()
         self._optimizers, self._stepped, self._choice = optimizers, set(), None
-        self._masks.apply(optimizers)
+        self._apply_everywhere()
         self._hook()
+        if self.step >= self.schedule.end and (shortfall := self._health.record.news()) is not None:
+            warn_caller(shortfall, RuntimeWarning)
 
     def follow(self, copy: nn.Module) -> None:
         """Keep the zeros of a copy of the model equal to the model's: an average of its weights (EMA, SWA), say.
@@ -328,7 +334,7 @@ class Pruner:
         step = max(self.step, 1)
         self._aim_at(self._targets.ending_at(step))
         self._sync()
-        self._choose(step, postpone=False)
+        self._choose(step, at_once=True)
         self._apply_choice()
         self._overdue = False
 
@@ -342,9 +348,10 @@ class Pruner:
         self._unhook()
         self._sync()
         self._apply_everywhere()
-        shortfall = self._health.record.shortfall()
-        if shortfall is not None and not self._health.record.reported:
-            warnings.warn(shortfall, UserWarning, stacklevel=2)
+        self._health.tell(health.of_model(self._masks, self._model, self._uncovered()))
+        shortfall = self._health.record.news()
+        if shortfall is not None:
+            warn_caller(shortfall)
         registry.settle(self._health.record)
 
     def _unhook(self) -> None:
@@ -360,10 +367,13 @@ class Pruner:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Choose before the optimizer changes the weights; with a closure, once that has computed the gradients."""
         refuse_capture()
+        interrupted = self._stepping is not None  # the step before raised an error, after it changed weights
         self._choice, self._stepping = None, optimizer
         self._sync()
-        if not self._stepped:
+        if not self._stepped and not interrupted:
             self._health.check_unchanged(self._masks)
+        if self.step == 0 and not self._stepped:
+            self._health.tell(health.of_strange_zeros(self._masks))
         if self._is_due(self.step + 1):
             check_attached(self._masks.weights, self._model)
         # An optimizer that unscales by itself (fused) gets found_inf from the GradScaler and skips the step itself.
@@ -412,10 +422,15 @@ class Pruner:
         if self._is_due(step):
             self._choose(step)
 
-    def _choose(self, step: int, postpone: bool = True) -> None:
-        """Choose the weights that are active after an update at a step, or postpone it."""
+    def _choose(self, step: int, at_once: bool = False) -> None:
+        """Choose the weights that are active after an update at a step, or postpone it.
+
+        Args:
+            step: the step.
+            at_once: not to postpone it: gradients that are missing or not finite are done without.
+        """
         assert isinstance(self.method, Method)  # the schedule of a OneShot has no updates
-        gradients = self._gradients.read(self._masks.weights, self._grad_scales(), self._masks.processes)
+        gradients = self._gradients.read(self._masks.weights, self._grad_scales(), self._masks.processes, at_once)
         plan = plan_update(
             self.method,
             self._targets,
@@ -426,14 +441,14 @@ class Pruner:
             initial_counts=self._initial_counts,
             has_gradient=gradients.known,
         )
-        obstacle = find_obstacle(plan, self.method, self._masks, gradients) if postpone else None
+        obstacle = None if at_once else find_obstacle(plan, self.method, self._masks, gradients)
         if obstacle is None:
             self._gradients.count_update()
             self._choice = choose(plan, self._masks, gradients, self._averages)
         elif not self._warned:
             self._warned = True
             message = f"the mask update due at step {step} is postponed: {obstacle} (later postponements do not warn)"
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            warn_caller(message, RuntimeWarning)
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Count the step when it is complete, apply the choice, and zero the pruned weights."""
@@ -444,10 +459,15 @@ class Pruner:
             complete = self._completes_step()
             self._stepped = set() if complete else {*self._stepped, id(optimizer)}
             self._stepping = None
+            steppers = self._optimizers.steppers
+            idle = [] if complete else [type(o).__name__ for o in steppers if id(o) not in self._stepped]
+            self._health.record.idle = tuple(idle)
             if complete:
                 self.step += 1
                 self._overdue = self._is_due(self.step) and self._choice is None
                 self._health.record.step = self.step
+                if self.step > self.schedule.last_update and self.step % LOOK_EVERY == 0:
+                    self._health.tell(health.of_model(self._masks, self._model, self._uncovered()))
         if self._choice is not None:
             self._apply_choice()
         elif self._masks.active < self._masks.total:
@@ -469,8 +489,8 @@ class Pruner:
             self._masks.apply_to(parameters_like(copy, self._masks.weights))
         if self.step >= self.schedule.last_update:
             self._gradients.release()
-        self._health.tell(health.of_layers(self._masks))
-        self._health.tell(health.of_gradients(self._gradients))
+        self._health.tell(health.of_layers(self._masks, self._health.told("dead-layer")))
+        self._health.tell(health.of_gradients(self._gradients, self._health.told("no-gradient")))
         self._health.tell(health.of_model(self._masks, self._model, self._uncovered()))
 
     def _apply_everywhere(self) -> None:
@@ -486,7 +506,7 @@ class Pruner:
         record.method, record.target, record.end = self.method.name, self.schedule.sparsity, self.schedule.end
         record.step, record.active, record.finished = self.step, self._masks.active, self.finished
         record.kept = {w.name: n for w, n in zip(self._masks.weights, self._masks.counts, strict=True)}
-        record.reported = record.reported and not record.finished
+        record.prunable, record.parameters = self._masks.total, self.coverage.total
         if record.finished:
             registry.settle(record)
         self._health.note_written(self._masks)
@@ -556,7 +576,7 @@ class Pruner:
         self._sync()
         restored = PrunerState.from_dict(state, self._masks.weights, self.method, self._targets)
         self._masks.set([local(mask) for mask in restored.masks.values()])
-        asked, restored_target = self.schedule.sparsity, restored.targets.schedule.sparsity
+        asked = self._targets.sparsity
         self.method, self._targets = restored.method, restored.targets
         self.scope, self.seed = restored.scope, restored.seed
         self.step, self.last_update = restored.step, restored.last_update
@@ -567,12 +587,10 @@ class Pruner:
         for copy in self._health.copies:
             self._masks.apply_to(parameters_like(copy, self._masks.weights))
         self._note_masks()
-        if asked != restored_target:
-            warnings.warn(
-                f"this Pruner was made with sparsity={asked:.6g}; the state that it goes on with has "
-                f"{restored_target:.6g}, which counts. To change it, call pruner.reschedule(sparsity=…)",
-                UserWarning,
-                stacklevel=2,
+        if asked != self._targets.sparsity:
+            warn_caller(
+                f"this Pruner was made with sparsity={asked!r}; the state that it goes on with has "
+                f"{self._targets.sparsity!r}, which counts. To change it, call pruner.reschedule(sparsity=…)"
             )
 
     def __repr__(self) -> str:
@@ -594,6 +612,9 @@ def _checked(optimizer: Optimizer | Sequence[Optimizer], weights: Sequence[Pruna
     return optimizers
 
 
-def _has_pruner(optimizer: Optimizer) -> bool:
+def _prunes(optimizer: Optimizer, weights: Sequence[Prunable]) -> bool:
+    """Whether a Pruner that is attached to an optimizer prunes some of these weights."""
     hooks = map(inspect.unwrap, getattr(optimizer, "_optimizer_step_pre_hooks", {}).values())
-    return any(isinstance(getattr(hook, "__self__", None), Pruner) for hook in hooks)
+    pruners = [owner for hook in hooks if isinstance(owner := getattr(hook, "__self__", None), Pruner)]
+    pruned = {id(w.parameter) for pruner in pruners for w in pruner._masks.weights}
+    return any(id(w.parameter) in pruned for w in weights)

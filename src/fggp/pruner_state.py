@@ -70,6 +70,7 @@ class PrunerState:
                 [b.pattern, float(b.schedule.sparsity), float(b.schedule.init_sparsity)] for b in self.targets.budgets
             ],
             "method": {"name": self.method.name, **self.method.settings()},
+            "floor": self.targets.floor,
             "scope": self.scope,
             "seed": self.seed,
             "start": list(self.initial_counts),
@@ -89,7 +90,7 @@ class PrunerState:
             state: the saved state.
             weights: the pruner's own weights.
             method: the pruner's own method, which a state of a custom method needs.
-            targets: the pruner's own targets: their floor is kept, and a state of a custom curve needs their curve.
+            targets: the pruner's own targets: a state of a custom curve needs their curve.
 
         Raises:
             ValueError: the state is damaged, of other weights, or of a custom method or curve that is not the
@@ -110,7 +111,7 @@ class PrunerState:
         method = _restore_method(state["method"], method)
         schedule = _restore_schedule(state["schedule"], targets.schedule)
         budgets = _restore_budgets(state.get("targets"), schedule, weights)  # earlier versions had one target
-        targets = Targets.of(weights, budgets, targets.floor)
+        targets = Targets.of(weights, budgets, state.get("floor", targets.floor))
         step, last_update, overdue = int(state["step"]), int(state["last_update"]), bool(state["overdue"])
         scope, seed, initial_counts = state["scope"], int(state["seed"]), [int(n) for n in state["start"]]
         kinds = method.averages() if isinstance(method, Method) else ()

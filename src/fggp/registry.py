@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
+from fggp.caller import warn_caller
 from fggp.text import listing
 
 
@@ -38,8 +38,9 @@ class Record:
         parameter_ids: the ids of the parameters that are pruned; they live as long as the pruner is attached.
         finished: whether the target is reached.
         optimizers: those that the pruner knows.
+        idle: the kinds of those that have not stepped since the last complete step, if others have.
         others: the kinds of optimizers that changed the weights without the pruner.
-        reported: whether the user has been told that it did not finish.
+        reported_at: the step at which the user was told that the target is not reached.
     """
 
     prunable: int
@@ -53,20 +54,25 @@ class Record:
     parameter_ids: frozenset[int] = frozenset()
     finished: bool = False
     optimizers: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
+    idle: tuple[str, ...] = ()
     others: list[str] = field(default_factory=list)
-    reported: bool = False
+    reported_at: int | None = None
 
     @property
     def sparsity(self) -> float:
         """The share of the prunable weights that is pruned."""
         return 1 - self.active / self.prunable
 
-    def certificate(self) -> dict[str, str]:
-        """What a file of the model says about its pruning: texts by name."""
+    def certificate(self, reached: float) -> dict[str, str]:
+        """What a file of the model says about its pruning: texts by name.
+
+        Args:
+            reached: the share of zeros that the model's prunable weights really have.
+        """
         return {
             "pruning-method": self.method,
             "pruning-target": f"{self.target:.6g}",
-            "pruning-reached": f"{self.sparsity:.6g}",
+            "pruning-reached": f"{reached:.6g}",
             "pruning-step": f"{self.step} of {self.end}",
             "pruning-coverage": f"{self.prunable / self.parameters:.6g}",
         }
@@ -75,16 +81,33 @@ class Record:
         """Say how the pruning stopped before its target, or None if it did not."""
         if self.finished:
             return None
+        reached = f"the sparsity is {self.sparsity:.1%} instead of {self.target:.1%}"
+        if self.idle:
+            return (
+                f"{reached}, because the Pruner has several optimizers and {', '.join(self.idle)} did not step: a step "
+                f"is complete when each has stepped. Leave out an optimizer that holds no prunable weight"
+            )
         if self.step == 0:
             return (
-                f"nothing was pruned: the Pruner's optimizer never made a step, so the sparsity is {self.sparsity:.1%} "
-                f"instead of {self.target:.1%}. Give the Pruner the optimizer whose step() is called"
+                f"nothing was pruned: the Pruner's optimizer never made a step, so {reached}. Give the Pruner the "
+                f"optimizer whose step() is called"
+            )
+        if self.step >= self.end:
+            return (
+                f"the schedule ended at step {self.end} and {reached}. Call pruner.reschedule(end=…) to prune the rest "
+                f"step by step, or pruner.finish() to prune it at once"
             )
         return (
-            f"pruning got to step {self.step} of {self.end}: the sparsity is {self.sparsity:.1%} instead of "
-            f"{self.target:.1%}. Train on, set end= to the number of optimizer steps that are made, or call "
-            f"pruner.finish() to prune the rest at once"
+            f"pruning got to step {self.step} of {self.end}: {reached}. Train on, set end= to the number of optimizer "
+            f"steps that are made, or call pruner.finish() to prune the rest at once"
         )
+
+    def news(self) -> str | None:
+        """`shortfall`, unless the user was told at this step; from now on the user was."""
+        shortfall = None if self.reported_at == self.step else self.shortfall()
+        if shortfall is not None:
+            self.reported_at = self.step
+        return shortfall
 
 
 _places: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Record, str]]] = weakref.WeakKeyDictionary()
@@ -130,17 +153,15 @@ def detach(pruner: object) -> None:
 
 
 def settle(record: Record) -> None:
-    """Note that the user knows how far a pruner got: it finished, or it was said."""
-    record.reported = True
+    """Note that nothing is left to be said about a pruner at the end of the program."""
     _unfinished.discard(record)
 
 
 def complaints(model: nn.Module) -> Iterator[str]:
     """What is wrong with the pruning of a model that is about to be used: unfinished, or zeros that were filled."""
     for record, found in _of(model).items():
-        shortfall = record.shortfall()
-        if shortfall is not None and not record.reported:
-            settle(record)
+        shortfall = record.news()
+        if shortfall is not None:
             yield shortfall
         filled = {}
         for name, parameter in found.items():
@@ -168,8 +189,13 @@ def filled_again(counts: dict[str, int]) -> str:
 
 def certificate(model: nn.Module) -> dict[str, str]:
     """What a file of this model says about its pruning; nothing if no pruner is known, or several are."""
-    found = list(_of(model))
-    return found[0].certificate() if len(found) == 1 else {}
+    found = _of(model)
+    if len(found) != 1:
+        return {}
+    [(record, weights)] = found.items()
+    zeros = sum(p.numel() - int(p.detach().count_nonzero()) for p in weights.values() if not hasattr(p, "placements"))
+    sharded = any(hasattr(p, "placements") for p in weights.values())
+    return record.certificate(record.sparsity if sharded else zeros / sum(p.numel() for p in weights.values()))
 
 
 def _of(model: nn.Module) -> dict[Record, dict[str, Tensor]]:
@@ -190,24 +216,31 @@ def _after_any_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     looked_at = (_generation, sum(len(group["params"]) for group in optimizer.param_groups))
     if _seen.get(optimizer) == looked_at:
         return
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    strange = [
+        record
+        for record in list(_attached.values())
+        if optimizer not in record.optimizers and any(id(p) in record.parameter_ids for p in parameters)
+    ]
+    if strange and not any(
+        g.get("lr", 1) != 0 and any(p.grad is not None for p in g["params"]) for g in optimizer.param_groups
+    ):
+        return  # it changed nothing yet
     _seen[optimizer] = looked_at
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for record in list(_attached.values()):
-        if optimizer not in record.optimizers and not held.isdisjoint(record.parameter_ids):
-            record.others.append(type(optimizer).__name__)
-            warnings.warn(
-                f"{type(optimizer).__name__} changes the weights of a Pruner that does not know it: pruned weights are "
-                f"filled again and its steps are not counted. Call pruner.attach(optimizer)",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+    for record in strange:
+        record.others.append(type(optimizer).__name__)
+        warn_caller(
+            f"{type(optimizer).__name__} changes the weights of a Pruner that does not know it: pruned weights are "
+            f"filled again and its steps are not counted. Call pruner.attach(optimizer)",
+            RuntimeWarning,
+        )
 
 
 def _at_exit() -> None:
     """Say at the end of the program which pruners did not reach their targets."""
     if os.environ.get("RANK", "0") != "0":
         return
-    messages = [text for record in _unfinished if (text := record.shortfall()) is not None]
+    messages = [text for record in _unfinished if (text := record.news()) is not None]
     if messages:
         more = f" ({len(messages) - 1} more Pruners did not reach their targets)" if len(messages) > 1 else ""
         print(f"fggp: {messages[0]}{more}", file=sys.stderr)

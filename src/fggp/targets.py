@@ -136,6 +136,12 @@ class Targets:
             init_sparsity=1 - initial / total,
         )
 
+    @property
+    def sparsity(self) -> float | dict[str, float]:
+        """The final sparsity, or that of each pattern of names."""
+        of_each = {b.pattern: float(b.schedule.sparsity) for b in self.budgets}
+        return of_each[EVERYTHING] if list(of_each) == [EVERYTHING] else of_each
+
     def reached(self, counts: Sequence[int]) -> bool:
         """Whether layers with these numbers of active weights are at their final sparsity."""
         return all(b.active(counts) == b.final for b in self.budgets)
@@ -158,10 +164,8 @@ class Targets:
 
     def of_more(self, weights: Sequence[Prunable]) -> Targets:
         """The same targets for other weights."""
-        sparsity = {b.pattern: b.schedule.sparsity for b in self.budgets}
-        return Targets.of(
-            weights, split_into_budgets(weights, sparsity, [b.schedule for b in self.budgets]), self.floor
-        )
+        schedules = [b.schedule for b in self.budgets]
+        return Targets.of(weights, split_into_budgets(weights, self.sparsity, schedules), self.floor)
 
     def changed(
         self,
@@ -187,8 +191,7 @@ class Targets:
         Raises:
             ValueError, TypeError: the schedule is impossible, or more weights are pruned than a target asks for.
         """
-        if sparsity is None:
-            sparsity = {b.pattern: b.schedule.sparsity for b in self.budgets}
+        sparsity = self.sparsity if sparsity is None else sparsity
         old = self.schedule
         now = replace(
             old,

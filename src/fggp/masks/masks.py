@@ -129,6 +129,15 @@ class Masks:
         parts = [local(parameters[w.name]) for w in self.weights]
         zero_pruned(parts, [m.to(p.device) for p, m in zip(parts, self._tensors, strict=True)])
 
+    def zeros_among_active(self) -> tuple[int, int]:
+        """How many active weights of this process are zero, of how many; tensors of nothing but zeros do not count."""
+        zeros = size = 0
+        for w, mask in zip(self.weights, self._tensors, strict=True):
+            active, nonzero = int(mask.count_nonzero()), int((local(w.parameter).ne(0) & mask).count_nonzero())
+            if nonzero:
+                zeros, size = zeros + active - nonzero, size + active
+        return zeros, size
+
     def revived(self, indices: Sequence[int] | None = None) -> dict[str, int]:
         """How many pruned weights are not zero, by weight name, on this process; only those that have some.
 

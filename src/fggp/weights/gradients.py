@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -73,15 +73,20 @@ class LastGradients:
                 kept.add(scale)
 
     @torch.no_grad()
-    def read(self, weights: Sequence[Prunable], scales: Sequence[float], processes: Processes) -> Gradients:
+    def read(
+        self, weights: Sequence[Prunable], scales: Sequence[float], processes: Processes, finite: bool = False
+    ) -> Gradients:
         """The gradients for an update, those of this step included; all processes call this together.
 
         Args:
             weights: the prunable weights, before the optimizer's step.
             scales: for each the factor to divide its gradient by.
             processes: those that hold the weights.
+            finite: whether to leave out gradients that are not finite.
         """
         now = Gradients.of_this_step(weights, scales)
+        if finite:
+            now = replace(now, tensors=[g if g is not None and _is_finite(g) else None for g in now.tensors])
         for i in _where_zero(weights, now.tensors):
             if weights[i].name not in self._kept:
                 self._kept[weights[i].name] = _Kept(weights[i])
@@ -180,6 +185,10 @@ class _Kept:
         """Whether there has been a gradient since the last call."""
         fresh, self.fresh = self.fresh is not None and bool(self.fresh), None
         return fresh
+
+
+def _is_finite(grad: Tensor) -> bool:
+    return bool((grad if grad.layout == torch.strided else grad.coalesce().values()).isfinite().all())
 
 
 def _nonzero(weight: Prunable, grad: Tensor) -> Tensor:
