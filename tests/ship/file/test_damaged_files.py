@@ -6,6 +6,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+import version1_files
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -58,11 +59,15 @@ def test_a_file_that_is_not_there_is_an_os_error(tmp_path):
         fggp.load(tmp_path / "f", mlp())
 
 
-def test_every_single_altered_byte_and_every_truncation_is_noticed(tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_every_single_altered_byte_and_every_truncation_is_noticed(tmp_path, version):
     path, model = tmp_path / "f", pruned(nn.Linear(30, 10), 0.9)
-    fggp.save(model, path)
+    if version == 1:
+        version1_files.save(path, model)
+    else:
+        fggp.save(model, path)
     raw, untouched = path.read_bytes(), copy.deepcopy(model)
-    assert b"weight:gaps" in raw
+    assert f'"fggp":"{version}"'.encode() in raw
     changes = torch.randint(1, 256, (len(raw),), generator=torch.Generator().manual_seed(0)).tolist()
     for place, change in enumerate(changes):
         for altered in (raw[:place] + bytes([raw[place] ^ change]) + raw[place + 1 :], raw[:place]):
@@ -72,10 +77,11 @@ def test_every_single_altered_byte_and_every_truncation_is_noticed(tmp_path):
     assert states_equal(model, untouched)
 
 
-@given(st.data())
+@pytest.mark.parametrize("version", [1, 2])
+@given(data=st.data())
 @each_in_turn
-def test_random_edits_are_noticed(sample, data):
-    model, path, raw = sample
+def test_random_edits_are_noticed(sample, old_sample, version, data):
+    model, path, raw = sample if version == 2 else old_sample
     edited = bytearray(raw)
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(edited)))

@@ -1,4 +1,4 @@
-"""The small file's bytes: header length (8 bytes), header (JSON), data, checksum. Everything that is read is checked.
+"""The small file's envelope: header length (8 bytes), header (JSON), data, checksum. All that is read is checked.
 
 The file is a safetensors file, and any reader of safetensors can open it. It is written and read here and not by the
 safetensors package, because the checksum must cover the header too, and because that package needs NumPy to write.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any
@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fggp.ship.file.dtypes import CODE_OF_DTYPE, DTYPE_OF_CODE
+from fggp.ship.file.dtypes import DTYPE_OF_CODE
 
-VERSION = "1"
+VERSION = "2"
+"""The version that is written."""
+VERSIONS = ("1", VERSION)
+"""The versions that are read."""
 
-_CHECKSUM, _METADATA = ":crc32", "__metadata__"
-RESERVED = frozenset({_CHECKSUM, _METADATA})
-"""Names that no piece can have."""
+METADATA = "__metadata__"
+CHECKSUM_BYTES = 4
 CALLER_METADATA_MAX = 1 << 19
 """Bytes that the caller's metadata may take in the header."""
 
@@ -50,37 +52,24 @@ class Piece:
         """The piece's bytes, uint8 [n]: a view of all data, uint8 [n]."""
         return data[self.begin : self.end]
 
-    def tensor(self, data: Tensor) -> Tensor:
-        """The piece's elements, [n]: a view of all data, uint8 [n]."""
-        return self.bytes(data).view(self.dtype)
 
-
-def encode(metadata: Mapping[str, str], pieces: Mapping[str, Tensor]) -> Iterator[bytes | bytearray]:
-    """Generate all bytes of a file, in parts.
+def encode(metadata: Mapping[str, str], name: str, contents: Sequence[bytes]) -> list[bytes]:
+    """All bytes of a file of one piece, in parts.
 
     Args:
         metadata: any texts by name; the version is added.
-        pieces: contiguous CPU tensors of dtypes in `CODE_OF_DTYPE`, by names not in `RESERVED`.
+        name: of the piece.
+        contents: the piece's bytes, in parts. The checksum is added to it.
     """
-    # Widest dtype first, which aligns every piece.
-    ordered = sorted(pieces.items(), key=lambda item: -item[1].element_size())
-    header: dict[str, Any] = {_METADATA: {"fggp": VERSION, **metadata}}
-    end = 0
-    for name, piece in [*ordered, (_CHECKSUM, torch.empty(4, dtype=torch.uint8, device="cpu"))]:
-        begin, end = end, end + piece.nbytes
-        header[name] = {"dtype": CODE_OF_DTYPE[piece.dtype], "shape": list(piece.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
+    size = sum(map(len, contents)) + CHECKSUM_BYTES
+    entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    text = json.dumps({METADATA: {"fggp": VERSION, **metadata}, name: entry}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    yield head
-    crc = zlib.crc32(head)
-    for _, piece in ordered:
-        if piece.numel():
-            data = bytearray(piece.nbytes)
-            _as_tensor(data).copy_(flat_view(piece).view(torch.uint8))
-            yield data
-            crc = zlib.crc32(data, crc)
-    yield crc.to_bytes(4, "little")
+    parts = [len(text).to_bytes(8, "little") + text, *contents]
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return [*parts, crc.to_bytes(CHECKSUM_BYTES, "little")]
 
 
 @dataclass(frozen=True)
@@ -89,15 +78,23 @@ class Header:
 
     Args:
         head: the bytes before the data.
-        size: the number of bytes after the header. The pieces and the checksum fill them.
+        size: the number of bytes after the header. The pieces fill them.
+        version: one of `VERSIONS`.
         metadata: texts by name.
-        pieces: types and places of the tensors, by name, in order.
+        pieces: types and places of the pieces, by name, in order.
     """
 
     head: bytes
     size: int
+    version: str
     metadata: dict[str, str]
     pieces: dict[str, Piece]
+
+
+def description_limit(names: Collection[str]) -> int:
+    """The most bytes that describe tensors of these names in a file. It is generous, but far from gigabytes."""
+    # A name is written up to three times, at up to 12 bytes a character.
+    return 2 * CALLER_METADATA_MAX + len(names) * ((1 << 12) + 48 * max(map(len, names), default=0))
 
 
 def read_header(file: BufferedReader, names: Collection[str]) -> Header:
@@ -115,34 +112,29 @@ def read_header(file: BufferedReader, names: Collection[str]) -> Header:
     length = int.from_bytes(head, "little")
     if not 0 < length <= size - 8:
         raise damaged(f"a file of {size:,} bytes cannot have a header of {length:,}")
-    # A name is written up to three times, at up to 12 bytes a character. The limit is generous, but far from gigabytes.
-    longest = 2 * CALLER_METADATA_MAX + len(names) * ((1 << 12) + 48 * max(map(len, names), default=0))
-    if length > longest:
+    if length > description_limit(names):
         raise damaged(f"its header of {length:,} bytes is too long for a model of {len(names)} tensors")
     head += file.read(length)
-    try:
-        header = parse_json(head[8:].decode())
-    except UnicodeDecodeError:
-        raise damaged("its header is not text") from None
+    header = parse_json(head[8:], "its header")
     if not isinstance(header, dict):
         raise damaged("its header is not a JSON object")
-    metadata = _metadata(header.pop(_METADATA, None))
-    return Header(head, size - len(head), metadata, _pieces(header, size - len(head)))
+    metadata = _metadata(header.pop(METADATA, None))
+    return Header(head, size - len(head), metadata["fggp"], metadata, _pieces(header, size - len(head)))
 
 
 def _metadata(entry: Any) -> dict[str, str]:
-    """The metadata, checked to be of this version."""
+    """The metadata, checked to be of a version that is read."""
     if not isinstance(entry, dict) or not all(isinstance(text, str) for text in entry.values()):
         raise damaged("its header has no metadata")
     if "fggp" not in entry:
         raise damaged("its metadata do not name fggp; safetensors.torch.load_file reads plain safetensors")
-    if entry["fggp"] != VERSION:
-        raise FileRefusedError(f"has version {entry['fggp']!r:.20}; this fggp reads version {VERSION}")
+    if entry["fggp"] not in VERSIONS:
+        raise FileRefusedError(f"has version {entry['fggp']!r:.20}; this fggp reads versions {' and '.join(VERSIONS)}")
     return entry
 
 
 def _pieces(entries: Mapping[str, Any], size: int) -> dict[str, Piece]:
-    """The pieces in order. With the checksum, the last, they must fill ``size`` bytes without gap or overlap."""
+    """The pieces in order. They must fill ``size`` bytes without gap or overlap."""
     pieces: dict[str, Piece] = {}
     cursor = 0
     for name, entry in entries.items():
@@ -157,9 +149,6 @@ def _pieces(entries: Mapping[str, Any], size: int) -> dict[str, Piece]:
         cursor = end
     if cursor != size:
         raise damaged(f"it has {size:,} bytes of data; its header describes {cursor:,}")
-    if list(pieces)[-1:] != [_CHECKSUM] or pieces[_CHECKSUM].end - pieces[_CHECKSUM].begin != 4:
-        raise damaged("it has no checksum at its end")
-    del pieces[_CHECKSUM]
     return pieces
 
 
@@ -176,11 +165,15 @@ def tensor_type(code: str, shape: Any) -> tuple[torch.dtype, list[int]]:
     return DTYPE_OF_CODE[code], shape
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str | bytes, what: str) -> Any:
     """JSON from a file.
 
+    Args:
+        text: the JSON; bytes are UTF-8.
+        what: what it is, as "its header", for messages.
+
     Raises:
-        FileRefusedError: it is no JSON, is nested too deep, or has an integer of more than 19 digits.
+        FileRefusedError: it is no text or no JSON, is nested too deep, or has an integer of more than 19 digits.
     """
 
     def short_integer(digits: str) -> int:
@@ -189,13 +182,15 @@ def parse_json(text: str) -> Any:
         return int(digits)
 
     try:
-        return json.loads(text, parse_int=short_integer)
+        return json.loads(text if isinstance(text, str) else text.decode(), parse_int=short_integer)
+    except UnicodeDecodeError:
+        raise damaged(f"{what} is not text") from None
     except (ValueError, RecursionError):
-        raise damaged("its header is not JSON") from None
+        raise damaged(f"{what} is not JSON") from None
 
 
-def read_data(file: BufferedReader, header: Header) -> Tensor:
-    """All bytes after the header, uint8 [n]; the last 4 are the CRC-32 of all bytes before them in the file.
+def read_data(file: BufferedReader, header: Header) -> bytearray:
+    """All bytes after the header; the last 4 are the CRC-32 of all bytes before them in the file.
 
     Args:
         file: as `read_header` left it.
@@ -206,9 +201,10 @@ def read_data(file: BufferedReader, header: Header) -> Tensor:
     """
     data = bytearray(header.size)
     file.readinto(data)
-    if zlib.crc32(memoryview(data)[:-4], zlib.crc32(header.head)) != int.from_bytes(data[-4:], "little"):
+    before = memoryview(data)[:-CHECKSUM_BYTES]
+    if zlib.crc32(before, zlib.crc32(header.head)) != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
         raise damaged("its checksum is wrong")
-    return _as_tensor(data)
+    return data
 
 
 def flat_view(contiguous: Tensor) -> Tensor:
@@ -216,6 +212,6 @@ def flat_view(contiguous: Tensor) -> Tensor:
     return contiguous.as_strided((contiguous.numel(),), (1,))
 
 
-def _as_tensor(data: bytearray) -> Tensor:
+def as_tensor(data: bytearray) -> Tensor:
     """Bytes as uint8 [n], without a copy."""
-    return torch.frombuffer(data, dtype=torch.uint8)
+    return torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8, device="cpu")

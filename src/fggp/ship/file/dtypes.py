@@ -1,4 +1,4 @@
-"""The dtypes that a small file can hold: their names in safetensors, and how their bits are read."""
+"""The dtypes that a small file can hold: names in safetensors, how their bits are read, and how many at once."""
 
 import torch
 
@@ -29,3 +29,6 @@ ROUNDABLE = (torch.float32, torch.float64)
 
 INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """An integer dtype for each element size in bytes, to read an element's bits."""
+
+CHUNK = 1 << 16
+"""Elements that are coded or decoded at once: few enough for the processor's cache, where each pass is fastest."""

@@ -1,15 +1,19 @@
 """Positions of non-zero weights, coded as gaps of one byte each.
 
 A code below 255 skips that number of zeros and places a value at the next position. The code 255 skips 255 zeros and
-places nothing: a gap of 600 is 255, 255, 90. Up to 98 % sparsity almost every gap takes one byte. Codes of a variable
-number of bits would save one or two of the 40 bits that a float32 weight takes with its gap, but decoding
-would be slower: today it is a single cumulative sum.
+places nothing: a gap of 600 is 255, 255, 90. Up to 98 % sparsity almost every gap takes one byte. Where zeros are
+spread at random, gaps are distributed geometrically. The Huffman codes of a zstd frame then bring them within about
+2 % of the positions' entropy. Decoding is a cumulative sum.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+from fggp.ship.file.dtypes import CHUNK
 
 ESCAPE = 255
 """The code that skips 255 zeros and places no value."""
@@ -32,16 +36,30 @@ def encode(positions: Tensor) -> Tensor:
     return codes
 
 
-def decode(codes: Tensor) -> Tensor:
-    """The positions that codes stand for, int64 [k]: the inverse of `encode`.
+def decode(codes: Tensor) -> Iterator[Tensor]:
+    """Generate the positions that codes stand for, in parts: the inverse of `encode`.
 
     Args:
-        codes: uint8 [m]. `check` codes from a file that cannot be trusted first.
+        codes: uint8 [m] on the CPU. `check` codes from a file that cannot be trusted first.
+
+    Yields:
+        int64 [j], at most `CHUNK` each.
     """
-    places_value = codes != ESCAPE
-    ends = codes.long().add_(places_value).cumsum(0)
-    # Most tensors need no escape, and selecting all elements is as slow as selecting some.
-    return (ends if places_value.all() else ends[places_value]).sub_(1)
+    start = -1
+    for chunk in torch.split(codes, CHUNK):
+        if _has_escapes(chunk):
+            places_value = chunk != ESCAPE
+            ends = chunk.long().add_(places_value).cumsum_(0).add_(start)
+            positions = ends[places_value]
+        else:
+            positions = ends = chunk.long().add_(1).cumsum_(0).add_(start)
+        start = int(ends[-1]) if len(ends) else start
+        yield positions
+
+
+def _has_escapes(codes: Tensor) -> bool:
+    """Whether one of the codes places no value. Most tensors have none, and looking is the fastest of all passes."""
+    return len(codes) > 0 and int(codes.max()) == ESCAPE
 
 
 def check(codes: Tensor, count: int, length: int) -> None:
@@ -55,7 +73,7 @@ def check(codes: Tensor, count: int, length: int) -> None:
     Raises:
         ValueError: the count or the last position is wrong.
     """
-    placed = int((codes != ESCAPE).count_nonzero())
+    placed = int((codes != ESCAPE).count_nonzero()) if _has_escapes(codes) else len(codes)
     if placed != count:
         raise ValueError(f"its gaps place {placed} values, but it has {count}")
     end = int(codes.sum(dtype=torch.int64)) + count

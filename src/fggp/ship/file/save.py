@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from fggp import registry
 from fggp.atomic import atomic_write
-from fggp.ship.file import container, gaps
-from fggp.ship.file.dtypes import CODE_OF_DTYPE, INTEGER_OF_SIZE, ROUNDABLE
+from fggp.ship.file import container, gaps, version2
+from fggp.ship.file.dtypes import INTEGER_OF_SIZE, ROUNDABLE
 from fggp.ship.file.state import ModelTensor, model_tensors
+from fggp.ship.file.version2 import Coded
 
-HEADER_BYTES_IF_SPARSE = 160
-"""Header bytes of a sparse tensor beyond those of a dense one, names not counted: an entry and a line of metadata."""
+INDEX_BYTES_IF_SPARSE = 8
+"""About the bytes of the compressed index that a sparse tensor takes beyond those of a dense one."""
 
 
 def save(
@@ -61,9 +62,9 @@ def save(
     texts = {**registry.certificate(model), **_checked_metadata(metadata or {})}
     for message in registry.complaints(model):
         warnings.warn(f"fggp.save: {message}", UserWarning, stacklevel=2)
-    coding, pieces = _encoded(model_tensors(model, model.state_dict()), values)
+    parts = version2.encode(texts, _coded(model_tensors(model, model.state_dict()), values))
     with atomic_write(Path(path)) as file:
-        file.writelines(container.encode({**texts, **coding}, pieces))
+        file.writelines(parts)
 
 
 def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -83,58 +84,59 @@ def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _encoded(
-    tensors: Mapping[str, ModelTensor], values: torch.dtype | None
-) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The metadata that say how tensors are coded, and the contiguous tensors to write by name.
+def _coded(tensors: Mapping[str, ModelTensor], values: torch.dtype | None) -> dict[str, Coded | str]:
+    """The tensors as they are written, by name; for a tied one, the name of the first.
 
     Args:
         tensors: the model's tensors by plain name.
         values: the dtype to round the values of sparse tensors to; None: none.
     """
-    metadata: dict[str, str] = {}
-    pieces: dict[str, Tensor] = {}
+    coded: dict[str, Coded | str] = {}
     first_name: dict[Any, str] = {}
     for name, tensor in tensors.items():
         key = tensor.memory_key
         if key in first_name:
-            metadata[f"shared:{name}"] = first_name[key]
+            coded[name] = first_name[key]
             continue
         if key is not None:
             first_name[key] = name
         dense = tensor.tensor.detach().cpu().contiguous()
-        sparse = _sparse_if_smaller(container.flat_view(dense), 2 * len(json.dumps(name)))
+        flat = container.flat_view(dense)
+        sparse = _sparse_if_smaller(flat)
         if sparse is None:
-            new = {name: dense}
+            coded[name] = Coded(dense.dtype, list(dense.shape), flat, None)
         else:
             codes, nonzero = sparse
             if values is not None and dense.dtype in ROUNDABLE:
                 nonzero = nonzero.to(values)
-            metadata[f"sparse:{name}"] = f"{CODE_OF_DTYPE[dense.dtype]} {json.dumps(list(dense.shape))}"
-            new = {f"{name}:gaps": codes, f"{name}:values": nonzero}
-        for piece in new:
-            if piece in pieces or piece in container.RESERVED:
-                raise ValueError(
-                    f"the name {piece!r} is taken in a small file, so {name!r} cannot be stored: rename it in the model"
-                )
-        pieces |= new
-    return metadata, pieces
+            coded[name] = Coded(dense.dtype, list(dense.shape), nonzero, codes)
+    return coded
 
 
-def _sparse_if_smaller(flat: Tensor, name_bytes: int) -> tuple[Tensor, Tensor] | None:
+def _sparse_if_smaller(flat: Tensor) -> tuple[Tensor, Tensor] | None:
     """A tensor as gaps and values; None where that is not smaller than the tensor itself.
+
+    The values count as incompressible, in both cases. The gaps count with the bits of a Huffman code: their entropy,
+    and at least one bit each.
 
     Args:
         flat: [n]. An element is zero if all its bits are, so −0 is a value.
-        name_bytes: bytes that the tensor's name takes in the header if it is sparse, beyond those if it is dense.
     """
     size = flat.element_size()
     bits = flat.view(INTEGER_OF_SIZE[size])
-    budget = len(flat) * size - HEADER_BYTES_IF_SPARSE - name_bytes
-    if int(bits.count_nonzero()) * (1 + size) >= budget:
+    zeros = len(flat) - int(bits.count_nonzero())
+    if zeros * size <= INDEX_BYTES_IF_SPARSE:
         return None
     positions = bits.nonzero().squeeze(1)
     codes = gaps.encode(positions)
-    if len(codes) + len(positions) * size >= budget:
+    if _huffman_bytes(codes) + INDEX_BYTES_IF_SPARSE >= zeros * size:
         return None
     return codes, bits[positions].view(flat.dtype)
+
+
+def _huffman_bytes(codes: Tensor) -> float:
+    """About the bytes that a Huffman code of these codes, uint8 [m], takes."""
+    counts = codes.bincount(minlength=1).double()
+    shares = counts[counts > 0] / max(len(codes), 1)
+    entropy = -float((shares * shares.log2()).sum())
+    return len(codes) * max(entropy, 1.0) / 8
