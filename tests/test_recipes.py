@@ -107,6 +107,27 @@ class TestLeftOutOfTheDecidingBatch:
         kept = pruner.masks["up"].flatten(1).float().mean(1)
         assert kept.max() < 1.25 * kept.min()
 
+    def test_experts_that_are_left_out_of_the_only_update(self):
+        class Experts(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.up = nn.Parameter(torch.randn(4, 16, 32) / 4)
+
+        torch.manual_seed(0)
+        model = Experts()
+        optimizer = helpers.sgd(model, lr=0.01)
+        pruner = fggp.Pruner(model, optimizer, 0.5, begin=0, end=10, every=10)
+        train(model, optimizer, range(1, 11), lambda m, t: sum((batch(t) @ m.up[i]).square().mean() for i in (0, 2)))
+        kept = pruner.masks["up"].flatten(1).float().mean(1)
+        assert kept.min() > 0.4
+
+    def test_magnitude_pruning_keeps_no_gradients(self):
+        model = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+        optimizer = helpers.sgd(model, lr=0.05)
+        pruner = fggp.Pruner(model, optimizer, 0.9, begin=0, end=60, every=10, method="gmp")
+        train(model, optimizer, range(1, 21), lambda m, t: m[t % 2](batch(t)).square().mean())
+        assert pruner.state_dict()["gradients"] == {}
+
     def test_a_weight_without_any_gradient_is_named(self):
         model = nn.ModuleDict({"used": nn.Linear(16, 16), "unused": nn.Linear(16, 16)})
         optimizer = helpers.sgd(model)
@@ -175,6 +196,39 @@ class SAM(torch.optim.Optimizer):
 
 
 class TestOptimizersThatWrapOthers:
+    def test_a_closure_with_the_base_given_is_no_stranger(self):
+        model = helpers.convnet()
+        optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.05)
+        pruner = helpers.make_pruner(model, optimizer.base_optimizer, 0.8)
+        for t in range(1, 8):
+
+            def closure(t=t):
+                optimizer.zero_grad()
+                loss = helpers.loss_of(model, t)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+        assert pruner.finished
+        assert pruner.check() == []
+
+    def test_an_optimizer_that_is_kept_beside_is_not_waited_for(self):
+        model = helpers.convnet()
+        optimizer = helpers.sgd(model)
+        optimizer.warmup = torch.optim.Adam(model.parameters())
+        pruner = helpers.make_pruner(model, optimizer, 0.8)
+        helpers.train(model, optimizer, 6)
+        assert pruner.finished
+
+    def test_an_optimizer_without_a_learning_rate(self):
+        adafactor = pytest.importorskip("transformers.optimization").Adafactor
+        model = helpers.convnet()
+        optimizer = adafactor(model.parameters())
+        assert optimizer.param_groups[0]["lr"] is None
+        pruner = helpers.make_pruner(model, optimizer, 0.8)
+        train(model, optimizer, range(1, 7))
+        assert pruner.finished
+
     @pytest.mark.parametrize("way", ["two steps", "closure"])
     def test_sam(self, way):
         model = helpers.convnet()
@@ -252,6 +306,18 @@ class TestAnotherOptimizer:
         helpers.assert_exactly_zero(pruner, other)
         with pytest.warns(RuntimeWarning, match="SGD changes the weights of a Pruner"):
             train(model, optimizer, [11])  # the former one
+
+    def test_what_replaced_weights_is_not_taken_over_by_a_refused_one(self):
+        model = helpers.convnet()
+        optimizer = helpers.sgd(model)
+        pruner = helpers.make_pruner(model, optimizer, 0.8)
+        helpers.train(model, optimizer, 2)
+        before = helpers.pruned_parameters(pruner)
+        model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+        other = torch.optim.SGD([model[0].weight], lr=0.1)
+        with pytest.raises(ValueError, match="does not hold"):
+            pruner.attach(other)
+        assert all(p is before[name] for name, p in helpers.pruned_parameters(pruner).items())
 
     def test_that_lacks_weights_is_refused_and_changes_nothing(self):
         model = helpers.convnet()
@@ -339,6 +405,28 @@ class TestTrainingThatEndsEarly:
         helpers.train(model, optimizer, range(6, 9))
         assert pruner.finished
 
+    def test_a_finish_that_fails_changes_nothing(self, monkeypatch):
+        model, optimizer, pruner = self.run()
+
+        def fail(*args):
+            raise ArithmeticError
+
+        with monkeypatch.context() as patch:
+            patch.setattr("fggp.pruner.choose", fail)
+            with pytest.raises(ArithmeticError):
+                pruner.finish()
+        helpers.train(model, optimizer, range(3, 9))
+        assert (pruner.schedule.end, pruner.finished) == (8, True)
+
+    def test_an_earlier_state_reopens_what_was_finished(self):
+        model, optimizer, pruner = self.run()
+        state = pruner.state_dict()
+        helpers.train(model, optimizer, range(3, 9))
+        assert pruner.finished
+        pruner.load_state_dict(state)
+        with pytest.warns(UserWarning, match="got to step 2 of 8"):
+            pruner.remove()
+
     def test_finish_with_gradients_that_are_not_finite(self):
         model, optimizer, pruner = self.run()
         helpers.poison(model, optimizer, 3)
@@ -420,7 +508,7 @@ class TestWeightsLoadedBack:
             fggp.save(model, tmp_path / "net.fggp")
 
     def test_attach_says_that_it_zeroes_them(self):
-        model, optimizer, pruner, _ = self.run()
+        _, optimizer, pruner, _ = self.run()
         with pytest.warns(RuntimeWarning, match="attach zeroes them again: .* not zero any more"):
             pruner.attach(optimizer)
         assert pruner.check() == []
@@ -501,6 +589,18 @@ class TestCopies:
         with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module"):
             pruner.follow(model.state_dict())
 
+    def test_a_copy_that_is_none_any_more_is_let_go(self):
+        model = helpers.convnet()
+        optimizer = helpers.sgd(model)
+        pruner = helpers.make_pruner(model, optimizer, 0.9, floor=1)
+        averaged = copy.deepcopy(model)
+        pruner.follow(averaged)
+        averaged[0] = nn.Identity()
+        with pytest.warns(RuntimeWarning, match=r"has no weight '0\.weight'.*not followed any more"):
+            helpers.train(model, optimizer, 2)
+        helpers.train(model, optimizer, range(3, 7))
+        assert pruner.check() == []
+
     def test_the_pruner_does_not_keep_a_copy_alive(self):
         model = helpers.convnet()
         optimizer = helpers.sgd(model)
@@ -566,8 +666,11 @@ class TestThawed:
 
     def test_is_taken_in(self):
         model, optimizer, pruner = self.run()
+        before = {name: mask.clone() for name, mask in pruner.masks.items()}
         pruner.attach(optimizer)
         assert list(pruner.masks) == ["0.weight", "3.weight", "6.weight"]
+        assert helpers.identical({name: pruner.masks[name] for name in before}, before)
+        assert pruner.masks["0.weight"].all()
         helpers.train(model, optimizer, range(5, 11))
         assert pruner.sparsity == 1 - round(0.2 * 436) / 436
         helpers.assert_exactly_zero(pruner, optimizer)
@@ -647,6 +750,29 @@ class TestSeveralOptimizers:
                 optimizer.zero_grad()
         assert pruner.finished
         assert 0 < pruner.densities()["0.weight"] < 1
+
+    def test_a_step_of_one_that_a_scaler_skips(self):
+        """Gradients that are still scaled are not ranked: the step is complete when both have stepped after it."""
+        densities = []
+        for skipped in (None, 2):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16))
+            optimizers = [torch.optim.SGD(layer.parameters(), lr=0.01) for layer in model]
+            pruner = fggp.Pruner(model, optimizers, 0.5, begin=0, end=4, every=1)
+            for t in range(1, 7):
+                model(batch(t)).square().mean().backward()
+                for p in model.parameters():
+                    p.grad.mul_(65536.0)
+                for i, optimizer in enumerate(optimizers):
+                    for p in model[i].parameters():
+                        p.grad.div_(65536.0)  # as GradScaler does before the step
+                    if (i, t) != (0, skipped):
+                        optimizer.step()
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+            densities.append(list(pruner.densities().values()))
+            assert pruner.finished
+        assert abs(densities[0][0] - densities[1][0]) < 0.1
 
     def test_one_that_never_steps_is_named(self):
         model, first, _, pruner = self.make()
@@ -744,6 +870,16 @@ class TestReschedule:
         pruner.reschedule(sparsity=0.9, end=8)
         helpers.train(model, optimizer, range(5, 9))
         assert pruner.sparsity == 1 - round(0.1 * 436) / 436
+        assert pruner.finished
+
+    def test_another_end_keeps_each_targets_start(self):
+        model = helpers.convnet()
+        optimizer = helpers.sgd(model)
+        pruner = helpers.make_pruner(model, optimizer, {"0.*": 0.5, "*": 0.8}, end=10, init_sparsity=0.3)
+        before = [b.schedule.init_sparsity for b in pruner._targets.budgets]
+        pruner.reschedule(end=12)
+        assert [b.schedule.init_sparsity for b in pruner._targets.budgets] == before
+        helpers.train(model, optimizer, 12)
         assert pruner.finished
 
     def test_after_the_end(self):

@@ -115,11 +115,27 @@ class Health:
 
     # Findings
 
+    def zero_copies(self, masks: Masks) -> None:
+        """Zero the pruned weights of the copies. One that is no copy any more is let go, with a warning."""
+        for copy in self.copies:
+            try:
+                parameters = parameters_like(copy, masks.weights)
+            except ValueError as error:
+                self._copies = [ref for ref in self._copies if ref() is not copy]
+                message = f"{error}; it is not followed any more"
+                warn_caller(message, RuntimeWarning)
+            else:
+                masks.apply_to(parameters)
+
     def of_copies(self, masks: Masks) -> list[Finding]:
-        """Copies of the model whose pruned weights are not zero."""
+        """Copies of the model whose pruned weights are not zero, or that are none any more."""
         found = []
         for copy in self.copies:
-            filled = masks.revived_in(parameters_like(copy, masks.weights))
+            try:
+                filled = masks.revived_in(parameters_like(copy, masks.weights))
+            except ValueError as error:
+                found.append(Finding("copy", str(error)))
+                continue
             if filled:
                 names = tuple(filled)
                 count = sum(filled.values())

@@ -61,8 +61,8 @@ class Pruner:
     Args:
         model: the model; wrapped (DDP, ``torch.compile``) or not. Its state-dict keys never change.
         optimizer: an optimizer with PyTorch's step hooks that holds all weights to be pruned; or a wrapper of one
-            (SAM, Lookahead, Accelerate's); or several optimizers, which share one budget: a step is complete when
-            each of them has stepped.
+            (SAM, Lookahead, Accelerate's); or several optimizers, in the order in which they step, which share one
+            budget: a step is complete when the last one steps and each has stepped.
         sparsity: the final share of zeros among the prunable weights, in [init_sparsity, 1); their number is exact.
             A mapping gives targets by pattern of weight names, of which the first that matches counts:
             ``{"features.0*": 0.5, "*": 0.95}``. Each target's number is exact.
@@ -152,14 +152,16 @@ class Pruner:
         self._overdue = self._warned = self._skipped = False
         self._stepping: Optimizer | None = None
         self._stepped: set[int] = set()  # the optimizers that have stepped since the last complete step
+        self._averaged = 0  # the step whose gradients the averages have
+        self._reads_gradients = True  # whether the method's last update did
         self._choice: Choice | None = None  # made before the optimizer's step, applied after it
         self._gradients = LastGradients()
         self._model, self._optimizers = model, optimizers
         self.coverage = coverage(model, weights)
         self._health = Health(Record(self._masks.total, self.coverage.total))
+        self._health.tell(self._of_coverage())  # before anything is changed: a warning may be an error
         self._masks.apply(optimizers)
         self._hook()
-        self._health.tell(self._of_coverage())
 
     def _hook(self) -> None:
         """Put hooks on the optimizers, and make the weights known as this pruner's."""
@@ -184,7 +186,7 @@ class Pruner:
 
     def _register(self) -> None:
         weights = self._masks.weights
-        self._health.record.parameter_ids = frozenset(id(w.parameter) for w in weights)
+        self._health.record.parameter_names = {id(w.parameter): w.name for w in weights}
         registry.register(self._health.record, [(*place[:2], w.name) for w in weights for place in w.owners])
 
     @property
@@ -241,19 +243,18 @@ class Pruner:
             ValueError, TypeError: as when a Pruner is made. Nothing is changed then.
         """
         check_attached(self._masks.weights, self._model)
-        self._sync(Optimizers(optimizer))
         known = {w.name: w for w in self._masks.weights}
         found = {w.name: w for w in find_prunable(self._model, self._include, self._exclude)}
         order = [*dict.fromkeys(k.weight.name for k in known_parameters(self._model))]  # ranks ties
         weights = [{**found, **known}[name] for name in order if name in found or name in known]
         optimizers = _checked(optimizer, weights)
+        targets = self._targets.for_weights(weights)
+        self._sync(optimizers)
         if len(weights) > len(known):
-            targets = self._targets.of_more(weights)
-            processes = Processes.of(self._model, weights)
             own = dict(zip(known, self._masks.parts, strict=True))
             masks = [own.get(w.name, torch.ones(local(w.parameter).shape, dtype=torch.bool)) for w in weights]
             counts = dict(zip(known, self._initial_counts, strict=True))
-            self._masks = Masks(weights, masks, processes)
+            self._masks = Masks(weights, masks, Processes.of(self._model, weights))
             self._targets = targets
             self._initial_counts = [counts.get(w.name, w.parameter.numel()) for w in weights]
             self.coverage = coverage(self._model, weights)
@@ -332,11 +333,12 @@ class Pruner:
         if self.finished or isinstance(self.method, OneShot):
             return
         step = max(self.step, 1)
-        self._aim_at(self._targets.ending_at(step))
+        targets = self._targets.ending_at(step)
         self._sync()
-        self._choose(step, at_once=True)
+        self._choose(step, targets, at_once=True)
         self._apply_choice()
         self._overdue = False
+        self._aim_at(targets)
 
     def _aim_at(self, targets: Targets) -> None:
         self._targets = targets
@@ -413,27 +415,30 @@ class Pruner:
         """If an update is due at the present step, choose the weights that are active after it, or postpone it."""
         step = self.step + 1
         updates_to_come = self._overdue or step <= self.schedule.last_update
-        if updates_to_come:
+        if updates_to_come and self._reads_gradients:
             self._gradients.observe(self._masks.weights, self._grad_scales())
         if not self._completes_step():
             return
-        if self._averages.kinds and updates_to_come:
+        # Hooks run twice in a step that calls its base class's step.
+        if self._averages.kinds and updates_to_come and self._averaged < step:
             self._averages.update(self._masks.weights, self._grad_scales())
+            self._averaged = step
         if self._is_due(step):
-            self._choose(step)
+            self._choose(step, self._targets)
 
-    def _choose(self, step: int, at_once: bool = False) -> None:
+    def _choose(self, step: int, targets: Targets, at_once: bool = False) -> None:
         """Choose the weights that are active after an update at a step, or postpone it.
 
         Args:
             step: the step.
+            targets: how many weights are active then.
             at_once: not to postpone it: gradients that are missing or not finite are done without.
         """
         assert isinstance(self.method, Method)  # the schedule of a OneShot has no updates
         gradients = self._gradients.read(self._masks.weights, self._grad_scales(), self._masks.processes, at_once)
         plan = plan_update(
             self.method,
-            self._targets,
+            targets,
             step=step,
             scope=self.scope,
             seed=self.seed,
@@ -442,6 +447,8 @@ class Pruner:
             has_gradient=gradients.known,
         )
         obstacle = None if at_once else find_obstacle(plan, self.method, self._masks, gradients)
+        if plan.groups or plan.exchange is not None:
+            self._reads_gradients = plan.needs_gradient
         if obstacle is None:
             self._gradients.count_update()
             self._choice = choose(plan, self._masks, gradients, self._averages)
@@ -485,9 +492,8 @@ class Pruner:
         self._masks.set_and_apply(self._optimizers, self._choice.layers, self._choice.active, self._choice.regrown)
         self.last_update, self._choice = self.step, None
         self._note_masks()
-        for copy in self._health.copies:
-            self._masks.apply_to(parameters_like(copy, self._masks.weights))
-        if self.step >= self.schedule.last_update:
+        self._health.zero_copies(self._masks)
+        if self.step >= self.schedule.last_update or not self._reads_gradients:
             self._gradients.release()
         self._health.tell(health.of_layers(self._masks, self._health.told("dead-layer")))
         self._health.tell(health.of_gradients(self._gradients, self._health.told("no-gradient")))
@@ -496,8 +502,7 @@ class Pruner:
     def _apply_everywhere(self) -> None:
         """Zero the pruned weights of the model and of its copies."""
         self._masks.apply(self._optimizers)
-        for copy in self._health.copies:
-            self._masks.apply_to(parameters_like(copy, self._masks.weights))
+        self._health.zero_copies(self._masks)
         self._health.note_written(self._masks)
 
     def _note_masks(self) -> None:
@@ -507,16 +512,20 @@ class Pruner:
         record.step, record.active, record.finished = self.step, self._masks.active, self.finished
         record.kept = {w.name: n for w, n in zip(self._masks.weights, self._masks.counts, strict=True)}
         record.prunable, record.parameters = self._masks.total, self.coverage.total
-        if record.finished:
-            registry.settle(record)
+        registry.settle(record, left_to_say=not record.finished)
         self._health.note_written(self._masks)
 
     def _is_due(self, step: int) -> bool:
         return self._overdue or self.schedule.is_update(step)
 
     def _completes_step(self) -> bool:
-        """Whether all optimizers but the one that steps now have stepped."""
-        return all(each is self._stepping or id(each) in self._stepped for each in self._optimizers.steppers)
+        """Whether the last of the optimizers steps now, and all others have stepped.
+
+        Any order would do, were it not for GradScaler: if it skips one of them, the gradients of those that stepped
+        before are scaled again when it steps next.
+        """
+        *others, last = self._optimizers.steppers
+        return self._stepping is last and all(id(each) in self._stepped for each in others)
 
     def _grad_scales(self) -> list[float]:
         """The factors to divide gradients by: not 1 if a GradScaler lets the optimizer unscale them by itself."""
@@ -537,7 +546,11 @@ class Pruner:
         if not self._health.has_new_trainable(self._optimizers):
             return []
         known = {w.name for w in self._masks.weights}
-        return [w.name for w in find_prunable(self._model, self._include, self._exclude) if w.name not in known]
+        try:
+            found = find_prunable(self._model, self._include, self._exclude)
+        except ValueError:  # what the filters named was frozen meanwhile
+            return []
+        return [w.name for w in found if w.name not in known]
 
     # State
 
@@ -584,8 +597,7 @@ class Pruner:
         self._initial_counts, self._averages = restored.initial_counts, restored.averages
         self._gradients, self._stepped = restored.gradients, set()
         self._masks.apply(self._optimizers)
-        for copy in self._health.copies:
-            self._masks.apply_to(parameters_like(copy, self._masks.weights))
+        self._health.zero_copies(self._masks)
         self._note_masks()
         if asked != self._targets.sparsity:
             warn_caller(
@@ -599,7 +611,7 @@ class Pruner:
             f"Pruner({self.method}, scope={self.scope!r}): sparsity {self.sparsity:.2%} at step {self.step}, from "
             f"{s.init_sparsity:.2%} at {s.begin} to {s.sparsity:.2%} at {s.end}, every {s.every}"
         )
-        findings = [str(f) for f in self.check() if f.kind != "unfinished" or not self._hooks]
+        findings = [str(f) for f in self.check() if f.kind not in ("unfinished", "never-stepped") or not self._hooks]
         return "\n".join([head, *layer_table(self._masks), *self.coverage.lines(), *findings])
 
 

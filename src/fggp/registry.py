@@ -35,12 +35,13 @@ class Record:
         step: the optimizer steps so far.
         active: the number of weights that are not pruned.
         kept: the number of active weights of each weight tensor, by name.
-        parameter_ids: the ids of the parameters that are pruned; they live as long as the pruner is attached.
+        parameter_names: names by the ids of the pruned parameters, which live as long as the pruner is attached.
         finished: whether the target is reached.
         optimizers: those that the pruner knows.
         idle: the kinds of those that have not stepped since the last complete step, if others have.
         others: the kinds of optimizers that changed the weights without the pruner.
         reported_at: the step at which the user was told that the target is not reached.
+        step_of_stranger: the pruner's step when an optimizer that it does not know made its latest step.
     """
 
     prunable: int
@@ -51,12 +52,13 @@ class Record:
     step: int = 0
     active: int = 0
     kept: dict[str, int] = field(default_factory=dict)
-    parameter_ids: frozenset[int] = frozenset()
+    parameter_names: dict[int, str] = field(default_factory=dict)
     finished: bool = False
     optimizers: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
     idle: tuple[str, ...] = ()
     others: list[str] = field(default_factory=list)
     reported_at: int | None = None
+    step_of_stranger: int = -1
 
     @property
     def sparsity(self) -> float:
@@ -138,8 +140,6 @@ def register(record: Record, places: Iterable[Place]) -> None:
     _generation += 1
     for module, attribute, name in places:
         _places.setdefault(module, {})[attribute] = (record, name)
-    if not record.finished:
-        _unfinished.add(record)
 
 
 def attach(pruner: object, record: Record) -> None:
@@ -152,9 +152,9 @@ def detach(pruner: object) -> None:
     _attached.pop(pruner, None)
 
 
-def settle(record: Record) -> None:
-    """Note that nothing is left to be said about a pruner at the end of the program."""
-    _unfinished.discard(record)
+def settle(record: Record, left_to_say: bool = False) -> None:
+    """Note whether anything is left to be said about a pruner at the end of the program."""
+    (_unfinished.add if left_to_say else _unfinished.discard)(record)
 
 
 def complaints(model: nn.Module) -> Iterator[str]:
@@ -216,16 +216,14 @@ def _after_any_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     looked_at = (_generation, sum(len(group["params"]) for group in optimizer.param_groups))
     if _seen.get(optimizer) == looked_at:
         return
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = {id(p): p for group in optimizer.param_groups for p in group["params"]}
     strange = [
         record
         for record in list(_attached.values())
-        if optimizer not in record.optimizers and any(id(p) in record.parameter_ids for p in parameters)
+        if optimizer not in record.optimizers and not parameters.keys().isdisjoint(record.parameter_names)
     ]
-    if strange and not any(
-        g.get("lr", 1) != 0 and any(p.grad is not None for p in g["params"]) for g in optimizer.param_groups
-    ):
-        return  # it changed nothing yet
+    if strange and all(_is_harmless(record, optimizer, parameters) for record in strange):
+        return
     _seen[optimizer] = looked_at
     for record in strange:
         record.others.append(type(optimizer).__name__)
@@ -234,6 +232,22 @@ def _after_any_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             f"filled again and its steps are not counted. Call pruner.attach(optimizer)",
             RuntimeWarning,
         )
+
+
+def _is_harmless(record: Record, optimizer: Optimizer, parameters: dict[int, Tensor]) -> bool:
+    """Whether a strange optimizer's step changed nothing, or was made of a step that the pruner counted.
+
+    The latter is a wrapper of an optimizer that the pruner knows.
+    """
+    trains = [g for g in optimizer.param_groups if g.get("lr", 1) != 0 and any(p.grad is not None for p in g["params"])]
+    if not trains:
+        return True
+    counted, record.step_of_stranger = record.step != record.step_of_stranger, record.step
+    own = [(name, parameters[i]) for i, name in record.parameter_names.items() if i in parameters]
+    filled = any(
+        not hasattr(p, "placements") and int(p.detach().count_nonzero()) > record.kept[name] for name, p in own
+    )
+    return counted and not filled and record.step > 0
 
 
 def _at_exit() -> None:

@@ -162,7 +162,7 @@ class Targets:
         )
         return replace(self, budgets=budgets)
 
-    def of_more(self, weights: Sequence[Prunable]) -> Targets:
+    def for_weights(self, weights: Sequence[Prunable]) -> Targets:
         """The same targets for other weights."""
         schedules = [b.schedule for b in self.budgets]
         return Targets.of(weights, split_into_budgets(weights, self.sparsity, schedules), self.floor)
@@ -191,18 +191,24 @@ class Targets:
         Raises:
             ValueError, TypeError: the schedule is impossible, or more weights are pruned than a target asks for.
         """
-        sparsity = self.sparsity if sparsity is None else sparsity
-        old = self.schedule
-        now = replace(
-            old,
-            begin=old.begin if begin is None else begin,
-            end=old.end if end is None else end,
-            every=old.every if every is None else every,
-            last=old.last if last is None else last,
-        )
-        goals = sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]
-        schedules = [replace(now, sparsity=s, init_sparsity=min(now.init_sparsity, s)) for s in goals]
-        targets = Targets.of(weights, split_into_budgets(weights, sparsity, schedules), self.floor)
+
+        def timed(old: Schedule) -> Schedule:
+            return replace(
+                old,
+                begin=old.begin if begin is None else begin,
+                end=old.end if end is None else end,
+                every=old.every if every is None else every,
+                last=old.last if last is None else last,
+            )
+
+        if sparsity is None:
+            budgets = tuple(replace(b, schedule=timed(b.schedule)) for b in self.budgets)
+        else:
+            goals = sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]
+            now = timed(self.schedule)
+            schedules = [replace(now, sparsity=s, init_sparsity=min(now.init_sparsity, s)) for s in goals]
+            budgets = split_into_budgets(weights, sparsity, schedules)
+        targets = Targets.of(weights, budgets, self.floor)
         for b in targets.budgets:
             if b.active(counts) < b.final:
                 raise ValueError(

@@ -172,7 +172,10 @@ class Pruning(TrainerCallback, ExportableState):
             if self._pruner is None or made:
                 self._pruner, self._model = self._make(model, optimizer, left), model
             else:
-                self._pruner.attach(optimizer)
+                with warnings.catch_warnings():
+                    if saved is not None:  # the checkpoint's weights; its masks are loaded below
+                        warnings.filterwarnings("ignore", "attach zeroes them again", RuntimeWarning)
+                    self._pruner.attach(optimizer)
         if saved is not None:
             self._pruner.load_state_dict(saved)
         if not made or saved is not None:

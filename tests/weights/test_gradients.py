@@ -82,14 +82,29 @@ def test_each_matrix_of_a_batch_has_its_own_last_gradient(shape, rows):
         weight.parameter.grad = grad
         last.observe([weight], [1.0])
         read = last.read([weight], [1.0], ALONE)
-    # Only from the step on that left it out: what the first step had is gone, so the matrix counts as zero.
+    # Only from the step on that left it out: what the first step had is gone.
     assert torch.equal(read.tensors[0], second)
+    assert read.known == [False]
     third = torch.randn(shape)
     third[:rows] = 0
     weight.parameter.grad = third
     last.observe([weight], [1.0])
     expected = torch.cat([second[:rows], third[rows:]])
-    assert torch.equal(last.read([weight], [1.0], ALONE).tensors[0], expected)
+    read = last.read([weight], [1.0], ALONE)
+    assert torch.equal(read.tensors[0], expected)
+    assert read.known == [True]
+
+
+def test_a_gradient_is_let_go_that_was_there_from_one_update_to_the_next():
+    weight, last = make((4, 3)), LastGradients()
+    last.observe([weight], [1.0])
+    last.count_update()
+    weight.parameter.grad = torch.ones(4, 3)
+    for _ in range(2):
+        last.observe([weight], [1.0])
+    assert last.state_dict([weight])
+    last.count_update()
+    assert last.state_dict([weight]) == {}
 
 
 def test_a_weight_is_named_that_had_none_since_the_update_before():
@@ -110,5 +125,6 @@ def test_a_weight_is_named_that_had_none_since_the_update_before():
 @pytest.mark.parametrize("given_shape", [(3, 4), (4, 3)])
 def test_a_damaged_state_is_refused(given_shape):
     dtype = torch.float32 if given_shape == (3, 4) else torch.int64
+    state = {"w": {"value": torch.ones(given_shape, dtype=dtype), "known": torch.tensor(True)}}
     with pytest.raises(ValueError, match=r"the last gradient of weight 'w' is torch\..* must be a floating-point"):
-        LastGradients.restored({"w": torch.ones(given_shape, dtype=dtype)}, [make((4, 3))])
+        LastGradients.restored(state, [make((4, 3))])

@@ -244,7 +244,9 @@ class Pruning(Callback):
         """Take in weights that have been thawed, by a ``BaseFinetuning`` callback, say."""
         trainable = _trainable(trainer)
         if trainable > self._trainable:
-            self.pruner.attach(_optimizers(trainer))
+            with warnings.catch_warnings():  # the end is moved below
+                warnings.filterwarnings("ignore", "the schedule ended", RuntimeWarning)
+                self.pruner.attach(_optimizers(trainer))
             self._fit_into(trainer, resumed=False)
             self._finished = self.pruner.finished
         self._trainable = trainable

@@ -88,9 +88,13 @@ class Masks:
         if regrown:
             torch._foreach_mul_(self._tensors, new)  # old ∧ new, so that regrown weights are zeroed once too
             self.apply(optimizers)
-        self._tensors = new
+        old, self._tensors = self._tensors, new
         if not regrown:
-            self.apply(optimizers)
+            try:
+                self.apply(optimizers)
+            except TypeError:  # nothing was zeroed
+                self._tensors = old
+                raise
         self._count(marks)
 
     def _count(self, marks: Sequence[Tensor]) -> None:
@@ -144,7 +148,7 @@ class Masks:
         Args:
             indices: the weights to look at; by default all.
         """
-        looked_at = [self.weights[i] for i in range(len(self.weights)) if indices is None or i in set(indices)]
+        looked_at = self.weights if indices is None else [self.weights[i] for i in indices]
         return self.revived_in({w.name: w.parameter for w in looked_at})
 
     def revived_in(self, parameters: Mapping[str, Tensor]) -> dict[str, int]:

@@ -21,7 +21,7 @@ class Gradients:
         tensors: this process's part of the gradient, strided or sparse; None if there has never been one, which counts
             as zero.
         scales: the factor to divide it by.
-        known: whether the weight has, or once had, a gradient on any process.
+        known: whether all of the weight has a gradient, or had one since a step first left it out, on any process.
         present: how many weights have a gradient at this step, on all processes.
     """
 
@@ -49,8 +49,8 @@ class LastGradients:
     of the last step that had one. A gradient that is zero throughout counts as none. In a batch of matrices (experts)
     this holds for each matrix by itself.
 
-    To have it, one copy of the gradient of every weight is kept that was once without one, from that step on. Other
-    weights cost nothing.
+    To have it, one copy of the gradient is kept of every weight that a step left without one, from that step on, until
+    it has had one at each step from one update to the next. Other weights cost nothing.
     """
 
     def __init__(self) -> None:
@@ -67,9 +67,9 @@ class LastGradients:
         """
         for w, scale in zip(weights, scales, strict=True):
             missing, kept = w.parameter.grad is None, self._kept.get(w.name)
-            if missing and kept is None:
-                self._kept[w.name] = _Kept(w)
-            elif kept is not None and not missing:
+            if missing:
+                self._kept.setdefault(w.name, _Kept(w)).missed = True
+            elif kept is not None:
                 kept.add(scale)
 
     @torch.no_grad()
@@ -105,9 +105,14 @@ class LastGradients:
         return Gradients(tensors, used_scales, [n > 0 for n in everywhere[:-1]], everywhere[-1])
 
     def count_update(self) -> None:
-        """Note, at each update, which weights have had no gradient since the update before."""
-        for name, kept in self._kept.items():
+        """Note, at each update, which weights have had no gradient since the update before, or always had one.
+
+        Those that always had one are let go.
+        """
+        for name, kept in list(self._kept.items()):
             self._updates_without[name] = 0 if kept.is_fresh() else self._updates_without.get(name, 0) + 1
+            if kept.was_complete():
+                del self._kept[name]
 
     def release(self) -> None:
         """Let go of all gradients: no update is to come."""
@@ -117,16 +122,20 @@ class LastGradients:
         """The names of the weights that had no gradient at all in this many updates in a row."""
         return [name for name, count in self._updates_without.items() if count >= updates]
 
-    def state_dict(self, weights: Sequence[Prunable]) -> dict[str, Tensor]:
-        """Copies of the gradients that are kept, by weight name: on the CPU, or placed like a sharded weight."""
-        return {
-            w.name: copy_placed_as(w.parameter, kept.value)
-            for w in weights
-            if (kept := self._kept.get(w.name)) is not None and kept.value is not None and kept.is_known()
-        }
+    def state_dict(self, weights: Sequence[Prunable]) -> dict[str, dict[str, Tensor]]:
+        """Copies of what is kept, by weight name: on the CPU, or placed like a sharded weight."""
+        state: dict[str, dict[str, Tensor]] = {}
+        for w in weights:
+            kept = self._kept.get(w.name)
+            if kept is not None:
+                state[w.name] = {}
+                if kept.value is not None and kept.known is not None:
+                    value = copy_placed_as(w.parameter, kept.value)
+                    state[w.name] = {"value": value, "known": kept.known.to("cpu", copy=True)}
+        return state
 
     @staticmethod
-    def restored(state: Mapping[str, Tensor], weights: Sequence[Prunable]) -> LastGradients:
+    def restored(state: Mapping[str, Mapping[str, Tensor]], weights: Sequence[Prunable]) -> LastGradients:
         """Read what `state_dict` returned; all processes call this together.
 
         Raises:
@@ -134,7 +143,10 @@ class LastGradients:
         """
         restored = LastGradients()
         for w in weights:
-            given = state.get(w.name)
+            if w.name not in state:
+                continue
+            kept = restored._kept[w.name] = _Kept(w)
+            given = state[w.name].get("value")
             if given is None:
                 continue
             if given.shape != w.parameter.shape or not given.is_floating_point():
@@ -142,23 +154,28 @@ class LastGradients:
                     f"the last gradient of weight {w.name!r} is {given.dtype} {list(given.shape)}: it must be a "
                     f"floating-point tensor {list(w.parameter.shape)}"
                 )
-            kept = restored._kept[w.name] = _Kept(w)
             part = local(w.parameter)
             kept.value = torch.empty_like(part, dtype=given.dtype, requires_grad=False).copy_(
                 own_part(w.parameter, given)
             )
-            kept.known = torch.ones((), dtype=torch.bool, device=part.device)
+            kept.known = state[w.name]["known"].bool().to(part.device)
         return restored
 
 
 class _Kept:
-    """One weight's last gradient: ``value``, unscaled; None before the first."""
+    """One weight's last gradient: ``value``, unscaled; None before the first.
+
+    Flags are tensors on the weight's device, so that no step waits for a GPU: one for the weight, or one for each row
+    of a batch of matrices.
+    """
 
     def __init__(self, weight: Prunable) -> None:
         self.weight = weight
         self.value: Tensor | None = None
-        self.known: Tensor | None = None  # on the weight's device, so that no step waits for a GPU
-        self.fresh: Tensor | None = None
+        self.known: Tensor | None = None  # where there ever was a gradient
+        self.fresh: Tensor | None = None  # where there was one since the update before
+        self.always: Tensor | None = None  # where there was one at each step since then that had any
+        self.missed = False  # whether a step since then had none
 
     def add(self, scale: float) -> None:
         """Take over the present gradient where it is one: finite, and not zero throughout."""
@@ -166,25 +183,32 @@ class _Kept:
         assert grad is not None
         grad = grad if grad.layout == torch.strided else grad.to_dense()
         grad = grad if scale == 1 else grad.float() / scale
-        given = grad.isfinite().all()
-        # A process may hold a part that is zero by chance: for sharded weights a gradient is one if it is there.
-        if not is_sharded(self.weight.parameter):
-            given = given & _nonzero(self.weight, grad)
+        if is_sharded(self.weight.parameter):
+            # A process may hold a part that is zero, or not finite, by chance: here a gradient is one if it is there.
+            grad, given = grad.nan_to_num(0.0, 0.0, 0.0), torch.ones((), dtype=torch.bool, device=grad.device)
+        else:
+            given = grad.isfinite().all() & _nonzero(self.weight, grad)
         if self.value is None or self.value.dtype != grad.dtype or self.value.device != grad.device:
             old = self.value
             self.value = torch.zeros_like(grad) if old is None else torch.empty_like(grad).copy_(old)
         self.value.copy_(torch.where(given, grad, self.value))
-        some = given.any()
-        self.known = some if self.known is None else some | self.known.to(some.device)
-        self.fresh = some if self.fresh is None else some | self.fresh.to(some.device)
+        self.known = given if self.known is None else given | self.known.to(given.device)
+        self.fresh = given if self.fresh is None else given | self.fresh.to(given.device)
+        self.always = given if self.always is None else given & self.always.to(given.device)
 
     def is_known(self) -> bool:
-        return self.known is not None and bool(self.known)
+        """Whether all of the weight has once had a gradient."""
+        return self.known is not None and bool(self.known.all())
 
     def is_fresh(self) -> bool:
-        """Whether there has been a gradient since the last call."""
-        fresh, self.fresh = self.fresh is not None and bool(self.fresh), None
-        return fresh
+        """Whether some of it has had one since the update before."""
+        return self.fresh is not None and bool(self.fresh.any())
+
+    def was_complete(self) -> bool:
+        """Whether each step since the last call had a gradient for all of it."""
+        complete = not self.missed and self.always is not None and bool(self.always.all())
+        self.fresh, self.always, self.missed = None, None, False
+        return complete
 
 
 def _is_finite(grad: Tensor) -> bool:

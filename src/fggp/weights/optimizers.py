@@ -14,6 +14,9 @@ from fggp.weights.prunable import Prunable
 _PASSING_ON = ("accelerate.", "lightning.", "pytorch_lightning.")
 """Packages whose optimizer wrappers call the wrapped step and change no weight themselves."""
 
+_WRAPPED_AS = ("base", "base_optimizer", "inner_optimizer", "optim", "optimizer", "optimizers")
+"""The attributes by which wrappers hold what they wrap. Under any other name an optimizer may never step."""
+
 
 class Optimizers:
     """The optimizers under one budget, with those that they wrap.
@@ -54,7 +57,8 @@ class Optimizers:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError("optimizer=LBFGS evaluates the loss several times a step: no one gradient belongs to it")
         inner = _inner(optimizer)
-        wraps = bool(inner) and _held([optimizer]) <= _held(inner)
+        wrapped = [each for name, each in inner if name.lstrip("_") in _WRAPPED_AS]
+        wraps = bool(wrapped) and _held([optimizer]) <= _held(wrapped)
         if not (wraps and type(optimizer).__module__.startswith(_PASSING_ON)):
             if not _has_hooks(optimizer):
                 raise TypeError(
@@ -63,11 +67,11 @@ class Optimizers:
                 )
             (self.wrappers if wraps else self.steppers).append(optimizer)
         self.all.append(optimizer)
-        for each in inner:
-            if wraps:
+        for _, each in inner:
+            if wraps and any(each is one for one in wrapped):
                 self._add(each)
-            else:
-                self.all.append(each)  # holds state for a part of the weights, and is stepped by the outer one
+            elif all(each is not known for known in self.all):
+                self.all.append(each)  # the outer one steps, with it or without it; it may hold state
 
     def held(self) -> set[int]:
         """The ids of the parameters that the optimizers hold."""
@@ -105,13 +109,14 @@ class Optimizers:
 
 
 def check_held(weights: Iterable[Prunable], optimizers: Optimizers) -> None:
-    """Refuse optimizers that lack a weight which is trained.
+    """Refuse optimizers that lack a weight, as the model holds it now, which is trained.
 
     Raises:
         ValueError: they do.
     """
     held = optimizers.held()
-    missing = [w.name for w in weights if id(w.parameter) not in held and w.parameter.requires_grad]
+    current = [(w.name, w.current() if w.owners else w.parameter) for w in weights]
+    missing = [name for name, p in current if p is None or (p.requires_grad and id(p) not in held)]
     if missing:
         kinds = ", ".join(type(o).__name__ for o in optimizers.steppers)
         raise ValueError(
@@ -126,8 +131,9 @@ def only_makes_state(optimizer: Optimizer) -> bool:
     torch.distributed.checkpoint steps so to have state that it can save or load into.
     """
     for group in optimizer.param_groups:
-        rate = group.get("lr", 1.0)
-        if (isinstance(rate, torch.Tensor) and rate.device.type != "cpu") or float(rate) != 0:
+        rate = group.get("lr")
+        plain = isinstance(rate, (int, float)) or (isinstance(rate, torch.Tensor) and rate.device.type == "cpu")
+        if rate is None or not plain or float(rate) != 0:
             return False
     return not any(p.grad is not None and bool(p.grad.any()) for g in optimizer.param_groups for p in g["params"])
 
@@ -136,13 +142,13 @@ def _held(optimizers: Iterable[Any]) -> set[int]:
     return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
-def _inner(optimizer: Any) -> list[Any]:
-    """The optimizers that an object has among its attributes, alone or in a list, for some of the same weights."""
+def _inner(optimizer: Any) -> list[tuple[str, Any]]:
+    """The optimizers that an object has as attributes, alone or in a list, for some of the same weights, by name."""
     found = []
-    for value in list(getattr(optimizer, "__dict__", {}).values()):
+    for name, value in list(getattr(optimizer, "__dict__", {}).items()):
         for each in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(each, Optimizer) and each is not optimizer and _held([each]) & _held([optimizer]):
-                found.append(each)
+                found.append((name, each))
     return found
 
 
