@@ -44,7 +44,7 @@ fuzz: $(READY)  ## property tests with new examples, for MINUTES=60
 
 lock: $(READY)  ## resolve all requirements anew: the newest versions, and the oldest that pyproject.toml allows
 	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-annotate \
-		--all-extras --custom-compile-command 'make lock' pyproject.toml -o requirements/locked.txt
+		--extra all --custom-compile-command 'make lock' pyproject.toml -o requirements/locked.txt
 	$(VENV)/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --python-version 3.10 --generate-hashes \
 		--no-annotate --extra lab --extra onnx --extra dev --custom-compile-command 'make lock' pyproject.toml \
 		-o requirements/oldest.txt

@@ -15,6 +15,16 @@ Json = dict[str, Any]
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 NETWORKS = {"vgg19 (CIFAR form)": "VGG-19", "resnet50 (CIFAR form)": "ResNet-50"}
 LAB_NETWORKS = {"resnet50": "ResNet-50", "vgg19": "VGG-19"}
+TRAINED_NETWORKS = {"resnet20": "ResNet-20, trained", "digits-cnn": "small CNN, trained"}
+FILES = {
+    "fp32": "**fggp**",
+    "bound": "bound",
+    "gzip -9": "gzip -9",
+    "zstd -19": "zstd -19",
+    "xz -6": "xz -6",
+    "bf16": "fggp, bf16 values",
+}
+"""Columns of the table of file sizes: how many times smaller each is than the dense file."""
 ENGINES = {
     "pytorch": "PyTorch",
     "onnxruntime": "ONNX Runtime",
@@ -244,20 +254,28 @@ def file_rows() -> list[tuple[float, dict[str, int]]]:
 
 
 def file_sizes() -> str | None:
-    """VGG-19's file at three sparsities."""
-    rows = [
+    """The files of VGG-19 and of small trained networks at three sparsities, beside general compressors."""
+    trained = records_of("benchmarks/file.ndjson", model="trained")
+    rows = [("VGG-19", sparsity, sizes) for sparsity, sizes in file_rows()]
+    for m in trained[-1]["measured"] if trained else ():
+        rows.append((TRAINED_NETWORKS[m["model"]], m["sparsity"], m["bytes"]))
+    cells = [
         [
+            network,
             _percent(sparsity),
-            f"{sizes['dense'] / 1e6:.1f} MB",
-            f"{sizes['fp32'] / 1e6:.2f} MB",
-            f"{sizes['dense'] / sizes['fp32']:.1f}×",
-            f"{sizes['dense'] / sizes['bf16']:.1f}×",
-            f"{sizes['dense'] / sizes['gzip']:.1f}×",
+            _bytes(sizes["dense"]),
+            _bytes(sizes["fp32"]),
+            *(f"{sizes['dense'] / sizes[name]:.1f}×" for name in FILES),
         ]
-        for sparsity, sizes in file_rows()
+        for network, sparsity, sizes in rows
     ]
-    head = ["sparsity", "dense file", "small file", "smaller", "with bf16 values", "gzip of the dense file"]
-    return markdown(head, rows) if rows else None
+    head = ["network", "sparsity", "dense file", "small file", *FILES.values()]
+    return markdown(head, cells) if rows and trained else None
+
+
+def _bytes(count: int) -> str:
+    """A size of four digits or fewer."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 # Mask updates and training
@@ -362,7 +380,7 @@ TABLES: dict[str, Callable[[], str]] = {
         "--threads 2 --out results/bench-int8",
         dense_int8,
     ),
-    "file sizes": or_missing("python benchmarks/file.py", file_sizes),
+    "file sizes": or_missing("python benchmarks/file.py` and `--runs FOLDER ...", file_sizes),
     "update": or_missing("python benchmarks/update.py --model resnet50` and `--model vgg19", update),
     "steps": or_missing("python benchmarks/update.py", steps),
     "loop": or_missing("python benchmarks/loop.py", loop),

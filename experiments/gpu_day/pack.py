@@ -18,8 +18,8 @@ from pathlib import Path
 from day import ROOT
 
 PACKED = ROOT / "data" / "gpu"
-WHEELS = ("tyro", "docstring-parser", "typeguard")
-"""What fggp needs and an environment made for PyTorch may lack: tyro and what it needs."""
+WHEELS = ("tyro", "docstring-parser", "typeguard", "zstandard")
+"""What fggp needs and an environment made for PyTorch may lack: zstandard, and tyro with what it needs."""
 CODE = ("src/fggp/**/*.py", "experiments/gpu_day/*.py", "experiments/gpu.toml", "experiments/variants.py")
 LIMIT_BYTES = 64 << 20
 """What can be taken along: the files of the repository, and data/gpu/."""
