@@ -36,7 +36,31 @@ typedef struct {
     float value;
 } fggp_entry;
 
-/* A sparse convolution; out = relu?(weights ∗ in + bias + residual?).
+/* A function that an operation applies to each number of its result.
+ *
+ * FGGP_IDENTITY: none. FGGP_CLAMP: from a to b; a ReLU is from 0 to infinity. FGGP_LEAKY_RELU: a · x for negative x.
+ * FGGP_ELU: b · x for positive x, else a · (exp(c · x) - 1). The others have no numbers; FGGP_GELU_TANH is the
+ * approximation of FGGP_GELU with a hyperbolic tangent. All keep NaN. */
+enum {
+    FGGP_IDENTITY,
+    FGGP_CLAMP,
+    FGGP_LEAKY_RELU,
+    FGGP_ELU,
+    FGGP_HARD_SIGMOID,
+    FGGP_HARD_SWISH,
+    FGGP_SIGMOID,
+    FGGP_SILU,
+    FGGP_TANH,
+    FGGP_GELU,
+    FGGP_GELU_TANH,
+    FGGP_MISH
+};
+typedef struct {
+    int32_t kind;
+    double a, b, c;
+} fggp_activation;
+
+/* A sparse convolution; out = activation(weights ∗ in + bias + residual?).
  *
  * Entries are sorted by chunk of input channels, then by output channel; starts has chunks * out.channels + 1 numbers.
  * A chunk should be small enough for its inputs of one tile to fit the first-level cache. */
@@ -45,7 +69,8 @@ typedef struct {
     const fggp_entry *entries;
     const uint32_t *starts;
     const float *bias; /* one for each channel */
-    int32_t chunks, stride, relu;
+    fggp_activation activation;
+    int32_t chunks, stride;
     int32_t tile_rows, tile_columns; /* a tile of rows × columns vectors is summed in registers */
 } fggp_conv;
 
@@ -59,7 +84,7 @@ typedef struct {
 typedef struct fggp_program fggp_program;
 
 /* Raised with every change of this interface: Python refuses kernels that were built for another one. */
-#define FGGP_INTERFACE 2
+#define FGGP_INTERFACE 3
 int32_t fggp_interface(void);
 
 const char *fggp_cpu(void);   /* the processor this build is for: "avx512", "avx2" or "generic" */
@@ -76,16 +101,21 @@ void fggp_program_free(fggp_program *);
 /* A chain of convolutions. Each after the first is pointwise (1×1, stride 1) and reads the output of the one before it,
  * tile by tile, while the tile is in the caches. All use the tiles of the first. */
 int32_t fggp_add_conv(fggp_program *, const fggp_conv *chain, int32_t length);
-/* out[n, o] = relu?(Σ value · in[n, offset] + bias) for single images; in and out are rows of features. */
+/* out[n, o] = activation(Σ value · in[n, offset] + bias) for single images; in and out are rows of features. */
 int32_t fggp_add_product(fggp_program *, const fggp_conv *);
 int32_t fggp_add_max_pool(fggp_program *, const fggp_pool *);
 int32_t fggp_add_average_pool(fggp_program *, const fggp_pool *);
 /* Each output pixel is the mean of its part of the input; the parts are as even as possible. */
 int32_t fggp_add_adaptive_average(fggp_program *, const fggp_tensor *in, const fggp_tensor *out);
-int32_t fggp_add_sum(fggp_program *, const fggp_tensor *a, const fggp_tensor *b, const fggp_tensor *out, int32_t relu);
-/* out = relu?(scale · in + shift), with a scale (NULL: 1) and a shift (NULL: 0) for each channel. */
+/* out = activation(a + b). */
+int32_t fggp_add_sum(fggp_program *, const fggp_tensor *a, const fggp_tensor *b, const fggp_tensor *out,
+                     const fggp_activation *);
+/* out = activation(in · gate), where gate has one pixel for each channel of each image. */
+int32_t fggp_add_gate(fggp_program *, const fggp_tensor *in, const fggp_tensor *gate, const fggp_tensor *out,
+                      const fggp_activation *);
+/* out = activation(scale · in + shift), with a scale (NULL: 1) and a shift (NULL: 0) for each channel. */
 int32_t fggp_add_affine(fggp_program *, const fggp_tensor *in, const fggp_tensor *out, const float *scale,
-                        const float *shift, int32_t relu);
+                        const float *shift, const fggp_activation *);
 /* Copy `in` to the channels of `out` from `first` on. */
 int32_t fggp_add_copy(fggp_program *, const fggp_tensor *in, const fggp_tensor *out, int32_t first);
 /* Turn pixels into channels: out has in.channels * in.height * in.width channels of one pixel. */

@@ -32,7 +32,6 @@ typedef int32_t loose_ivec __attribute__((vector_size(LANES * 4), aligned(4), ma
 inline vec load(const float *p) { return *(const loose_vec *)p; }
 inline void store(float *p, vec v) { *(loose_vec *)p = v; }
 inline vec splat(float x) { return x - vec{}; }
-inline vec positive(vec v) { return v < 0 ? vec{} : v; } /* keeps NaN */
 
 } // namespace fggp
 #endif

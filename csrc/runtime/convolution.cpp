@@ -73,7 +73,8 @@ class TileGrid {
 /* One convolution of a chain. */
 class Stage {
   public:
-    Stage(const fggp_conv &spec, const TileGrid &grid, const std::vector<std::vector<TileRow>> &all) : spec(spec) {
+    Stage(const fggp_conv &spec, const TileGrid &grid, const std::vector<std::vector<TileRow>> &all)
+        : spec(spec), activation(spec.activation) {
         if (spec.in.lanes == 1) make_pixel_mask();
         int64_t vectors = 1;
         for (const auto &rows : all) {
@@ -107,7 +108,7 @@ class Stage {
         job.residual_plane = spec.residual.plane * spec.residual.lanes;
         job.entries = spec.entries;
         job.bias = spec.bias;
-        job.relu = spec.relu;
+        job.activation = &activation;
         job.prefetch = spec.in.lanes > 1; /* single images are in the caches */
         for (int64_t begin = channels.begin; begin < channels.end; begin += block) {
             job.begin = (int32_t)begin;
@@ -132,6 +133,7 @@ class Stage {
     }
 
     fggp_conv spec;
+    Activation activation;
     std::vector<Tile> tiles;
     std::vector<int32_t> pixel_mask;
     int64_t block; /* output channels whose partial sums fit the scratch memory */
@@ -179,7 +181,7 @@ class Convolution final : public Operation {
 /* A product of a sparse matrix with the features of single images. */
 class Product final : public Operation {
   public:
-    explicit Product(const fggp_conv &spec) : spec(spec) {}
+    explicit Product(const fggp_conv &spec) : spec(spec), activation(spec.activation) {}
 
     int tasks(int threads) const override {
         int64_t most = spec.out.channels / MIN_CHANNELS_PER_TASK;
@@ -188,26 +190,35 @@ class Product final : public Operation {
 
     void run(int task, int tasks, const Call &, float *) const override {
         Range channels(spec.out.channels, task, tasks);
-        for (int64_t channel = channels.begin; channel < channels.end; channel++)
+        for (int64_t first = channels.begin; first < channels.end; first += LANES)
             for (int image = 0; image < spec.out.groups; image++) {
-                const char *in = (const char *)(spec.in.data + image * spec.in.group);
-                const fggp_entry *entry = spec.entries + spec.starts[channel];
-                const fggp_entry *end = spec.entries + spec.starts[channel + 1];
-                /* four sums, so that an addition need not wait for the previous one */
-                float sums[4] = {spec.bias[channel], 0, 0, 0};
-                for (; end - entry >= 4; entry += 4)
-                    for (int k = 0; k < 4; k++) sums[k] += entry[k].value * *(const float *)(in + entry[k].offset);
-                for (; entry < end; entry++) sums[0] += entry->value * *(const float *)(in + entry->offset);
-                float sum = sums[0] + sums[1] + sums[2] + sums[3];
-                if (spec.residual.data)
-                    sum += spec.residual.data[image * spec.residual.group + channel * spec.residual.plane];
-                if (spec.relu) sum = sum < 0 ? 0 : sum;
-                spec.out.data[image * spec.out.group + channel * spec.out.plane] = sum;
+                int count = (int)std::min<int64_t>(LANES, channels.end - first);
+                float sums[LANES] = {};
+                for (int i = 0; i < count; i++) sums[i] = sum(image, first + i);
+                if (activation.clamps) store(sums, activation.clamped(load(sums)));
+                if (activation.follows) activation.apply(sums, LANES, nullptr);
+                float *out = spec.out.data + image * spec.out.group + first * spec.out.plane;
+                for (int i = 0; i < count; i++) out[i * spec.out.plane] = sums[i];
             }
     }
 
   private:
+    float sum(int image, int64_t channel) const {
+        const char *in = (const char *)(spec.in.data + image * spec.in.group);
+        const fggp_entry *entry = spec.entries + spec.starts[channel];
+        const fggp_entry *end = spec.entries + spec.starts[channel + 1];
+        /* four sums, so that an addition need not wait for the previous one */
+        float sums[4] = {spec.bias[channel], 0, 0, 0};
+        for (; end - entry >= 4; entry += 4)
+            for (int k = 0; k < 4; k++) sums[k] += entry[k].value * *(const float *)(in + entry[k].offset);
+        for (; entry < end; entry++) sums[0] += entry->value * *(const float *)(in + entry->offset);
+        float all = sums[0] + sums[1] + sums[2] + sums[3];
+        if (spec.residual.data) all += spec.residual.data[image * spec.residual.group + channel * spec.residual.plane];
+        return all;
+    }
+
     fggp_conv spec;
+    Activation activation;
 };
 
 } // namespace

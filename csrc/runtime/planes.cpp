@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "runtime/activations.h"
 #include "runtime/tiles.h"
 
 namespace fggp {
@@ -19,8 +20,6 @@ template <> float load_pixel<float>(const float *p) { return *p; }
 template <> vec load_pixel<vec>(const float *p) { return load(p); }
 void store_pixel(float *p, float v) { *p = v; }
 void store_pixel(float *p, vec v) { store(p, v); }
-float relu_of(float v) { return v < 0 ? 0 : v; }
-vec relu_of(vec v) { return positive(v); }
 float larger_of(float a, float b) { return (b > a) | (b != b) ? b : a; } /* NaN stays NaN; | avoids a branch */
 vec larger_of(vec a, vec b) { return (b > a) | (b != b) ? b : a; }
 template <class Pixel> Pixel broadcast(float x) { return x - Pixel{}; }
@@ -184,6 +183,11 @@ struct AdaptiveAverage : NoScratch {
     template <class Pixel> void plane(int64_t group, int64_t channel, const Call &, float *) const {
         constexpr int L = lanes_of<Pixel>();
         Plane in(in_shape, group, channel), out(out_shape, group, channel);
+        if (L == 1 && out_shape.height * out_shape.width == 1) {
+            out.data[0] = sum_of(in.data, (in_shape.height - 1) * in.row + in_shape.width) /
+                          (float)(in_shape.height * in_shape.width);
+            return;
+        }
         for (int y = 0; y < out_shape.height; y++) {
             int top = begin(y, in_shape.height, out_shape.height), bottom = end(y, in_shape.height, out_shape.height);
             for (int x = 0; x < out_shape.width; x++) {
@@ -196,39 +200,75 @@ struct AdaptiveAverage : NoScratch {
             }
         }
     }
+    /* The sum of a plane with the padding between its rows, which is zero. */
+    static float sum_of(const float *data, int64_t floats) {
+        vec sums[4] = {}; /* so that an addition need not wait for the previous one */
+        int64_t i = 0;
+        for (; i + 4 * LANES <= floats; i += 4 * LANES)
+            for (int k = 0; k < 4; k++) sums[k] += load(data + i + k * LANES);
+        for (; i + LANES <= floats; i += LANES) sums[0] += load(data + i);
+        vec all = sums[0] + sums[1] + (sums[2] + sums[3]);
+        float sum = 0;
+        for (int k = 0; k < LANES; k++) sum += all[k];
+        for (; i < floats; i++) sum += data[i];
+        return sum;
+    }
     static int begin(int i, int in, int out) { return (int)((int64_t)i * in / out); }
     static int end(int i, int in, int out) { return (int)(((int64_t)(i + 1) * in + out - 1) / out); }
 };
 
+/* Calls result(x), with x the offset of a pixel in the row, for each pixel of a row of the output, and stores the
+ * result after the activation. */
+template <class Pixel, class Result>
+void activated_row(float *out, int width, const Activation &activation, const Result &result) {
+    constexpr int L = lanes_of<Pixel>();
+    if (activation.clamps) /* a loop of its own, so that the compiler generates vector code */
+        for (int x = 0; x < width; x++) store_pixel(out + x * L, activation.clamped(result(x * L)));
+    else
+        for (int x = 0; x < width; x++) store_pixel(out + x * L, result(x * L));
+    if (activation.follows) activation.apply(out, width * L, nullptr);
+}
+
 struct Sum : NoScratch {
     fggp_tensor a_shape, b_shape, out_shape;
-    bool relu;
+    Activation activation;
     template <class Pixel> void plane(int64_t group, int64_t channel, const Call &, float *) const {
-        constexpr int L = lanes_of<Pixel>();
         Plane a(a_shape, group, channel), b(b_shape, group, channel), out(out_shape, group, channel);
         for (int y = 0; y < out_shape.height; y++)
-            for (int x = 0; x < out_shape.width; x++) {
-                Pixel sum =
-                    load_pixel<Pixel>(a.data + y * a.row + x * L) + load_pixel<Pixel>(b.data + y * b.row + x * L);
-                store_pixel(out.data + y * out.row + x * L, relu ? relu_of(sum) : sum);
-            }
+            activated_row<Pixel>(out.data + y * out.row, out_shape.width, activation, [&](int64_t x) {
+                return load_pixel<Pixel>(a.data + y * a.row + x) + load_pixel<Pixel>(b.data + y * b.row + x);
+            });
+    }
+};
+
+struct Gate : NoScratch {
+    fggp_tensor in_shape, gate_shape, out_shape;
+    Activation activation;
+    template <class Pixel> void plane(int64_t group, int64_t channel, const Call &, float *) const {
+        Plane in(in_shape, group, channel), gate(gate_shape, group, channel), out(out_shape, group, channel);
+        Pixel times = load_pixel<Pixel>(gate.data);
+        for (int y = 0; y < out_shape.height; y++)
+            activated_row<Pixel>(out.data + y * out.row, out_shape.width, activation,
+                                 [&](int64_t x) { return load_pixel<Pixel>(in.data + y * in.row + x) * times; });
     }
 };
 
 struct Affine : NoScratch {
     fggp_tensor in_shape, out_shape;
     const float *scale, *shift;
-    bool relu;
+    Activation activation;
     template <class Pixel> void plane(int64_t group, int64_t channel, const Call &, float *) const {
-        constexpr int L = lanes_of<Pixel>();
         Plane in(in_shape, group, channel), out(out_shape, group, channel);
         Pixel times = broadcast<Pixel>(scale ? scale[channel] : 1), plus = broadcast<Pixel>(shift ? shift[channel] : 0);
-        for (int y = 0; y < out_shape.height; y++)
-            for (int x = 0; x < out_shape.width; x++) {
-                Pixel v = load_pixel<Pixel>(in.data + y * in.row + x * L);
-                if (scale || shift) v = v * times + plus;
-                store_pixel(out.data + y * out.row + x * L, relu ? relu_of(v) : v);
-            }
+        for (int y = 0; y < out_shape.height; y++) {
+            float *to = out.data + y * out.row, *from = in.data + y * in.row;
+            if (scale || shift)
+                activated_row<Pixel>(to, out_shape.width, activation,
+                                     [&](int64_t x) { return load_pixel<Pixel>(from + x) * times + plus; });
+            else
+                activated_row<Pixel>(to, out_shape.width, activation,
+                                     [&](int64_t x) { return load_pixel<Pixel>(from + x); });
+        }
     }
 };
 
@@ -285,12 +325,17 @@ Operation *new_average_pool(const fggp_pool &pool) { return plane_wise(pool.out,
 Operation *new_adaptive_average(const fggp_tensor &in, const fggp_tensor &out) {
     return plane_wise(in, AdaptiveAverage{{}, in, out});
 }
-Operation *new_sum(const fggp_tensor &a, const fggp_tensor &b, const fggp_tensor &out, bool relu) {
-    return plane_wise(out, Sum{{}, a, b, out, relu});
+Operation *new_sum(const fggp_tensor &a, const fggp_tensor &b, const fggp_tensor &out,
+                   const fggp_activation &activation) {
+    return plane_wise(out, Sum{{}, a, b, out, Activation(activation)});
+}
+Operation *new_gate(const fggp_tensor &in, const fggp_tensor &gate, const fggp_tensor &out,
+                    const fggp_activation &activation) {
+    return plane_wise(out, Gate{{}, in, gate, out, Activation(activation)});
 }
 Operation *new_affine(const fggp_tensor &in, const fggp_tensor &out, const float *scale, const float *shift,
-                      bool relu) {
-    return plane_wise(out, Affine{{}, in, out, scale, shift, relu});
+                      const fggp_activation &activation) {
+    return plane_wise(out, Affine{{}, in, out, scale, shift, Activation(activation)});
 }
 Operation *new_copy(const fggp_tensor &in, const fggp_tensor &out, int32_t first) {
     return plane_wise(in, Copy{{}, in, out, first});

@@ -8,8 +8,10 @@ namespace fggp {
 Operation *new_max_pool(const fggp_pool &);
 Operation *new_average_pool(const fggp_pool &);
 Operation *new_adaptive_average(const fggp_tensor &in, const fggp_tensor &out);
-Operation *new_sum(const fggp_tensor &a, const fggp_tensor &b, const fggp_tensor &out, bool relu);
-Operation *new_affine(const fggp_tensor &in, const fggp_tensor &out, const float *scale, const float *shift, bool relu);
+Operation *new_sum(const fggp_tensor &a, const fggp_tensor &b, const fggp_tensor &out, const fggp_activation &);
+Operation *new_gate(const fggp_tensor &in, const fggp_tensor &gate, const fggp_tensor &out, const fggp_activation &);
+Operation *new_affine(const fggp_tensor &in, const fggp_tensor &out, const float *scale, const float *shift,
+                      const fggp_activation &);
 Operation *new_copy(const fggp_tensor &in, const fggp_tensor &out, int32_t first);
 Operation *new_flatten(const fggp_tensor &in, const fggp_tensor &out);
 Operation *new_unfold(const fggp_pool &);

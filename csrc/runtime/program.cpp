@@ -94,12 +94,17 @@ int32_t fggp_add_average_pool(fggp_program *p, const fggp_pool *pool) {
 int32_t fggp_add_adaptive_average(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out) {
     return add(p, [&] { return new_adaptive_average(*in, *out); });
 }
-int32_t fggp_add_sum(fggp_program *p, const fggp_tensor *a, const fggp_tensor *b, const fggp_tensor *out, int32_t relu) {
-    return add(p, [&] { return new_sum(*a, *b, *out, relu); });
+int32_t fggp_add_sum(fggp_program *p, const fggp_tensor *a, const fggp_tensor *b, const fggp_tensor *out,
+                     const fggp_activation *activation) {
+    return add(p, [&] { return new_sum(*a, *b, *out, *activation); });
+}
+int32_t fggp_add_gate(fggp_program *p, const fggp_tensor *in, const fggp_tensor *gate, const fggp_tensor *out,
+                      const fggp_activation *activation) {
+    return add(p, [&] { return new_gate(*in, *gate, *out, *activation); });
 }
 int32_t fggp_add_affine(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out, const float *scale,
-                        const float *shift, int32_t relu) {
-    return add(p, [&] { return new_affine(*in, *out, scale, shift, relu); });
+                        const float *shift, const fggp_activation *activation) {
+    return add(p, [&] { return new_affine(*in, *out, scale, shift, *activation); });
 }
 int32_t fggp_add_copy(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out, int32_t first) {
     return add(p, [&] { return new_copy(*in, *out, first); });

@@ -4,6 +4,7 @@
 #define FGGP_TILES_H
 
 #include "fggp.h"
+#include "runtime/activations.h"
 #include "vectors.h"
 
 namespace fggp {
@@ -29,7 +30,7 @@ struct Job {
     int32_t begin, end;
     bool prefetch;    /* fetch the next channel's output lines early, because each store would wait for its line */
     bool first, last; /* first chunk: start from the bias; last chunk: write the output */
-    bool relu;
+    const Activation *activation;
 };
 
 /* STEP: the convolution's stride, which is the distance in vectors between the inputs of adjacent output columns. */
@@ -38,6 +39,7 @@ template <int R, int C, int STEP> void run_tile(const Job &job, const Tile &tile
     constexpr int CHAINS = R * C >= 8 ? 1 : R * C >= 4 ? 2 : R * C >= 2 ? 4 : 8;
     const char *in[R];
     for (int r = 0; r < R; r++) in[r] = (const char *)(job.in + tile.in[r]);
+    const Activation activation = *job.activation; /* a copy, which no store can change */
 
     for (int channel = job.begin; channel < job.end; channel++) {
         const fggp_entry *entry = job.entries + job.starts[channel];
@@ -115,11 +117,15 @@ template <int R, int C, int STEP> void run_tile(const Job &job, const Tile &tile
                 vec sum = sums[0][r][c];
                 if (job.residual)
                     sum += load(job.residual + tile.residual[r] + channel * job.residual_plane + c * LANES);
-                if (job.relu) sum = positive(sum);
+                if (activation.clamps) sum = activation.clamped(sum);
                 if (job.mask) sum = (vec)((ivec)sum & *(const loose_ivec *)(job.mask + tile.mask[r] + c * LANES));
                 store(out + c * LANES, sum);
             }
         }
+        if (activation.follows)
+            for (int r = 0; r < R; r++)
+                activation.apply(job.out + tile.out[r] + channel * job.out_plane, C * LANES,
+                                      job.mask ? job.mask + tile.mask[r] : nullptr);
     }
 }
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 from fggp.lab.training.models import create
 from fggp.ship.graph.interpret import execute, run
-from fggp.ship.graph.operations import Call, Conv2d, Graph, Linear, Value
+from fggp.ship.graph.operations import RELU, Activation, Call, Conv2d, Graph, Linear, Value
 from fggp.ship.runtime.sparse_weight import SparseWeight
 
 
@@ -169,12 +169,11 @@ class Builder:
         self.ops.append(replace(op, output=value))
         return value
 
-    def conv(self, *inputs, weight, stride=1, padding=0, dilation=1, groups=1, relu=False, bias=None):
+    def conv(self, *inputs, weight, stride=1, padding=0, dilation=1, groups=1, activation=None, bias=None):
         """Add a convolution of (x,) or (x, residual), and return its output."""
         pair = [(x, x) if isinstance(x, int) else tuple(x) for x in (stride, padding, dilation)]
-        return self.add(
-            Conv2d, *inputs, weight=weight, bias=bias, **dict(zip(PAIRS, pair, strict=True)), groups=groups, relu=relu
-        )
+        settings = dict(zip(PAIRS, pair, strict=True), groups=groups, activation=activation)
+        return self.add(Conv2d, *inputs, weight=weight, bias=bias, **settings)
 
     def graph(self, *outputs):
         """The graph of all that has been added, with these outputs."""
@@ -193,6 +192,17 @@ def exact(graph, inputs):
     """A graph's outputs, computed in float64."""
     wide = replace(graph, ops=tuple(op.with_constants(lambda t: t.double()) for op in graph.ops))
     return tree_leaves(run(wide, [x.double() for x in inputs]))
+
+
+# One of each kind; all slopes are below 1.5, and no result is farther from 0 than its argument plus 1.
+ACTIVATIONS = [
+    RELU,
+    Activation("clamp", (0, 6)),
+    Activation("clamp", (-0.5, 0.25)),
+    Activation("leaky_relu", (0.3,)),
+    Activation("elu", (0.7, 1.3, 0.5)),
+    *map(Activation, ["hard_sigmoid", "hard_swish", "sigmoid", "silu", "tanh", "gelu", "gelu_tanh", "mish"]),
+]
 
 
 class Tilings:

@@ -64,7 +64,7 @@ def test_resnets_are_convolutions_and_nothing_between(name, convolutions, residu
     conv = [op for op in graph.ops if isinstance(op, Conv2d)]
     assert sum(op.residual is not None for op in conv) == residuals
     # The last 1×1 of a shortcut is added to what was computed before it, and has the ReLU.
-    assert sum(not op.relu for op in conv) == 4 - (name == "resnet18")
+    assert sum(op.activation is None for op in conv) == 4 - (name == "resnet18")
     assert all(op.output.batched and op.output.sizes[1:] == op.output.shape[1:] for op in conv)
 
 

@@ -1,5 +1,7 @@
 """Simplifying a graph: which operations are recognised, folded, fused and dropped, and which are kept."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch.nn.utils import prune
 
 from captured import Lambda, assert_faithful, conv3x3, count_operations, images, only_operation, run_graph
 from fggp.ship.graph.capture import capture
-from fggp.ship.graph.operations import Add, Affine, Call, Conv2d, Flatten, Linear, ReLU
+from fggp.ship.graph.operations import RELU, Activate, Activation, Add, Affine, Call, Conv2d, Flatten, Gate, Linear
 from fggp.ship.graph.simplify import simplify
 from helpers import bits
 from models import randomised
@@ -18,9 +20,9 @@ def test_a_convolution_whose_output_is_seen_elsewhere_stays_as_it_is():
     model = Lambda(lambda m, x: (y := m.conv(x), m.bn(y).relu()), conv=conv3x3(), bn=nn.BatchNorm2d(4))
     graph = assert_faithful(randomised(model), images(2))
     assert count_operations(graph) == {"Conv2d": 1, "Affine": 1}
-    assert only_operation(graph, Affine).relu
+    assert only_operation(graph, Affine).activation == RELU
     assert only_operation(graph, Affine).scale.dtype == torch.float32
-    assert not only_operation(graph, Conv2d).relu
+    assert only_operation(graph, Conv2d).activation is None
 
 
 def test_of_two_convolutions_the_last_takes_the_sum():
@@ -29,8 +31,8 @@ def test_of_two_convolutions_the_last_takes_the_sum():
     first, last = graph.ops
     assert torch.equal(first.weight, model.b.weight)
     assert last.residual is first.output
-    assert last.relu
-    assert not first.relu
+    assert last.activation == RELU
+    assert first.activation is None
 
 
 def test_a_sum_goes_into_the_convolution_before_it_even_if_its_other_part_comes_later():
@@ -49,7 +51,10 @@ def test_a_sum_goes_into_the_convolution_before_it_even_if_its_other_part_comes_
         (lambda m, x: m.conv(x) + x[:, :1], {"Conv2d": 1, "aten.slice.Tensor": 1, "aten.add.Tensor": 1}),
         (lambda m, x: torch.add(m.conv(x), m.conv(x), alpha=2), {"Conv2d": 2, "aten.add.Tensor": 1}),
         (lambda m, x: m.bn(m.conv(x).relu()), {"Conv2d": 1, "Affine": 1}),
-        (lambda m, x: F.relu6(m.conv(x)), {"Conv2d": 1, "aten.relu6.default": 1}),
+        (lambda m, x: F.relu6(m.conv(x)).relu(), {"Conv2d": 1, "Activate": 1}),
+        (lambda m, x: (y := m.conv(x)) * y.relu(), {"Conv2d": 1, "Activate": 1, "aten.mul.Tensor": 1}),
+        (lambda m, x: m.conv(x).clamp(m.bn.weight[:, None, None]), {"Conv2d": 1, "aten.clamp.Tensor": 1}),
+        (lambda m, x: m.conv(x).clamp(max=math.inf), {"Conv2d": 1, "aten.clamp.default": 1}),
         (lambda m, x: m.conv(m.conv(x)[:, :3]), {"Conv2d": 2, "aten.slice.Tensor": 1}),
     ],
 )
@@ -98,9 +103,76 @@ def test_linear_layers(function, expected):
     )
 
 
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (F.relu, RELU),
+        (F.relu6, Activation("clamp", (0, 6))),
+        (lambda x: F.hardtanh(x, -2, 0.5), Activation("clamp", (-2, 0.5))),
+        (lambda x: x.clamp(max=0.25), Activation("clamp", (-math.inf, 0.25))),
+        (lambda x: x.clamp_min(0.25), Activation("clamp", (0.25, math.inf))),
+        (lambda x: x.clamp_max(-1), Activation("clamp", (-math.inf, -1))),
+        (lambda x: x.clamp(1, -1), Activation("clamp", (1, -1))),  # the largest result counts
+        (lambda x: F.leaky_relu(x, 0.3), Activation("leaky_relu", (0.3,))),
+        (lambda x: F.elu(x, 0.7), Activation("elu", (0.7, 1, 1))),
+        (lambda x: torch.ops.aten.elu(x, 0.7, 1.3, 0.5), Activation("elu", (0.7 * 1.3, 1.3, 0.5))),
+        (F.selu, Activation("elu", (1.7580993408473766, 1.0507009873554805, 1))),
+        (lambda x: F.celu(x, 2), Activation("elu", (2, 1, 0.5))),
+        (F.hardsigmoid, Activation("hard_sigmoid")),
+        (F.hardswish, Activation("hard_swish")),
+        (torch.sigmoid, Activation("sigmoid")),
+        (F.silu, Activation("silu")),
+        (torch.tanh, Activation("tanh")),
+        (F.gelu, Activation("gelu")),
+        (lambda x: F.gelu(x, approximate="tanh"), Activation("gelu_tanh")),
+        (F.mish, Activation("mish")),
+    ],
+)
+def test_activations_are_fused_into_what_is_before_them(function, expected):
+    def model(m, x):
+        y = m.conv(x)
+        gated = function(y * y.mean((2, 3), keepdim=True))
+        return function(m.conv(x)), function(m.linear(x)), function(x + x.exp()), gated, function(x.exp())
+
+    graph = assert_faithful(Lambda(model, conv=conv3x3(), linear=nn.Linear(8, 5)), images(2))
+    activations = [op.activation for op in graph.ops if getattr(op, "activation", None) is not None]
+    assert len(activations) == 5
+    for activation in activations:
+        assert activation.name == expected.name
+        assert activation.numbers == pytest.approx(expected.numbers)
+    assert count_operations(graph) == {
+        "Conv2d": 2,
+        "Linear": 1,
+        "Add": 1,
+        "AdaptiveAvgPool2d": 1,
+        "Gate": 1,
+        "Activate": 1,
+        "aten.exp.default": 2,
+    }
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_squeeze_and_excite_is_a_gate(swapped):
+    def model(m, x):
+        gate = torch.sigmoid(m.up(F.silu(m.down(x.mean((2, 3), keepdim=True)))))
+        return gate * x if swapped else x * gate
+
+    graph = assert_faithful(Lambda(model, down=nn.Conv2d(3, 2, 1), up=nn.Conv2d(2, 3, 1)), images(2))
+    assert count_operations(graph) == {"AdaptiveAvgPool2d": 1, "Conv2d": 2, "Gate": 1}
+    assert only_operation(graph, Gate).inputs[0] is graph.inputs[0]
+
+
+def test_products_of_other_shapes_are_no_gates():
+    def model(m, x):
+        row, one = x.mean(2, keepdim=True), x.mean((1, 2, 3), keepdim=True)
+        return x * row, x * one, x * x, x.mean((2, 3), keepdim=True) * x.new_ones(1, 3, 1, 1)
+
+    assert "Gate" not in count_operations(assert_faithful(Lambda(model), images(2)))
+
+
 def test_sums_of_values_have_a_relu_of_their_own():
     graph = assert_faithful(Lambda(lambda m, x: (x + x.exp()).relu().flatten(1)), images(2))
-    assert only_operation(graph, Add).relu
+    assert only_operation(graph, Add).activation == RELU
     assert isinstance(graph.ops[-1], Flatten)
 
 
@@ -120,7 +192,7 @@ def test_pooling_and_flattening():
 
 def test_concatenations():
     graph = assert_faithful(Lambda(lambda m, x: torch.cat([x, x.relu(), x], -3)), images(2))
-    assert [type(op).__name__ for op in graph.ops] == ["ReLU", "Concat"]
+    assert [type(op).__name__ for op in graph.ops] == ["Activate", "Concat"]
     assert graph.ops[-1].dim == 1
     assert len(graph.ops[-1].inputs) == 3
 
@@ -196,7 +268,7 @@ def test_a_module_called_twice_is_two_operations():
         Lambda(lambda m, x: m.bn(m.conv(m.conv(x).relu())), conv=nn.Conv2d(3, 3, 1), bn=nn.BatchNorm2d(3))
     )
     graph = assert_faithful(model, images(2))
-    assert [op.relu for op in graph.ops] == [True, False]
+    assert [op.activation for op in graph.ops] == [RELU, None]
     assert not torch.equal(graph.ops[0].weight, graph.ops[1].weight)
 
 
@@ -230,7 +302,7 @@ def test_the_batch_size_is_read_off_the_input_so_that_values_stay_fusable():
 
 def test_an_idle_dropout_changes_nothing():
     graph = assert_faithful(nn.Sequential(nn.Dropout(inplace=True), nn.ReLU()), images(2))
-    assert [type(op) for op in graph.ops] == [ReLU]
+    assert [type(op) for op in graph.ops] == [Activate]
 
 
 # Constants

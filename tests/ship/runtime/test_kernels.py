@@ -12,22 +12,24 @@ from hypothesis import strategies as st
 from builds import SANITIZED, every_build
 from fggp.ship.graph.interpret import execute
 from fggp.ship.graph.operations import (
+    RELU,
+    Activate,
     AdaptiveAvgPool2d,
     Add,
     Affine,
     AvgPool2d,
     Concat,
     Flatten,
+    Gate,
     Linear,
     MaxPool2d,
-    ReLU,
 )
 from fggp.ship.runtime import kernels, tiles
 from fggp.ship.runtime.instructions import Product
 from fggp.ship.runtime.memory import Memory, overwritten_buffers
 from fggp.ship.runtime.plan import Plan
 from fggp.ship.runtime.tiles import Tiling
-from models import Builder, Tilings, exact, products
+from models import ACTIVATIONS, Builder, Tilings, exact, products
 
 # Floats of NaN before and after each buffer: a read beyond the buffer makes NaN, a write replaces one. With the
 # sanitizers there are none, because those check the bounds of the allocation itself.
@@ -108,8 +110,13 @@ def tilings(draw, chained=False):
     return for_build
 
 
+def activations():
+    """No activation, or any."""
+    return st.none() | st.sampled_from(ACTIVATIONS)
+
+
 def assert_rounded(actual, expected, most):
-    """Equal within the rounding of float32 sums.
+    """Equal within the rounding of float32 sums and of activations.
 
     Args:
         actual: what the kernels computed.
@@ -118,7 +125,7 @@ def assert_rounded(actual, expected, most):
     """
     assert actual.shape == expected.shape
     assert actual.isfinite().all()
-    assert ((actual.double() - expected).abs() <= 2**-23 * most + 1e-30).all()
+    assert ((actual.double() - expected).abs() <= 2**-23 * (1.5 * most + 2 * expected.abs()) + 1e-30).all()
 
 
 # Convolutions.
@@ -148,7 +155,7 @@ CASES = {
     "geometry": geometries(),
     "density": st.sampled_from([0.0, 0.05, 0.3, 1.0]),
     "batch": st.integers(1, 35),
-    "relu": st.booleans(),
+    "activation": activations(),
     "residual": st.sampled_from(["none", "other", "input"]),
     "threads": st.sampled_from([1, 2, 5]),
     "tilings": tilings(),
@@ -162,7 +169,7 @@ def quick_batch(batch, lanes):
 
 
 @given(**CASES)
-def test_convolution(build, wide, geometry, density, batch, relu, residual, threads, tilings, seed):
+def test_convolution(build, wide, geometry, density, batch, activation, residual, threads, tilings, seed):
     settings, shape, weight = geometry
     lanes = build.lanes if wide else 1
     batch = quick_batch(batch, lanes)
@@ -176,7 +183,7 @@ def test_convolution(build, wide, geometry, density, batch, relu, residual, thre
         read = (x, b.input(*made.shape[1:]))
     elif residual == "input" and made.shape == x.shape:
         read = (x, x)
-    graph = b.graph(b.conv(*read, weight=weight, bias=bias, relu=relu, **settings))
+    graph = b.graph(b.conv(*read, weight=weight, bias=bias, activation=activation, **settings))
     plan = plan_of(graph, batch, build, lanes, tilings(build))
     inputs = [b.randn(*v.shape) for v in graph.inputs]
     (y,) = run_plan(plan, inputs, batch, threads)
@@ -186,9 +193,12 @@ def test_convolution(build, wide, geometry, density, batch, relu, residual, thre
 
 
 def sizes_of_terms(graph, inputs):
-    """The sums of the magnitudes of each output's terms."""
-    positive = replace(graph, ops=tuple(op.with_constants(torch.Tensor.abs) for op in graph.ops))
-    return exact(positive, [x.abs() for x in inputs])
+    """Bounds of the sums of the magnitudes of each output's terms; an activation adds up to 1."""
+    values = {v: x.double().abs() for v, x in zip(graph.inputs, inputs, strict=True)}
+    for op in graph.ops:
+        positive = replace(op, activation=None).with_constants(lambda t: t.double().abs())
+        values[op.output] = execute(positive, values) + (op.activation is not None)
+    return [values[v] for v in graph.outputs]
 
 
 @given(
@@ -199,7 +209,7 @@ def sizes_of_terms(graph, inputs):
     density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     batch=st.integers(1, 35),
     residuals=st.lists(st.sampled_from(["none", "new", "input", "first"]), min_size=3, max_size=3),
-    relus=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    then=st.tuples(activations(), activations(), activations()),
     returned=st.booleans(),
     threads=st.sampled_from([1, 2, 5]),
     tilings=tilings(chained=True),
@@ -213,14 +223,14 @@ def sizes_of_terms(graph, inputs):
     density=0.0,
     batch=1,
     residuals=["none", "none", "first"],
-    relus=(False, False, False),
+    then=(None, None, None),
     returned=True,
     threads=1,
     tilings=lambda build: Tilings(tiling_of, chained=True),
     memory=SeparateMemory,
 )
 def test_pointwise_products_after_a_convolution_are_done_with_it(
-    build, length, geometry, channels, density, batch, residuals, relus, returned, threads, tilings, memory
+    build, length, geometry, channels, density, batch, residuals, then, returned, threads, tilings, memory
 ):
     settings, shape, weight = geometry
     b = Builder(batch)
@@ -240,7 +250,7 @@ def test_pointwise_products_after_a_convolution_are_done_with_it(
                 added = b.input(*made.shape[1:])
             if added.shape == made.shape:
                 read = (*read, added)
-        values.append(b.conv(*read, weight=w, bias=bias, relu=relus[i], **settings))
+        values.append(b.conv(*read, weight=w, bias=bias, activation=then[i], **settings))
     graph = b.graph(values[-1], *values[1 : 1 + returned])
     plan = plan_of(graph, batch, build, build.lanes, tilings(build), memory)
     if "new" not in residuals[:length]:  # which is loaded in between
@@ -260,12 +270,12 @@ def test_pointwise_products_after_a_convolution_are_done_with_it(
     density=st.sampled_from([0.0, 0.1, 1.0]),
     batch=st.integers(1, 35),
     places=st.integers(1, 40),
-    relu=st.booleans(),
+    activation=activations(),
     residual=st.booleans(),
     threads=st.sampled_from([1, 2, 5]),
     tilings=tilings(),
 )
-def test_linear(build, wide, tokens, features, density, batch, places, relu, residual, threads, tilings):
+def test_linear(build, wide, tokens, features, density, batch, places, activation, residual, threads, tilings):
     lanes = build.lanes if wide else 1
     batch = quick_batch(batch, lanes)
     b = Builder(batch)
@@ -273,7 +283,7 @@ def test_linear(build, wide, tokens, features, density, batch, places, relu, res
     x = b.input(*between, features[0])
     read = (x, b.input(*between, features[1])) if residual else (x,)
     weight, bias = b.sparse(features[1], features[0], density=density), b.randn(features[1])
-    graph = b.graph(b.add(Linear, *read, weight=weight, bias=bias, relu=relu))
+    graph = b.graph(b.add(Linear, *read, weight=weight, bias=bias, activation=activation))
     plan = plan_of(graph, batch, build, lanes, tilings(build))
     inputs = [b.randn(*v.shape) for v in graph.inputs]
     (y,) = run_plan(plan, inputs, batch, threads)
@@ -341,10 +351,10 @@ def pools(draw, largest):
 @st.composite
 def plane_wise_operations(draw):
     kind, settings = draw(
-        st.sampled_from(
-            [(Add, {"relu": True}), (Add, {}), (ReLU, {}), (Affine, {}), (Concat, {"dim": 1}), (Flatten, {})]
-        )
-        | sizes(1, 9).map(lambda size: (AdaptiveAvgPool2d, {"size": size}))
+        st.tuples(st.sampled_from([Add, Gate, Affine]), st.fixed_dictionaries({"activation": activations()}))
+        | st.tuples(st.just(Activate), st.fixed_dictionaries({"activation": st.sampled_from(ACTIVATIONS)}))
+        | st.sampled_from([(Concat, {"dim": 1}), (Flatten, {})])
+        | (st.just((1, 1)) | sizes(1, 9)).map(lambda size: (AdaptiveAvgPool2d, {"size": size}))
     )
     return kind, settings, draw(sizes(1, 9))
 
@@ -364,12 +374,13 @@ def test_plane_wise_operations(operation, build, wide, batch, channels, odd, thr
     batch = quick_batch(batch, lanes)
     b = Builder(batch)
     if kind is Affine:
-        settings = {"scale": b.randn(channels), "shift": b.randn(channels), "relu": True}
+        settings = {"scale": b.randn(channels), "shift": b.randn(channels), **settings}
 
     def copied(value):  # on the kernels' side, as only what is there already is handed to them
         return b.conv(value, weight=torch.eye(channels)[:, :, None, None])
 
-    read = [copied(b.input(channels, *size)) for _ in range(3 if kind is Concat else 2 if kind is Add else 1)]
+    shapes = {Concat: [size] * 3, Add: [size] * 2, Gate: [size, (1, 1)]}.get(kind, [size])
+    read = [copied(b.input(channels, *shape)) for shape in shapes]
     graph = b.graph(b.add(kind, *read, **settings))
     plan = plan_of(graph, batch, build, lanes, Tilings(tiling_of))
     inputs = []
@@ -392,7 +403,7 @@ def test_nan_and_infinities_go_through_a_convolution(build, wide):
     x = b.input(2, 5, 7)
     weight = torch.zeros(4, 2, 3, 3)
     weight[0, 0], weight[1, 1], weight[2] = 0.5, -1.0, 1.0  # and the last sees nothing
-    graph = b.graph(b.conv(x, weight=weight, bias=torch.ones(4), padding=1, relu=True))
+    graph = b.graph(b.conv(x, weight=weight, bias=torch.ones(4), padding=1, activation=RELU))
     plan = plan_of(graph, 3, build, lanes, Tilings(tiling_of))
     clean = b.randn(*x.shape)
     (before,) = plan.run([clean], 3, 1)

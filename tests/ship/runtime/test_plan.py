@@ -9,15 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fggp.ship.graph.operations import (
+    RELU,
+    Activate,
+    Activation,
     AdaptiveAvgPool2d,
     Add,
     Affine,
     AvgPool2d,
     Concat,
     Flatten,
+    Gate,
     Linear,
     MaxPool2d,
-    ReLU,
 )
 from fggp.ship.runtime import kernels
 from fggp.ship.runtime.engine import SparseEngine
@@ -61,8 +64,10 @@ CHANNELS = 4
 STEPS = {
     "pointwise": lambda b, x, y: b.conv(x, weight=b.sparse(CHANNELS, CHANNELS, 1, 1), bias=b.randn(CHANNELS)),
     "pointwise, residual": lambda b, x, y: b.conv(x, y, weight=b.sparse(CHANNELS, CHANNELS, 1, 1)),
-    "3x3": lambda b, x, y: b.conv(x, weight=b.sparse(CHANNELS, CHANNELS, 3, 3), padding=1, relu=True),
-    "3x3, residual": lambda b, x, y: b.conv(x, y, weight=b.sparse(CHANNELS, CHANNELS, 3, 3), padding=1, relu=True),
+    "3x3": lambda b, x, y: b.conv(x, weight=b.sparse(CHANNELS, CHANNELS, 3, 3), padding=1, activation=RELU),
+    "3x3, residual": lambda b, x, y: b.conv(
+        x, y, weight=b.sparse(CHANNELS, CHANNELS, 3, 3), padding=1, activation=RELU
+    ),
     "5x5": lambda b, x, y: b.conv(x, weight=b.sparse(CHANNELS, CHANNELS, 5, 5), padding=2),
     "1x3": lambda b, x, y: b.conv(x, weight=b.sparse(CHANNELS, CHANNELS, 1, 3), padding=(0, 1)),
     "3x1": lambda b, x, y: b.conv(x, weight=b.sparse(CHANNELS, CHANNELS, 3, 1), padding=(1, 0)),
@@ -81,14 +86,17 @@ STEPS = {
         divisor_override=None,
     ),
     "gate": lambda b, x, y: b.add(AdaptiveAvgPool2d, x, size=tuple(x.shape[2:])),
-    "sum": lambda b, x, y: b.add(Add, x, y, relu=True),
-    "relu": lambda b, x, y: b.add(ReLU, x),
+    "sum": lambda b, x, y: b.add(Add, x, y, activation=RELU),
+    "relu": lambda b, x, y: b.add(Activate, x, activation=RELU),
     "norm": lambda b, x, y: b.add(Affine, x, scale=b.randn(CHANNELS), shift=b.randn(CHANNELS)),
     "concat": lambda b, x, y: b.conv(
         b.add(Concat, x, y, dim=1), weight=b.sparse(CHANNELS, 2 * CHANNELS, 3, 3), padding=1
     ),
-    "silu": lambda b, x, y: b.call(aten.silu.default, x),  # PyTorch's, in the kernels' memory
-    "sigmoid": lambda b, x, y: b.call(aten.sigmoid.default, x),  # PyTorch's, in its own
+    "sigmoid": lambda b, x, y: b.add(Activate, x, activation=Activation("sigmoid")),  # not zero where x is
+    "squeeze and excite": lambda b, x, y: b.add(
+        Gate, x, b.add(AdaptiveAvgPool2d, y, size=(1, 1)), activation=Activation("hard_sigmoid")
+    ),
+    "sine": lambda b, x, y: b.call(aten.sin.default, x),  # PyTorch's
     "tokens": lambda b, x, y: b.add(Linear, x, weight=b.sparse(x.shape[3], x.shape[3]), bias=None),
 }
 
@@ -153,7 +161,7 @@ def test_buffers_in_use_at_the_same_time_do_not_overlap(data, batch, lanes, chai
 def test_a_residual_stays_while_another_product_of_the_chain_needs_it():
     """The second product may overwrite its residual, which the first one, a 3×3, reads around every tile."""
     b = Builder(KERNELS.lanes)
-    x = b.conv(b.input(8, 9, 9), weight=torch.eye(8)[:, :, None, None], relu=True)
+    x = b.conv(b.input(8, 9, 9), weight=torch.eye(8)[:, :, None, None], activation=RELU)
     y = b.conv(x, weight=b.sparse(8, 8, 3, 3), padding=1)
     graph = b.graph(b.conv(y, x, weight=b.sparse(8, 8, 1, 1)))
     with mock.patch("fggp.ship.runtime.plan.tuner", Tilings(lambda chain: Tiling(2, 2, (8,) * len(chain)), True)):
@@ -169,18 +177,18 @@ def test_what_was_not_replaced_when_it_could_have_been_is_not_replaced_later(lan
     """The ReLU cannot overwrite its input, which is read once more, when the ReLU's output is in use too."""
     b = Builder(1)
     made = b.conv(b.input(4, 6, 5), weight=b.sparse(4, 4, 1, 1))
-    positive = b.add(ReLU, made)
+    positive = b.add(Activate, made, activation=RELU)
     graph = b.graph(b.add(Add, positive, made))
     inputs = [b.randn(1, 4, 6, 5)]
     assert_close(plan_of(graph, 1, lanes).run(inputs, 1, 1), exact(graph, inputs))
 
 
-def test_functions_that_pytorch_applies_in_place_between_margins():
-    """The function's output has a reader that needs a margin; its input has none."""
+def test_an_activation_between_margins():
+    """The activation's output has a reader that needs a margin; its input has none."""
     for lanes in (1, KERNELS.lanes):
         b = Builder(3)
         x = b.conv(b.input(4, 5, 6), weight=b.sparse(4, 4, 1, 1))
-        y = b.call(aten.gelu.default, x)
+        y = b.add(Activate, x, activation=Activation("sigmoid"))
         graph = b.graph(b.conv(y, weight=b.sparse(4, 4, 5, 5), padding=2), x)
         plan = plan_of(graph, 3, lanes)
         inputs = [b.randn(3, 4, 5, 6)]
@@ -192,9 +200,9 @@ def cnn():
     """A small convolutional network: its graph and its builder."""
     b = Builder(4)
     x = b.input(3, 11, 10)
-    y = b.conv(x, weight=b.sparse(8, 3, 3, 3), padding=1, stride=2, bias=b.randn(8), relu=True)
+    y = b.conv(x, weight=b.sparse(8, 3, 3, 3), padding=1, stride=2, bias=b.randn(8), activation=RELU)
     z = b.conv(y, weight=b.sparse(8, 8, 3, 3, density=0.2), padding=1)
-    z = b.conv(z, y, weight=b.sparse(8, 8, 1, 1), relu=True)
+    z = b.conv(z, y, weight=b.sparse(8, 8, 1, 1), activation=RELU)
     z = b.add(AdaptiveAvgPool2d, z, size=(2, 2))
     z = b.add(Flatten, z)
     return b.graph(b.add(Linear, z, weight=b.sparse(5, 32), bias=b.randn(5))), b
@@ -312,7 +320,7 @@ def test_values_are_loaded_and_stored_once():
     b = Builder(2)
     x = b.input(4, 5, 5)
     y = b.conv(x, weight=b.sparse(4, 4, 3, 3), padding=1)
-    z = b.call(aten.sigmoid.default, y)
+    z = b.call(aten.sin.default, y)
     w = b.conv(y, z, weight=b.sparse(4, 4, 1, 1))
     plan = plan_of(b.graph(y, w, z), 2, KERNELS.lanes)
     names = [step.name for step in plan.steps if isinstance(step, Instruction)]

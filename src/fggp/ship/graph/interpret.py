@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
+from fggp.ship.graph.activations import activated
 from fggp.ship.graph.operations import (
+    Activate,
     AdaptiveAvgPool2d,
     Add,
     Affine,
@@ -19,11 +21,11 @@ from fggp.ship.graph.operations import (
     Concat,
     Conv2d,
     Flatten,
+    Gate,
     Graph,
     Linear,
     MaxPool2d,
     Op,
-    ReLU,
     Value,
     map_leaves,
 )
@@ -58,12 +60,11 @@ def execute(op: Op, values: dict[Value, Any]) -> Any:
     if isinstance(op, Call):
         args, kwargs = map_leaves((op.args, op.kwargs), lambda x: values[x] if isinstance(x, Value) else x)
         return op.target(*args, **kwargs)
-    y = _compute(op, *(values[v] for v in op.inputs))
-    return F.relu(y) if getattr(op, "relu", False) else y
+    return activated(_compute(op, *(values[v] for v in op.inputs)), getattr(op, "activation", None))
 
 
 def _compute(op: Op, x: Tensor, *more: Tensor) -> Tensor:
-    """The operation without the ReLU after it."""
+    """The operation without the activation after it."""
     match op:
         case Conv2d():
             y = F.conv2d(x, op.weight, op.bias, op.stride, op.padding, op.dilation, op.groups)
@@ -81,8 +82,10 @@ def _compute(op: Op, x: Tensor, *more: Tensor) -> Tensor:
             return F.adaptive_avg_pool2d(x, op.size)
         case Add():
             return x + more[0]
-        case ReLU():
-            return F.relu(x)
+        case Gate():
+            return x * more[0]
+        case Activate():
+            return x
         case Affine():
             shape = (-1, *(1 for _ in x.shape[2:]))
             return torch.addcmul(op.shift.to(x.dtype).view(shape), x, op.scale.to(x.dtype).view(shape))

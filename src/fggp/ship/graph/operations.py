@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -81,18 +82,40 @@ class Op:
         held = [
             f"{f.name} {list(value.shape) if isinstance(value, Tensor) else value}"
             for f in fields(self)
-            if f.name not in ("inputs", "output", "relu", "layer") and (value := getattr(self, f.name)) is not None
+            if f.name not in ("inputs", "output", "activation", "layer")
+            and (value := getattr(self, f.name)) is not None
         ]
-        relu = ["relu"] if getattr(self, "relu", False) else []
-        return f"{self.output} = {type(self).__name__}({', '.join(read + held + relu)})"
+        then = [str(activation)] if (activation := getattr(self, "activation", None)) is not None else []
+        return f"{self.output} = {type(self).__name__}({', '.join(read + held + then)})"
 
 
 Operation = TypeVar("Operation", bound=Op)
 
 
+@dataclass(frozen=True)
+class Activation:
+    """A function that is applied to each number.
+
+    Args:
+        name: of one of `fggp.ship.graph.activations.FUNCTIONS`, such as "clamp".
+        numbers: its settings, up to three; for "clamp" the least and the largest result.
+    """
+
+    name: str
+    numbers: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        if self == RELU:
+            return "relu"
+        return f"{self.name}({', '.join(f'{x:g}' for x in self.numbers)})" if self.numbers else self.name
+
+
+RELU = Activation("clamp", (0.0, math.inf))
+
+
 @dataclass(frozen=True, eq=False)
 class _Weighted(Op):
-    """A product with a weight (a convolution or a linear layer), then + bias, + residual, ReLU.
+    """A product with a weight (a convolution or a linear layer), then + bias, + residual, activation.
 
     Inputs are (x,) or (x, residual). The subclasses' ``layer`` is the path of the weight's module.
     """
@@ -108,21 +131,21 @@ class _Weighted(Op):
 
 @dataclass(frozen=True, eq=False)
 class Conv2d(_Weighted):
-    """A convolution of float32 images [N, C, H, W]; then + bias, + residual, ReLU."""
+    """A convolution of float32 images [N, C, H, W]; then + bias, + residual, activation."""
 
     stride: Pair
     padding: Pair
     dilation: Pair
     groups: int
-    relu: bool = False
+    activation: Activation | None = None
     layer: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Linear(_Weighted):
-    """x weightᵀ over the last dimension of x, float32 of rank 2 or more; then + bias, + residual, ReLU."""
+    """x weightᵀ over the last dimension of x, float32 of rank 2 or more; then + bias, + residual, activation."""
 
-    relu: bool = False
+    activation: Activation | None = None
     layer: str = ""
 
 
@@ -158,31 +181,40 @@ class AdaptiveAvgPool2d(Op):
 
 @dataclass(frozen=True, eq=False)
 class Add(Op):
-    """The sum of two values of the same shape, then ReLU."""
+    """The sum of two values of the same shape, then an activation."""
 
-    relu: bool = False
+    activation: Activation | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class ReLU(Op):
-    """max(x, 0)."""
+class Gate(Op):
+    """x · gate, then an activation. Inputs are (x, gate): [N, C, H, W] and [N, C, 1, 1]."""
+
+    activation: Activation | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Activate(Op):
+    """An activation that is not fused into another operation."""
+
+    activation: Activation
 
 
 @dataclass(frozen=True, eq=False)
 class Affine(Op):
-    """x · scale + shift for each channel (dimension 1), then ReLU: a batch norm that was not folded into a product.
+    """x · scale + shift for each channel (dimension 1), then an activation: a batch norm that no product could take in.
 
     Args:
         inputs: one value, [N, C, …].
         output: of the same shape.
         scale: [C]; float64 until the graph is simplified, so that folding rounds once; float32 afterwards.
         shift: like scale.
-        relu: whether ReLU follows.
+        activation: what follows.
     """
 
     scale: Tensor
     shift: Tensor
-    relu: bool = False
+    activation: Activation | None = None
 
 
 @dataclass(frozen=True, eq=False)

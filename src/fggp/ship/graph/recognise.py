@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
+from fggp.ship.graph.activations import recognise_activation
 from fggp.ship.graph.operations import (
+    Activate,
     AdaptiveAvgPool2d,
     Add,
     Affine,
@@ -18,11 +21,11 @@ from fggp.ship.graph.operations import (
     Concat,
     Conv2d,
     Flatten,
+    Gate,
     Linear,
     MaxPool2d,
     Op,
     Pair,
-    ReLU,
     Value,
     arguments,
 )
@@ -32,8 +35,10 @@ aten = torch.ops.aten
 
 def recognise(call: Call) -> list[Op]:
     """The operations that are equivalent to a call, or the call itself. A call on other dtypes than float32 is kept."""
-    recogniser = _RECOGNISERS.get(call.target)
-    if recogniser is None or not all(v.dtype in (torch.float32, None) for v in (*call.inputs, call.output)):
+    recogniser = _RECOGNISERS.get(call.target, _activation)
+    if not isinstance(call.target, OpOverload):
+        return [call]
+    if not all(v.dtype in (torch.float32, None) for v in (*call.inputs, call.output)):
         return [call]
     ops = recogniser(call, arguments(call.target, call.args, call.kwargs)) or [call]
     # A call whose constants have another dtype or layout, or are of a subclass, is left to PyTorch.
@@ -126,10 +131,18 @@ def _sub(call: Call, a: dict[str, Any]) -> Recognised:
 
 def _mul(call: Call, a: dict[str, Any]) -> Recognised:
     x, y = a["self"], a["other"]
+    if isinstance(x, Value) and isinstance(y, Value):
+        return _gate(call, x, y) or _gate(call, y, x)
     if not isinstance(x, Value):
         x, y = y, x
     scale = _per_channel(call, x, y)
     return None if scale is None else _affine(call, x, scale, torch.zeros_like(scale))
+
+
+def _gate(call: Call, x: Value, gate: Value) -> Recognised:
+    if not _is_image(x) or not _is_image(gate) or x.sizes != call.output.sizes:
+        return None
+    return [Gate((x, gate), call.output)] if gate.sizes == (*x.sizes[:2], 1, 1) else None
 
 
 def _div(call: Call, a: dict[str, Any]) -> Recognised:
@@ -195,8 +208,11 @@ def _mean(call: Call, a: dict[str, Any]) -> Recognised:
     return [AdaptiveAvgPool2d((x,), pooled, (1, 1)), Flatten((pooled,), y)]
 
 
-def _relu(call: Call, a: dict[str, Any]) -> Recognised:
-    return [ReLU((a["self"],), call.output)] if isinstance(a["self"], Value) else None
+def _activation(call: Call, a: dict[str, Any]) -> Recognised:
+    activation = recognise_activation(call.target, a)
+    if activation is None or not isinstance(a["self"], Value):
+        return None
+    return [Activate((a["self"],), call.output, activation)]
 
 
 def _cat(call: Call, a: dict[str, Any]) -> Recognised:
@@ -245,7 +261,6 @@ _RECOGNISERS: dict[Any, Callable[[Call, dict[str, Any]], Recognised]] = {
     aten.sub.Tensor: _sub,
     aten.mul.Tensor: _mul,
     aten.div.Tensor: _div,
-    aten.relu.default: _relu,
     aten.max_pool2d.default: _max_pool2d,
     aten.avg_pool2d.default: _avg_pool2d,
     aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,

@@ -1,4 +1,4 @@
-"""Simplifying a captured graph for compilation: known operations, as few as possible, with norms and ReLUs fused."""
+"""Simplifying a captured graph for compilation: as few known operations as possible, norms and activations fused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator, OpOverload
 
-from fggp.ship.graph.operations import Add, Affine, Call, Conv2d, Graph, Linear, Op, ReLU, Value, arguments, leaves
+from fggp.ship.graph.operations import (
+    Activate,
+    Add,
+    Affine,
+    Call,
+    Conv2d,
+    Gate,
+    Graph,
+    Linear,
+    Op,
+    Value,
+    arguments,
+    leaves,
+)
 from fggp.ship.graph.recognise import recognise
 
 aten = torch.ops.aten
@@ -25,8 +38,8 @@ def simplify(graph: Graph, *, copy_constants: bool = True) -> Graph:
     """The same network in fewer operations.
 
     Computes what depends on constants alone, and drops operations without effect. Folds evaluation-mode batch norms
-    into the convolution or linear layer before them. Fuses biases, residual sums and ReLUs into the operation whose
-    output they read, if nothing else reads it. Zero weights stay zero, as +0.
+    into the convolution or linear layer before them. Fuses biases, residual sums and activations into the operation
+    whose output they read, if nothing else reads it. Zero weights stay zero, as +0.
 
     Args:
         graph: as captured.
@@ -202,7 +215,7 @@ def _merge_into_producers(graph: Graph, merge: Callable[[Op, Op], Op | None]) ->
 
 def _compose_affine(first: Op, then: Op) -> Op | None:
     """Two affine maps as one."""
-    if isinstance(first, Affine) and isinstance(then, Affine) and not first.relu:
+    if isinstance(first, Affine) and isinstance(then, Affine) and first.activation is None:
         scale, shift = first.scale * then.scale, first.shift * then.scale + then.shift
         if _is_finite(scale, shift):
             return replace(then, inputs=first.inputs, scale=scale, shift=shift)
@@ -210,13 +223,15 @@ def _compose_affine(first: Op, then: Op) -> Op | None:
 
 
 def _fuse(first: Op, then: Op) -> Op | None:
-    """A ReLU, an affine map or a residual sum, fused into the operation before it."""
-    if isinstance(then, ReLU) and isinstance(first, (Conv2d, Linear, Add, Affine)):
-        return replace(first, output=then.output, relu=True)
-    if isinstance(first, (Conv2d, Linear)) and not first.relu and first.residual is None:
+    """An activation, an affine map or a residual sum, fused into the operation before it."""
+    if not isinstance(first, (Conv2d, Linear, Add, Affine, Gate)) or first.activation is not None:
+        return None
+    if isinstance(then, Activate):
+        return replace(first, output=then.output, activation=then.activation)
+    if isinstance(first, (Conv2d, Linear)) and first.residual is None:
         if isinstance(then, Affine):
             return _fold_affine(first, then)
-        if isinstance(then, Add) and not then.relu:
+        if isinstance(then, Add) and then.activation is None:
             (residual,) = (v for v in then.inputs if v is not first.output)
             return replace(first, inputs=(*first.inputs, residual), output=then.output)
     return None
@@ -234,7 +249,7 @@ def _fold_affine(product: Conv2d | Linear, affine: Affine) -> Op | None:
     bias = bias.float()
     if not (_is_finite(weight, bias)):
         return None
-    return replace(product, output=affine.output, weight=weight, bias=bias, relu=affine.relu)
+    return replace(product, output=affine.output, weight=weight, bias=bias, activation=affine.activation)
 
 
 def _is_finite(*tensors: Tensor) -> bool:

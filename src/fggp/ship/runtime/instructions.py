@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fggp.ship.graph.operations import Call, Op, Pair, Value
+from fggp.ship.graph.operations import Activation, Op, Pair, Value
 from fggp.ship.runtime.kernels import CTensor
 from fggp.ship.runtime.layout import ActivationLayout
 from fggp.ship.runtime.sparse_weight import SparseWeight
@@ -49,15 +49,6 @@ class Instruction:
 
 
 @dataclass(frozen=True, eq=False)
-class Elementwise:
-    """A function of one number that PyTorch applies to an activation in the kernels' layout."""
-
-    op: Call
-    reads: tuple[Buffer]
-    writes: tuple[Buffer]
-
-
-@dataclass(frozen=True, eq=False)
 class Torch:
     """An operation that PyTorch runs on its own tensors."""
 
@@ -76,7 +67,7 @@ class Convolve:
     padding: Pair
     dilation: Pair
     stride: int
-    relu: bool
+    activation: Activation | None
 
     @property
     def pointwise(self) -> bool:
@@ -118,4 +109,4 @@ class Product:
         )
 
 
-Step = Instruction | Product | Elementwise | Torch
+Step = Instruction | Product | Torch

@@ -7,6 +7,7 @@ from typing import Any
 from fggp import native
 from fggp.native import KernelsMissingError as KernelsMissingError  # importable from here too
 from fggp.native import raise_if_failed
+from fggp.ship.graph.operations import Activation
 
 
 class CTensor(Structure):
@@ -25,6 +26,35 @@ class CTensor(Structure):
     )
 
 
+# The functions of `fggp_activation`, in the order of its enumeration from 1 on.
+ACTIVATIONS = (
+    "clamp",
+    "leaky_relu",
+    "elu",
+    "hard_sigmoid",
+    "hard_swish",
+    "sigmoid",
+    "silu",
+    "tanh",
+    "gelu",
+    "gelu_tanh",
+    "mish",
+)
+
+
+class CActivation(Structure):
+    """`fggp_activation`: a function that is applied to each number of a result."""
+
+    _fields_ = (("kind", c_int32), ("a", c_double), ("b", c_double), ("c", c_double))
+
+    @classmethod
+    def of(cls, activation: Activation | None) -> "CActivation":
+        """The structure of an activation; None: of the identity."""
+        if activation is None:
+            return cls(0)
+        return cls(1 + ACTIVATIONS.index(activation.name), *activation.numbers)
+
+
 class CConv(Structure):
     """`fggp_conv`: a sparse convolution."""
 
@@ -35,9 +65,9 @@ class CConv(Structure):
         ("entries", c_void_p),
         ("starts", c_void_p),
         ("bias", c_void_p),
+        ("activation", CActivation),
         ("chunks", c_int32),
         ("stride", c_int32),
-        ("relu", c_int32),
         ("tile_rows", c_int32),
         ("tile_columns", c_int32),
     )
@@ -64,7 +94,7 @@ class CStrides(Structure):
     _fields_ = (("image", c_int64), ("channel", c_int64), ("row", c_int64), ("pixel", c_int64))
 
 
-_TENSOR, _STRIDES = POINTER(CTensor), POINTER(CStrides)
+_TENSOR, _STRIDES, _ACTIVATION = POINTER(CTensor), POINTER(CStrides), POINTER(CActivation)
 _ARGUMENTS_OF_ADD = {
     "conv": (POINTER(CConv), c_int32),
     "product": (POINTER(CConv),),  # a convolution whose output is one pixel a channel
@@ -72,8 +102,9 @@ _ARGUMENTS_OF_ADD = {
     "average_pool": (POINTER(CPool),),
     "unfold": (POINTER(CPool),),
     "adaptive_average": (_TENSOR, _TENSOR),
-    "sum": (_TENSOR, _TENSOR, _TENSOR, c_int32),
-    "affine": (_TENSOR, _TENSOR, c_void_p, c_void_p, c_int32),
+    "sum": (_TENSOR, _TENSOR, _TENSOR, _ACTIVATION),
+    "gate": (_TENSOR, _TENSOR, _TENSOR, _ACTIVATION),
+    "affine": (_TENSOR, _TENSOR, c_void_p, c_void_p, _ACTIVATION),
     "copy": (_TENSOR, _TENSOR, c_int32),
     "flatten": (_TENSOR, _TENSOR),
     "load": (c_int32, _STRIDES, _TENSOR),

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import reduce
-from operator import or_
 from typing import Any
 
 import torch
 
 from fggp.ship.graph.operations import (
+    Activate,
     AdaptiveAvgPool2d,
     Add,
     Affine,
     AvgPool2d,
-    Call,
     Concat,
     Conv2d,
     Flatten,
+    Gate,
     Graph,
     Linear,
     MaxPool2d,
     Op,
-    ReLU,
     Value,
 )
-from fggp.ship.runtime.instructions import Buffer, Convolve, Elementwise, Instruction, Product, Step, Torch
-from fggp.ship.runtime.kernels import CPool, Kernels
+from fggp.ship.runtime.instructions import Buffer, Convolve, Instruction, Product, Step, Torch
+from fggp.ship.runtime.kernels import CActivation, CPool, Kernels
 from fggp.ship.runtime.layout import (
     ActivationLayout,
     Margin,
@@ -38,20 +36,6 @@ from fggp.ship.runtime.layout import (
     shape_for_batch,
 )
 from fggp.ship.runtime.sparse_weight import SparseWeight
-
-aten = torch.ops.aten
-# Functions of one number that map zero to zero. PyTorch can apply them to an activation in the kernels' layout, because
-# padding stays zero.
-ZERO_PRESERVING = {
-    aten.gelu.default,
-    aten.silu.default,
-    aten.hardswish.default,
-    aten.tanh.default,
-    aten.leaky_relu.default,
-    aten.elu.default,
-    aten.mish.default,
-    aten.relu6.default,
-}
 
 Key = tuple[Value, TensorKind]
 
@@ -71,7 +55,9 @@ def supported_kind(op: Op, graph: Graph) -> TensorKind | None:
         return TensorKind.IMAGES
     if isinstance(op, (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Flatten)):
         return TensorKind.IMAGES if 4 in ranks and ranks <= {2, 4} else None
-    if isinstance(op, (Add, ReLU)) or (isinstance(op, Call) and op.target in ZERO_PRESERVING and len(op.inputs) == 1):
+    if isinstance(op, Gate):
+        return TensorKind.IMAGES
+    if isinstance(op, (Add, Activate)):
         return TensorKind.IMAGES if ranks in ({2}, {4}) else TensorKind.TOKENS
     if isinstance(op, Affine):
         return TensorKind.IMAGES if ranks in ({2}, {4}) else None
@@ -142,12 +128,8 @@ class Lowering:
     def _choose_margins(self) -> tuple[dict[Key, Margin], dict[Key, int]]:
         """The margin of each activation that needs one, and the length of rows where several activations share it."""
         margins: dict[Key, Margin] = {}
-        same_row, same_margin = _DisjointSets(), _DisjointSets()
+        same_row = _DisjointSets()
         for op, kind in self.native.items():
-            # PyTorch applies a function to the whole memory, padding included. (Tokens have no padding.)
-            if isinstance(op, Call) and kind is TensorKind.IMAGES:
-                for sets in (same_row, same_margin):
-                    sets.join([(op.inputs[0], kind), (op.output, kind)])
             if not isinstance(op, Conv2d):
                 continue
             unfolds = self._needs_unfolding(op)
@@ -162,9 +144,6 @@ class Lowering:
             margin = Margin(*op.padding, reach=(reach[0], reach[1]))
             key = (op.inputs[0], kind)
             margins[key] = margins.get(key, Margin()) | margin
-        for group in same_margin.groups():
-            widest = reduce(or_, (margins.get(key, Margin()) for key in group))
-            margins.update(dict.fromkeys(group, widest))
         rows: dict[Key, int] = {}
         for group in same_row.groups():
             row = max(image_sizes(key[0].shape, key[1])[3] + margins.get(key, Margin()).columns for key in group)
@@ -235,9 +214,6 @@ class Lowering:
             self._product_steps(op, kind, inputs)
         elif isinstance(op, (MaxPool2d, AvgPool2d)):
             self._pool_step(op, kind, inputs[0])
-        elif isinstance(op, Call):
-            out = self._output_buffer(op, kind, may_overwrite=inputs[0])
-            self.steps.append(Elementwise(op, (inputs[0],), (out,)))
         elif isinstance(op, Concat):
             self._concat_steps(op, kind, inputs)
         else:
@@ -252,14 +228,16 @@ class Lowering:
                 self._add("adaptive_average", op, inputs, self._output_buffer(op, kind))
             case Flatten():
                 self._add("flatten", op, inputs, self._output_buffer(op, kind))
-            case Add():
-                self._add("sum", op, inputs, self._output_buffer(op, kind, may_overwrite=inputs[0]), int(op.relu))
-            case ReLU():
-                self._add("affine", op, inputs, self._output_buffer(op, kind, may_overwrite=inputs[0]), None, None, 1)
+            case Add() | Gate():
+                out = self._output_buffer(op, kind, may_overwrite=inputs[0])
+                self._add("sum" if isinstance(op, Add) else "gate", op, inputs, out, CActivation.of(op.activation))
+            case Activate():
+                out = self._output_buffer(op, kind, may_overwrite=inputs[0])
+                self._add("affine", op, inputs, out, None, None, CActivation.of(op.activation))
             case Affine():
                 scale, shift = op.scale.float().contiguous(), op.shift.float().contiguous()
                 out = self._output_buffer(op, kind, may_overwrite=inputs[0])
-                more = (scale.data_ptr(), shift.data_ptr(), int(op.relu))
+                more = (scale.data_ptr(), shift.data_ptr(), CActivation.of(op.activation))
                 self.steps.append(
                     Instruction("affine", inputs, (out,), lambda c: ((c(inputs[0]), c(out), *more), (scale, shift)), op)
                 )
@@ -309,7 +287,9 @@ class Lowering:
             else:
                 padding, dilation, stride = op.padding, op.dilation, op.stride[0]
         out = self._output_buffer(op, kind, may_overwrite=residual if residual is not read else None)
-        self.steps.append(Product((Convolve(op, weight, read, out, residual, padding, dilation, stride, op.relu),)))
+        self.steps.append(
+            Product((Convolve(op, weight, read, out, residual, padding, dilation, stride, op.activation),))
+        )
 
     def _unfold_step(self, op: Conv2d, read: Buffer) -> Buffer:
         kernel = (op.weight.shape[2], op.weight.shape[3])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fggp.ship.graph.interpret import execute
 from fggp.ship.graph.operations import Graph, Op, Value
-from fggp.ship.runtime.instructions import Elementwise, Instruction, Product, Step, Torch
+from fggp.ship.runtime.instructions import Instruction, Product, Step, Torch
 from fggp.ship.runtime.kernels import Kernels, Program
 from fggp.ship.runtime.layout import TensorKind, shape_for_batch
 from fggp.ship.runtime.lowering import Lowering
@@ -68,7 +68,7 @@ class Segment:
         self.program.run(addresses, images, threads, seconds)
 
 
-Part = Segment | Elementwise | Torch
+Part = Segment | Torch
 
 
 def _fuse_products(steps: Sequence[Step], kernels: Kernels, threads: int) -> list[Step]:
@@ -114,7 +114,7 @@ class Plan:
         self.steps = _fuse_products(lowering.steps, kernels, threads)
         self.fixed_batch = lanes == 1 or TensorKind.TOKENS in lowering.native.values()
         self.capacity = batch if self.fixed_batch else -(-batch // lanes) * lanes
-        self.kernels_only = not any(isinstance(step, (Torch, Elementwise)) for step in self.steps)
+        self.kernels_only = not any(isinstance(step, Torch) for step in self.steps)
         self.memory = Memory(self.steps)
         self._graph = graph
         self._parts: list[Part] = []
@@ -171,18 +171,15 @@ class Plan:
     def _run_part(self, part: Part, values: dict[Value, Any], images: int, threads: int, seconds: Any) -> None:
         if isinstance(part, Segment):
             part.run(values, images, threads, seconds)
-        elif isinstance(part, Torch):
-            values[part.op.output] = execute(part.op, values)
         else:
-            read = self.memory.view(part.reads[0])
-            self.memory.view(part.writes[0]).copy_(execute(part.op, {part.op.inputs[0]: read}))
+            values[part.op.output] = execute(part.op, values)
 
     def _values_freed_after(self) -> dict[Part, list[Value]]:
         """PyTorch's tensors that are not needed after each part; inputs and outputs are always kept."""
         kept = {*self._graph.inputs, *self._graph.outputs}
         last: dict[Value, Part] = {}
         for part in self._parts:
-            reads = part.reads() if isinstance(part, Segment) else part.op.inputs if isinstance(part, Torch) else ()
+            reads = part.reads() if isinstance(part, Segment) else part.op.inputs
             last.update(dict.fromkeys(reads, part))
             if isinstance(part, Torch):
                 last[part.op.output] = part

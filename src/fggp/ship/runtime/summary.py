@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fggp.ship.graph.operations import Call, Conv2d, Linear, Op
 from fggp.ship.runtime.engine import SparseEngine
-from fggp.ship.runtime.instructions import Elementwise, Product, Step, Torch
+from fggp.ship.runtime.instructions import Product, Step, Torch
 
 HEADER = ("layer", "operation", "weight", "non-zero", "runs on", "ms")
 
@@ -39,8 +39,6 @@ def _rows(step: Step, ms: float, sparse: str) -> Iterable[tuple[str, ...]]:
             yield (*_operation(convolve.op), sparse, f"{ms:.3f}" if last else "with the next")
     elif isinstance(step, Torch):
         yield (*_operation(step.op), "PyTorch", f"{ms:.3f}")
-    elif isinstance(step, Elementwise):
-        yield (*_operation(step.op), "PyTorch, in place", f"{ms:.3f}")
     elif step.op is not None:
         yield (*_operation(step.op), sparse, f"{ms:.3f}")
     else:

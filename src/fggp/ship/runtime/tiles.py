@@ -9,7 +9,7 @@ from functools import cache
 from torch import Tensor
 
 from fggp.ship.runtime.instructions import Buffer, Convolve
-from fggp.ship.runtime.kernels import CConv, CTensor, Kernels, Program
+from fggp.ship.runtime.kernels import CActivation, CConv, CTensor, Kernels, Program
 
 MAX_ROWS, MAX_COLUMNS = 4, 8
 # Bytes of input under one tile that all output channels read before the next chunk of input channels: what fits the
@@ -86,7 +86,8 @@ def c_chain(chain: Sequence[Convolve], tiling: Tiling, locate: Locate) -> tuple[
         tensors = locate(c.input), locate(c.out), locate(c.residual)
         addresses = entries.data_ptr(), starts.data_ptr(), c.weight.bias.data_ptr()
         chunks = -(-c.weight.shape[1] // chunk)
-        convs[i] = CConv(*tensors, *addresses, chunks, c.stride, c.relu, tiling.rows, tiling.columns)
+        activation = CActivation.of(c.activation)
+        convs[i] = CConv(*tensors, *addresses, activation, chunks, c.stride, tiling.rows, tiling.columns)
         keep += entries, starts, c.weight.bias
     return convs, tuple(keep)
 
@@ -147,6 +148,7 @@ def _timing_key(c: Convolve) -> tuple[object, ...]:
         c.input.layout,
         c.out.layout,
         c.stride,
+        c.activation,
         c.residual is None,
         c.residual is c.out.may_overwrite,
     )

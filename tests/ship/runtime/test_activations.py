@@ -1,0 +1,97 @@
+"""Activations: every build within 2 units in the last place of the exact result, over all magnitudes of float32."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from builds import every_build
+from fggp.ship.graph.activations import FUNCTIONS, activated
+from fggp.ship.graph.operations import RELU, Activation
+from fggp.ship.runtime import kernels
+from fggp.ship.runtime.kernels import CActivation, CTensor, Kernels, Program
+from models import ACTIVATIONS
+
+KERNELS = [Kernels(library) for library in every_build()]
+SETTINGS = [
+    *ACTIVATIONS,
+    Activation("clamp", (1, -1)),
+    Activation("leaky_relu", (0.01,)),
+    Activation("elu", (1, 1, 1)),
+    Activation("elu", (1.7580993408473766, 1.0507009873554805, 1)),
+]
+
+
+def kernels_result(build, activation, x):
+    """The activation of a vector of any length, by the kernels."""
+
+    def tensor(t):
+        return CTensor(t.data_ptr(), 1, 1, 1, 1, len(t), len(t), len(t), len(t))
+
+    y, program = torch.empty_like(x), Program(build)
+    program.add("affine", tensor(x), tensor(y), None, None, CActivation.of(activation))
+    program.run([], 1, 1)
+    return y
+
+
+def exact(activation, x):
+    """In float64, by formulas that lose nothing where the result is small."""
+    x = x.double()
+    tail = {
+        "gelu": lambda: x * torch.special.erfc(-x / math.sqrt(2)) / 2,
+        "gelu_tanh": lambda: x * torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)),
+    }
+    if activation.name == "mish":
+        e = x.clamp(max=30).exp()
+        return x * (e * (e + 2) / (e * (e + 2) + 2))
+    return tail[activation.name]() if activation.name in tail else activated(x, activation)
+
+
+def error_in_last_places(y, expected):
+    """The distance from the exact result, in units of the last place of its float32."""
+    size = expected.float().abs()
+    unit = (torch.nextafter(size, torch.tensor(torch.inf)).double() - size.double()).clamp_min(2.0**-149)
+    return ((y.double() - expected).abs() / unit).where(~(size.isinf() & (y == expected.float())), 0)
+
+
+def all_magnitudes():
+    """Finite float32 numbers of both signs and every exponent, most of them where functions bend."""
+    bits = torch.arange(-(2**31), 2**31, 40_009, dtype=torch.int64).to(torch.int32).view(torch.float32)
+    near = torch.linspace(-20, 20, 40_001)
+    far = torch.linspace(-120, 40, 20_001)
+    x = torch.cat([bits, near, far])
+    return x[x.isfinite()].contiguous()
+
+
+@pytest.mark.parametrize("build", KERNELS, ids=lambda build: build.cpu)
+@pytest.mark.parametrize("activation", SETTINGS, ids=str)
+def test_two_units_in_the_last_place(build, activation):
+    x = all_magnitudes()
+    error = error_in_last_places(kernels_result(build, activation, x), exact(activation, x))
+    worst = int(error.argmax())
+    assert error[worst] <= 2, f"{activation} of {x[worst]} is off by {error[worst]:.2f} units"
+
+
+@given(
+    build=st.sampled_from(KERNELS),
+    activation=st.sampled_from(SETTINGS),
+    x=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=70),
+)
+@example(build=KERNELS[0], activation=RELU, x=[-0.0])
+def test_any_numbers_of_any_count(build, activation, x):
+    x = torch.tensor(x)
+    assert (error_in_last_places(kernels_result(build, activation, x), exact(activation, x)) <= 2).all()
+
+
+@pytest.mark.parametrize("build", KERNELS, ids=lambda build: build.cpu)
+@pytest.mark.parametrize("activation", SETTINGS, ids=str)
+def test_nan_and_infinities_become_what_they_become_in_pytorch(build, activation):
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, 1.0] * 9)
+    expected = activated(x.double(), activation).float()
+    torch.testing.assert_close(kernels_result(build, activation, x), expected, equal_nan=True)
+
+
+def test_the_kernels_know_every_function():
+    assert set(kernels.ACTIVATIONS) == set(FUNCTIONS)
