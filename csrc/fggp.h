@@ -103,6 +103,10 @@ void fggp_program_free(fggp_program *);
 int32_t fggp_add_conv(fggp_program *, const fggp_conv *chain, int32_t length);
 /* out[n, o] = activation(Σ value · in[n, offset] + bias) for single images; in and out are rows of features. */
 int32_t fggp_add_product(fggp_program *, const fggp_conv *);
+/* A convolution of single images whose stride is 2 and whose chunks are 1. Reading its input with gaps is slower than
+ * reading an unfolded one, but saves unfolding, which few weights do not pay for. After the last pixel that the output
+ * depends on, 2 * fggp_lanes() further floats may be read. */
+int32_t fggp_add_strided(fggp_program *, const fggp_conv *);
 int32_t fggp_add_max_pool(fggp_program *, const fggp_pool *);
 int32_t fggp_add_average_pool(fggp_program *, const fggp_pool *);
 /* Each output pixel is the mean of its part of the input; the parts are as even as possible. */

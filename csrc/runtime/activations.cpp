@@ -1,6 +1,5 @@
 /* Each function is within 2 units in the last place of the exact result. Most are computed in double precision, which
- * makes that easy. Sigmoid and SiLU, which large networks apply most, are computed with pairs of floats: a sum of two,
- * of which the second one holds what the first one lost by rounding. */
+ * makes that easy. Sigmoid and SiLU, which large networks apply most, are computed in single precision. */
 #include "runtime/activations.h"
 
 #include <algorithm>
@@ -83,7 +82,29 @@ dvec mish(dvec x) { /* tanh(log(1 + eˣ)) as a fraction in eˣ */
 vec magnitude(vec v) { return (vec)((ivec)v & 0x7fffffff); }
 vec multiply_add(vec a, vec b, vec c) { return a * b + c; } /* rounded once: the compiler may contract it */
 
-/* 1 / (1 + e⁻ˣ) = (high + low) · 2^k. */
+/* 1 + e⁻ˣ for x ≥ FAST_FROM, rounded little more than once. */
+constexpr float FAST_FROM = -80;
+vec one_plus_exponential(vec x) {
+    constexpr float ROUND = 0x1.8p23f; /* as in Exponential */
+    x = x > 86.0f ? splat(86) : x;     /* so that 2ⁿ is no denormal number */
+    vec rounded = multiply_add(x, splat(-1.44269504f), splat(ROUND));
+    vec n = rounded - ROUND;
+    vec r = multiply_add(n, splat(-0x1.62e4p-1f), -x); /* ln 2 in two parts; the product with the first is exact */
+    r = multiply_add(n, splat(-0x1.7f7d1cp-20f), r);
+    vec p = multiply_add(r, splat(1.0f / 5040), splat(1.0f / 720));
+    p = multiply_add(p, r, splat(1.0f / 120));
+    p = multiply_add(p, r, splat(1.0f / 24));
+    p = multiply_add(p, r, splat(1.0f / 6));
+    p = multiply_add(p, r, splat(0.5f));
+    vec rest = multiply_add(r * r, p, r);
+    vec power = (vec)(((ivec)rounded << 23) + 0x3f800000);
+    return multiply_add(power, rest, power + 1.0f); /* this sum is exact unless one part hardly matters */
+}
+
+vec fast_sigmoid(vec x) { return splat(1) / one_plus_exponential(x); }
+vec fast_silu(vec x) { return x / one_plus_exponential(x); }
+
+/* 1 / (1 + e⁻ˣ) = (high + low) · 2^k for any x. */
 struct Sigmoid {
     vec high, low;
     ivec k;
@@ -166,14 +187,33 @@ template <class Function> void in_double(float *data, int64_t floats, const Func
     });
 }
 
-/* Apply sigmoid or SiLU. */
-template <class Function> void in_pairs(float *data, int64_t floats, const Function &function) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-    in_float(data, floats, function);
-#else
-    in_double(data, floats, function);
-#endif
+
+bool all_from(float least, const float *data, int64_t floats) {
+    vec below = {};
+    int64_t i = 0;
+    for (; i + LANES <= floats; i += LANES) below = load(data + i) < least ? splat(1) : below;
+    float any = 0;
+    for (int k = 0; k < LANES; k++) any += below[k];
+    for (; i < floats; i++) any += data[i] < least;
+    return any == 0;
 }
+
+template <class Fast, class Any> void in_float_if_fast(float *data, int64_t floats, const Fast &fast, const Any &any) {
+    if (all_from(FAST_FROM, data, floats))
+        in_float(data, floats, fast);
+    else
+        in_float(data, floats, any);
+}
+void apply_sigmoid(float *data, int64_t floats) { in_float_if_fast(data, floats, fast_sigmoid, sigmoid); }
+void apply_silu(float *data, int64_t floats) { in_float_if_fast(data, floats, fast_silu, silu); }
+
+#else
+
+void apply_sigmoid(float *data, int64_t floats) { in_double(data, floats, sigmoid); }
+void apply_silu(float *data, int64_t floats) { in_double(data, floats, silu); }
+
+#endif
 
 } // namespace
 
@@ -193,8 +233,8 @@ void Activation::apply(float *data, int64_t floats, const int32_t *mask) const {
         break;
     case FGGP_HARD_SIGMOID: in_double(data, floats, hard_sigmoid); break;
     case FGGP_HARD_SWISH: in_double(data, floats, [&](dvec x) { return x * hard_sigmoid(x); }); break;
-    case FGGP_SIGMOID: in_pairs(data, floats, [](auto x) { return sigmoid(x); }); break;
-    case FGGP_SILU: in_pairs(data, floats, [](auto x) { return silu(x); }); break;
+    case FGGP_SIGMOID: apply_sigmoid(data, floats); break;
+    case FGGP_SILU: apply_silu(data, floats); break;
     case FGGP_TANH: in_double(data, floats, tanh_of); break;
     case FGGP_GELU: in_double(data, floats, gelu); break;
     case FGGP_GELU_TANH: in_double(data, floats, gelu_tanh); break;

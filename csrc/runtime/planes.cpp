@@ -121,17 +121,23 @@ template <class Combine> struct Pool {
     Pool(const fggp_pool &pool, const Combine &combine)
         : pool(pool), combine(combine), rows(windows(pool, 0)), columns(windows(pool, 1)) {}
 
-    int64_t scratch() const { return (int64_t)pool.in.width * pool.in.lanes; }
+    int64_t scratch() const {
+        if (pool.in.lanes > 1) return (int64_t)pool.in.width * pool.in.lanes;
+        return std::max<int64_t>(pool.in.width, pool.out.height * padded_line());
+    }
 
     template <class Pixel> void plane(int64_t group, int64_t channel, const Call &, float *line) const {
         constexpr int L = lanes_of<Pixel>();
         Plane in(pool.in, group, channel), out(pool.out, group, channel);
+        int64_t floats = (int64_t)pool.in.width * L;
+        if (L == 1 && pool.stride[1] <= 2)
+            return pool.stride[1] == 1 ? single<1>(in, out, line) : single<2>(in, out, line);
         for (int y = 0; y < pool.out.height; y++) {
             const Window &down = rows[y];
-            std::fill_n(line, scratch(), Combine::IDENTITY);
+            std::fill_n(line, floats, Combine::IDENTITY);
             for (int i = down.first; i < down.last; i++) {
                 const float *from = in.data + (down.start + i * pool.dilation[0]) * in.row;
-                for (int64_t k = 0; k < scratch(); k++) line[k] = combine(line[k], from[k]);
+                for (int64_t k = 0; k < floats; k++) line[k] = combine(line[k], from[k]);
             }
             float *to = out.data + y * out.row;
             std::fill_n(to, pool.out.width * L, Combine::IDENTITY);
@@ -150,18 +156,59 @@ template <class Combine> struct Pool {
         }
     }
 
+  private:
+    /* The length of a line that has the padding on both sides, and is read in whole vectors. */
+    int64_t padded_line() const {
+        int64_t read = (pool.kernel[1] - 1) * pool.dilation[1] + (int64_t)(pool.out.width + LANES) * pool.stride[1];
+        return std::max<int64_t>(pool.padding[1] + pool.in.width, read) + 2 * LANES;
+    }
+
+    /* A plane of a single image. All rows of windows are combined down before the first is combined along the row,
+     * because what was just stored cannot be loaded at another offset at once. */
+    template <int STRIDE> void single(const Plane &in, const Plane &out, float *lines) const {
+        int64_t left = pool.padding[1], width = pool.in.width, all = padded_line();
+        for (int y = 0; y < pool.out.height; y++) {
+            const Window &down = rows[y];
+            float *line = lines + y * all;
+            std::fill_n(line, left, Combine::IDENTITY);
+            for (int64_t x = 0; x < width; x += LANES) { /* beyond the row too */
+                vec sum = splat(Combine::IDENTITY);
+                for (int i = down.first; i < down.last; i++)
+                    sum = combine(sum, load(in.data + (down.start + i * pool.dilation[0]) * in.row + x));
+                store(line + left + x, sum);
+            }
+            std::fill(line + left + width, line + all, Combine::IDENTITY);
+        }
+        for (int y = 0; y < pool.out.height; y++) {
+            const float *line = lines + y * all;
+            float *to = out.data + y * out.row;
+            for (int64_t x = 0; x < pool.out.width; x += LANES) {
+                vec sum = splat(Combine::IDENTITY);
+                for (int j = 0; j < pool.kernel[1]; j++) {
+                    const float *from = line + x * STRIDE + j * pool.dilation[1];
+                    sum = combine(sum, STRIDE == 1 ? load(from) : load_every_second(from));
+                }
+                store_first(to + x, sum, pool.out.width - x);
+            }
+            if (Combine::FINISHES)
+                for (int x = 0; x < pool.out.width; x++) to[x] = combine.finish(to[x], rows[y], columns[x]);
+        }
+    }
+
     fggp_pool pool;
     Combine combine;
     std::vector<Window> rows, columns;
 };
 
 struct Maximum {
+    static constexpr bool FINISHES = false;
     static constexpr float IDENTITY = -INFINITY;
     template <class Pixel> Pixel operator()(Pixel a, Pixel b) const { return larger_of(a, b); }
     template <class Pixel> Pixel finish(Pixel most, const Window &, const Window &) const { return most; }
 };
 
 struct Mean {
+    static constexpr bool FINISHES = true;
     static constexpr float IDENTITY = 0;
     fggp_pool pool;
     template <class Pixel> Pixel operator()(Pixel a, Pixel b) const { return a + b; }

@@ -9,6 +9,7 @@
 #include "runtime/operation.h"
 #include "threads/parallel.h"
 #include "runtime/planes.h"
+#include "runtime/strided.h"
 #include "runtime/tiles.h"
 #include "runtime/transfers.h"
 
@@ -84,6 +85,9 @@ int32_t fggp_add_conv(fggp_program *p, const fggp_conv *chain, int32_t length) {
 }
 int32_t fggp_add_product(fggp_program *p, const fggp_conv *conv) {
     return add(p, [&] { return new_product(*conv); });
+}
+int32_t fggp_add_strided(fggp_program *p, const fggp_conv *conv) {
+    return add(p, [&] { return new_strided(*conv); });
 }
 int32_t fggp_add_max_pool(fggp_program *p, const fggp_pool *pool) {
     return add(p, [&] { return new_max_pool(*pool); });

@@ -192,6 +192,40 @@ def test_convolution(build, wide, geometry, density, batch, activation, residual
     assert_rounded(y, exact(graph, inputs)[0], terms * size)
 
 
+@given(
+    build=st.sampled_from(KERNELS),
+    kernel=sizes(1, 5),
+    padding=sizes(0, 3),
+    dilation=sizes(1, 2),
+    plane=st.tuples(st.integers(9, 20), st.integers(9, 200)),
+    groups=st.integers(1, 9),
+    outputs=st.integers(1, 2),
+    batch=st.integers(1, 2),
+    density=st.sampled_from([0.1, 1.0]),
+    activation=activations(),
+    residual=st.booleans(),
+    threads=st.sampled_from([1, 2, 5]),
+)
+def test_depthwise_convolutions_of_single_images_with_stride_2(
+    build, kernel, padding, dilation, plane, groups, outputs, batch, density, activation, residual, threads
+):
+    b = Builder(batch)
+    x = b.input(groups, *plane)
+    weight = b.sparse(groups * outputs, 1, *kernel, density=density)
+    settings = {"weight": weight, "stride": 2, "padding": padding, "dilation": dilation, "groups": groups}
+    made = b.conv(x, **settings)
+    b.ops.clear()
+    read = (x, b.input(*made.shape[1:])) if residual else (x,)
+    graph = b.graph(b.conv(*read, **settings, bias=b.randn(len(weight)), activation=activation))
+    plan = plan_of(graph, batch, build, 1, Tilings(tiling_of))
+    one_pixel = made.shape[2:] == (1, 1)
+    assert [s.kernel for s in plan.steps if isinstance(s, Product)] == ["product" if one_pixel else "strided"]
+    inputs = [b.randn(*v.shape) for v in graph.inputs]
+    (y,) = run_plan(plan, inputs, batch, threads)
+    (size,) = sizes_of_terms(graph, inputs)
+    assert_rounded(y, exact(graph, inputs)[0], 28 * size)
+
+
 def sizes_of_terms(graph, inputs):
     """Bounds of the sums of the magnitudes of each output's terms; an activation adds up to 1."""
     values = {v: x.double().abs() for v, x in zip(graph.inputs, inputs, strict=True)}

@@ -101,6 +101,13 @@ class Product:
         layout = self.chain[0].out.layout
         return layout.lanes == 1 and layout.height * layout.width == 1
 
+    @property
+    def kernel(self) -> str:
+        """The name of the operation that computes it, after ``fggp_add_``."""
+        if self.one_pixel:
+            return "product"
+        return "strided" if self.chain[0].out.layout.lanes == 1 and self.chain[0].stride == 2 else "conv"
+
     def can_append(self, other: Product) -> bool:
         """Whether the other product, the next step, can run tile by tile together with this one."""
         last, following = self.chain[-1], other.chain[0]

@@ -98,6 +98,7 @@ _TENSOR, _STRIDES, _ACTIVATION = POINTER(CTensor), POINTER(CStrides), POINTER(CA
 _ARGUMENTS_OF_ADD = {
     "conv": (POINTER(CConv), c_int32),
     "product": (POINTER(CConv),),  # a convolution whose output is one pixel a channel
+    "strided": (POINTER(CConv),),  # a convolution of single images with stride 2
     "max_pool": (POINTER(CPool),),
     "average_pool": (POINTER(CPool),),
     "unfold": (POINTER(CPool),),

@@ -37,6 +37,10 @@ from fggp.ship.runtime.layout import (
 )
 from fggp.ship.runtime.sparse_weight import SparseWeight
 
+# With at most this number of weights for each plane of its unfolded input, unfolding takes longer than it saves: so in
+# depthwise convolutions.
+WEIGHTS_WORTH_UNFOLDING = 2
+
 Key = tuple[Value, TensorKind]
 
 
@@ -133,7 +137,7 @@ class Lowering:
             if not isinstance(op, Conv2d):
                 continue
             unfolds = self._needs_unfolding(op)
-            if self.lanes == 1 and not self._to_one_pixel(op):
+            if self.lanes == 1 and not self._to_one_pixel(op) and not self._strided(op):
                 # Vectors cross the ends of rows, so input and output need rows of the same length.
                 same_row.join([(value, kind) for value in (*op.inputs[unfolds:], op.output)])
             if unfolds:
@@ -141,7 +145,8 @@ class Lowering:
             reach = tuple(
                 max(0, (k - 1) * d - p) for k, d, p in zip(op.weight.shape[2:], op.dilation, op.padding, strict=True)
             )
-            margin = Margin(*op.padding, reach=(reach[0], reach[1]))
+            beyond = 2 * self.kernels.lanes if self._strided(op) else 0
+            margin = Margin(*op.padding, reach=(reach[0], reach[1] + beyond))
             key = (op.inputs[0], kind)
             margins[key] = margins.get(key, Margin()) | margin
         rows: dict[Key, int] = {}
@@ -153,8 +158,15 @@ class Lowering:
     def _needs_unfolding(self, op: Conv2d) -> bool:
         """Whether the kernels do not support the stride, so that the input must be unfolded first."""
         if self.lanes == 1:
-            return op.stride != (1, 1) and not self._to_one_pixel(op)
+            return op.stride != (1, 1) and not self._to_one_pixel(op) and not self._strided(op)
         return op.stride not in ((1, 1), (2, 2))
+
+    def _strided(self, op: Conv2d) -> bool:
+        """Whether the kernels read a single image with gaps, instead of an unfolded copy of it."""
+        if self.lanes > 1 or op.stride != (2, 2) or self._to_one_pixel(op):
+            return False
+        planes = op.inputs[0].shape[1] * op.weight.shape[2] * op.weight.shape[3]
+        return self.sparse[op].values.numel() <= WEIGHTS_WORTH_UNFOLDING * planes
 
     def _to_one_pixel(self, op: Conv2d) -> bool:
         """Whether each output channel is one pixel of a single image (``lanes`` is 1), too few to fill a vector."""

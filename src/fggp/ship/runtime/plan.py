@@ -35,10 +35,8 @@ class Segment:
             if isinstance(instruction, Product):
                 _, tiling = tuner(kernels, threads).choose(instruction.chain, memory.c_tensor)
                 convs, keep = c_chain(instruction.chain, tiling, memory.c_tensor)
-                if instruction.one_pixel:
-                    self.program.add("product", convs[0], keep=keep)
-                else:
-                    self.program.add("conv", convs, len(convs), keep=keep)
+                name = instruction.kernel
+                self.program.add(name, *((convs, len(convs)) if name == "conv" else (convs[0],)), keep=keep)
                 continue
             arguments, keep = instruction.arguments(memory.c_tensor)
             if instruction.caller_tensor is not None:
