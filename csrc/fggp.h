@@ -120,8 +120,9 @@ int32_t fggp_add_gate(fggp_program *, const fggp_tensor *in, const fggp_tensor *
 /* out = activation(scale · in + shift), with a scale (NULL: 1) and a shift (NULL: 0) for each channel. */
 int32_t fggp_add_affine(fggp_program *, const fggp_tensor *in, const fggp_tensor *out, const float *scale,
                         const float *shift, const fggp_activation *);
-/* Copy `in` to the channels of `out` from `first` on. */
-int32_t fggp_add_copy(fggp_program *, const fggp_tensor *in, const fggp_tensor *out, int32_t first);
+/* Copy channels of `in` to channels of `out`: `count` pairs of numbers, from and to. */
+int32_t fggp_add_copy(fggp_program *, const fggp_tensor *in, const fggp_tensor *out, const int32_t *pairs,
+                      int32_t count);
 /* Turn pixels into channels: out has in.channels * in.height * in.width channels of one pixel. */
 int32_t fggp_add_flatten(fggp_program *, const fggp_tensor *in, const fggp_tensor *out);
 /* Make a channel for each input channel and kernel position: a convolution of the result has a 1×1 kernel. */

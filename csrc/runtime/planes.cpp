@@ -321,9 +321,13 @@ struct Affine : NoScratch {
 
 struct Copy : NoScratch {
     fggp_tensor in_shape, out_shape;
-    int32_t first;
-    template <class Pixel> void plane(int64_t group, int64_t channel, const Call &, float *) const {
-        Plane in(in_shape, group, channel), out(out_shape, group, first + channel);
+    const int32_t *pairs;
+    template <class Pixel> void plane(int64_t group, int64_t pair, const Call &, float *) const {
+        Plane in(in_shape, group, pairs[2 * pair]), out(out_shape, group, pairs[2 * pair + 1]);
+        if (in.row == out.row) { /* with the padding between the rows, which is zero in both */
+            std::copy_n(in.data, (in_shape.height - 1) * in.row + in_shape.width * lanes_of<Pixel>(), out.data);
+            return;
+        }
         for (int y = 0; y < in_shape.height; y++)
             std::copy_n(in.data + y * in.row, in_shape.width * lanes_of<Pixel>(), out.data + y * out.row);
     }
@@ -384,8 +388,10 @@ Operation *new_affine(const fggp_tensor &in, const fggp_tensor &out, const float
                       const fggp_activation &activation) {
     return plane_wise(out, Affine{{}, in, out, scale, shift, Activation(activation)});
 }
-Operation *new_copy(const fggp_tensor &in, const fggp_tensor &out, int32_t first) {
-    return plane_wise(in, Copy{{}, in, out, first});
+Operation *new_copy(const fggp_tensor &in, const fggp_tensor &out, const int32_t *pairs, int32_t count) {
+    fggp_tensor copied = in;
+    copied.channels = count;
+    return plane_wise(copied, Copy{{}, in, out, pairs});
 }
 Operation *new_flatten(const fggp_tensor &in, const fggp_tensor &out) { return plane_wise(in, Flatten{{}, in, out}); }
 Operation *new_unfold(const fggp_pool &pool) { return plane_wise(pool.out, Unfold{{}, pool}); }

@@ -12,7 +12,7 @@ Operation *new_sum(const fggp_tensor &a, const fggp_tensor &b, const fggp_tensor
 Operation *new_gate(const fggp_tensor &in, const fggp_tensor &gate, const fggp_tensor &out, const fggp_activation &);
 Operation *new_affine(const fggp_tensor &in, const fggp_tensor &out, const float *scale, const float *shift,
                       const fggp_activation &);
-Operation *new_copy(const fggp_tensor &in, const fggp_tensor &out, int32_t first);
+Operation *new_copy(const fggp_tensor &in, const fggp_tensor &out, const int32_t *pairs, int32_t count);
 Operation *new_flatten(const fggp_tensor &in, const fggp_tensor &out);
 Operation *new_unfold(const fggp_pool &);
 } // namespace fggp

@@ -110,8 +110,9 @@ int32_t fggp_add_affine(fggp_program *p, const fggp_tensor *in, const fggp_tenso
                         const float *shift, const fggp_activation *activation) {
     return add(p, [&] { return new_affine(*in, *out, scale, shift, *activation); });
 }
-int32_t fggp_add_copy(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out, int32_t first) {
-    return add(p, [&] { return new_copy(*in, *out, first); });
+int32_t fggp_add_copy(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out, const int32_t *pairs,
+                      int32_t count) {
+    return add(p, [&] { return new_copy(*in, *out, pairs, count); });
 }
 int32_t fggp_add_flatten(fggp_program *p, const fggp_tensor *in, const fggp_tensor *out) {
     return add(p, [&] { return new_flatten(*in, *out); });

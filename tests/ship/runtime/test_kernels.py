@@ -18,6 +18,7 @@ from fggp.ship.graph.operations import (
     Add,
     Affine,
     AvgPool2d,
+    Channels,
     Concat,
     Flatten,
     Gate,
@@ -388,6 +389,7 @@ def plane_wise_operations(draw):
         st.tuples(st.sampled_from([Add, Gate, Affine]), st.fixed_dictionaries({"activation": activations()}))
         | st.tuples(st.just(Activate), st.fixed_dictionaries({"activation": st.sampled_from(ACTIVATIONS)}))
         | st.sampled_from([(Concat, {"dim": 1}), (Flatten, {})])
+        | st.tuples(st.just(Channels), st.fixed_dictionaries({"index": st.lists(st.integers(0, 99), min_size=1)}))
         | (st.just((1, 1)) | sizes(1, 9)).map(lambda size: (AdaptiveAvgPool2d, {"size": size}))
     )
     return kind, settings, draw(sizes(1, 9))
@@ -413,7 +415,9 @@ def test_plane_wise_operations(operation, build, wide, batch, channels, odd, thr
     def copied(value):  # on the kernels' side, as only what is there already is handed to them
         return b.conv(value, weight=torch.eye(channels)[:, :, None, None])
 
-    shapes = {Concat: [size] * 3, Add: [size] * 2, Gate: [size, (1, 1)]}.get(kind, [size])
+    if kind is Channels:
+        settings = {"index": tuple(i % (2 * channels) for i in settings["index"])}
+    shapes = {Concat: [size] * 3, Channels: [size] * 2, Add: [size] * 2, Gate: [size, (1, 1)]}.get(kind, [size])
     read = [copied(b.input(channels, *shape)) for shape in shapes]
     graph = b.graph(b.add(kind, *read, **settings))
     plan = plan_of(graph, batch, build, lanes, Tilings(tiling_of))

@@ -16,6 +16,7 @@ from fggp.ship.graph.operations import (
     Add,
     Affine,
     AvgPool2d,
+    Channels,
     Concat,
     Flatten,
     Gate,
@@ -96,6 +97,7 @@ STEPS = {
     "squeeze and excite": lambda b, x, y: b.add(
         Gate, x, b.add(AdaptiveAvgPool2d, y, size=(1, 1)), activation=Activation("hard_sigmoid")
     ),
+    "shuffle": lambda b, x, y: b.add(Channels, x, y, index=(0, 5, 1, 7)),
     "sine": lambda b, x, y: b.call(aten.sin.default, x),  # PyTorch's
     "tokens": lambda b, x, y: b.add(Linear, x, weight=b.sparse(x.shape[3], x.shape[3]), bias=None),
 }

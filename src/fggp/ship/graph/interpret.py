@@ -18,6 +18,7 @@ from fggp.ship.graph.operations import (
     Affine,
     AvgPool2d,
     Call,
+    Channels,
     Concat,
     Conv2d,
     Flatten,
@@ -91,6 +92,8 @@ def _compute(op: Op, x: Tensor, *more: Tensor) -> Tensor:
             return torch.addcmul(op.shift.to(x.dtype).view(shape), x, op.scale.to(x.dtype).view(shape))
         case Concat():
             return torch.cat([x, *more], op.dim)
+        case Channels():
+            return torch.cat([x, *more], 1)[:, list(op.index)]
         case Flatten():
             return x.flatten(1)
     raise NotImplementedError(f"no PyTorch equivalent is known for an operation of type {type(op).__name__}")

@@ -225,6 +225,19 @@ class Concat(Op):
 
 
 @dataclass(frozen=True, eq=False)
+class Channels(Op):
+    """Channels of images: a part of them, several images' side by side, or in another order.
+
+    Args:
+        inputs: one or more values [N, C, H, W], which differ only in C.
+        output: [N, len(index), H, W].
+        index: for each channel of the output, which channel it is of the inputs' channels side by side.
+    """
+
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Flatten(Op):
     """[N, C, H, W] to [N, C · H · W], in the logical order, whatever the layout in memory."""
 

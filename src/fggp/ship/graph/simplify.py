@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator, OpOverload
 
+from fggp.ship.graph.channels import compose_channels, recognise_channels
 from fggp.ship.graph.operations import (
     Activate,
     Add,
@@ -50,7 +51,8 @@ def simplify(graph: Graph, *, copy_constants: bool = True) -> Graph:
     graph = _without_no_ops(_without_layout_changes(_constants_folded(graph)))
     # A recognised call may no longer read one of its inputs (the batch size in a reshape). An operation that only it
     # read must be dropped first, because it would count as a use.
-    graph = _without_unused(_with_known_operations(graph))
+    graph = _without_unused(recognise_channels(_with_known_operations(graph)))
+    graph = _without_unused(compose_channels(graph))
     # Chains of affine maps first, so that folding into a product rounds once.
     for merge in (_compose_affine, _fuse):
         graph = _merge_into_producers(graph, merge)

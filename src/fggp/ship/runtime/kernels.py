@@ -106,7 +106,7 @@ _ARGUMENTS_OF_ADD = {
     "sum": (_TENSOR, _TENSOR, _TENSOR, _ACTIVATION),
     "gate": (_TENSOR, _TENSOR, _TENSOR, _ACTIVATION),
     "affine": (_TENSOR, _TENSOR, c_void_p, c_void_p, _ACTIVATION),
-    "copy": (_TENSOR, _TENSOR, c_int32),
+    "copy": (_TENSOR, _TENSOR, c_void_p, c_int32),
     "flatten": (_TENSOR, _TENSOR),
     "load": (c_int32, _STRIDES, _TENSOR),
     "store": (_TENSOR, c_int32, _STRIDES),

@@ -13,6 +13,7 @@ from fggp.ship.graph.operations import (
     Add,
     Affine,
     AvgPool2d,
+    Channels,
     Concat,
     Conv2d,
     Flatten,
@@ -59,7 +60,7 @@ def supported_kind(op: Op, graph: Graph) -> TensorKind | None:
         return TensorKind.IMAGES
     if isinstance(op, (MaxPool2d, AvgPool2d, AdaptiveAvgPool2d, Flatten)):
         return TensorKind.IMAGES if 4 in ranks and ranks <= {2, 4} else None
-    if isinstance(op, Gate):
+    if isinstance(op, (Gate, Channels)):
         return TensorKind.IMAGES
     if isinstance(op, (Add, Activate)):
         return TensorKind.IMAGES if ranks in ({2}, {4}) else TensorKind.TOKENS
@@ -226,8 +227,8 @@ class Lowering:
             self._product_steps(op, kind, inputs)
         elif isinstance(op, (MaxPool2d, AvgPool2d)):
             self._pool_step(op, kind, inputs[0])
-        elif isinstance(op, Concat):
-            self._concat_steps(op, kind, inputs)
+        elif isinstance(op, (Concat, Channels)):
+            self._copy_steps(op, kind, inputs)
         else:
             self._plane_wise_step(op, kind, inputs)
 
@@ -256,12 +257,23 @@ class Lowering:
             case _:
                 raise AssertionError(f"no kernel for {op}")
 
-    def _concat_steps(self, op: Concat, kind: TensorKind, inputs: tuple[Buffer, ...]) -> None:
+    def _copy_steps(self, op: Concat | Channels, kind: TensorKind, inputs: tuple[Buffer, ...]) -> None:
         out = self._output_buffer(op, kind)
+        index = torch.tensor(op.index if isinstance(op, Channels) else range(out.layout.channels))
         first = 0
         for read in inputs:
-            self._add("copy", op, (read,), out, first)
-            first += read.layout.channels
+            after = first + read.layout.channels
+            to = ((index >= first) & (index < after)).nonzero().squeeze(1)
+            pairs = torch.stack((index[to] - first, to), 1).to(torch.int32).contiguous()
+            self._copy_step(op, read, out, pairs)
+            first = after
+
+    def _copy_step(self, op: Op, read: Buffer, out: Buffer, pairs: torch.Tensor) -> None:
+        self.steps.append(
+            Instruction(
+                "copy", (read,), (out,), lambda c: ((c(read), c(out), pairs.data_ptr(), len(pairs)), (pairs,)), op
+            )
+        )
 
     def _pool_step(self, op: MaxPool2d | AvgPool2d, kind: TensorKind, read: Buffer) -> None:
         out = self._output_buffer(op, kind)
