@@ -18,8 +18,11 @@ class Activation {
 
     /* Every other function is applied in a second pass over the stored results, by apply(), if `follows`. */
     bool follows;
-    /* Apply it to `floats` consecutive floats. mask: NULL, or for each float -1, or 0 to set it to zero. */
+    /* Apply it to `floats` consecutive floats. mask: NULL, or for each float -1, or 0 for padding, which is zero and
+     * stays so. */
     void apply(float *data, int64_t floats, const int32_t *mask) const;
+    /* Apply it to a plane whose padding between the rows is zero and stays so. row: floats from one row to the next. */
+    void apply_to_plane(float *data, int64_t height, int64_t width, int64_t row) const;
 
   private:
     /* Both keep NaN. */
@@ -27,6 +30,7 @@ class Activation {
     template <class T> static T smaller_of(T v, T most) { return v > most ? most : v; }
 
     fggp_activation function;
+    bool keeps_zero;
     float low, high;
 };
 

@@ -264,16 +264,19 @@ struct AdaptiveAverage : NoScratch {
     static int end(int i, int in, int out) { return (int)(((int64_t)(i + 1) * in + out - 1) / out); }
 };
 
-/* Calls result(x), with x the offset of a pixel in the row, for each pixel of a row of the output, and stores the
- * result after the activation. */
+/* Calls result(y, x), with x the offset of a pixel in row y, for each pixel of a plane, and stores the result after the
+ * activation. */
 template <class Pixel, class Result>
-void activated_row(float *out, int width, const Activation &activation, const Result &result) {
+void activated_plane(const Plane &out, const fggp_tensor &shape, const Activation &activation, const Result &result) {
     constexpr int L = lanes_of<Pixel>();
-    if (activation.clamps) /* a loop of its own, so that the compiler generates vector code */
-        for (int x = 0; x < width; x++) store_pixel(out + x * L, activation.clamped(result(x * L)));
-    else
-        for (int x = 0; x < width; x++) store_pixel(out + x * L, result(x * L));
-    if (activation.follows) activation.apply(out, width * L, nullptr);
+    for (int y = 0; y < shape.height; y++) {
+        float *to = out.data + y * out.row;
+        if (activation.clamps) /* a loop of its own, so that the compiler generates vector code */
+            for (int x = 0; x < shape.width; x++) store_pixel(to + x * L, activation.clamped(result(y, x * L)));
+        else
+            for (int x = 0; x < shape.width; x++) store_pixel(to + x * L, result(y, x * L));
+    }
+    if (activation.follows) activation.apply_to_plane(out.data, shape.height, (int64_t)shape.width * L, out.row);
 }
 
 struct Sum : NoScratch {
@@ -281,10 +284,9 @@ struct Sum : NoScratch {
     Activation activation;
     template <class Pixel> void plane(int64_t group, int64_t channel, const Call &, float *) const {
         Plane a(a_shape, group, channel), b(b_shape, group, channel), out(out_shape, group, channel);
-        for (int y = 0; y < out_shape.height; y++)
-            activated_row<Pixel>(out.data + y * out.row, out_shape.width, activation, [&](int64_t x) {
-                return load_pixel<Pixel>(a.data + y * a.row + x) + load_pixel<Pixel>(b.data + y * b.row + x);
-            });
+        activated_plane<Pixel>(out, out_shape, activation, [&](int64_t y, int64_t x) {
+            return load_pixel<Pixel>(a.data + y * a.row + x) + load_pixel<Pixel>(b.data + y * b.row + x);
+        });
     }
 };
 
@@ -294,9 +296,9 @@ struct Gate : NoScratch {
     template <class Pixel> void plane(int64_t group, int64_t channel, const Call &, float *) const {
         Plane in(in_shape, group, channel), gate(gate_shape, group, channel), out(out_shape, group, channel);
         Pixel times = load_pixel<Pixel>(gate.data);
-        for (int y = 0; y < out_shape.height; y++)
-            activated_row<Pixel>(out.data + y * out.row, out_shape.width, activation,
-                                 [&](int64_t x) { return load_pixel<Pixel>(in.data + y * in.row + x) * times; });
+        activated_plane<Pixel>(out, out_shape, activation, [&](int64_t y, int64_t x) {
+            return load_pixel<Pixel>(in.data + y * in.row + x) * times;
+        });
     }
 };
 
@@ -307,15 +309,13 @@ struct Affine : NoScratch {
     template <class Pixel> void plane(int64_t group, int64_t channel, const Call &, float *) const {
         Plane in(in_shape, group, channel), out(out_shape, group, channel);
         Pixel times = broadcast<Pixel>(scale ? scale[channel] : 1), plus = broadcast<Pixel>(shift ? shift[channel] : 0);
-        for (int y = 0; y < out_shape.height; y++) {
-            float *to = out.data + y * out.row, *from = in.data + y * in.row;
-            if (scale || shift)
-                activated_row<Pixel>(to, out_shape.width, activation,
-                                     [&](int64_t x) { return load_pixel<Pixel>(from + x) * times + plus; });
-            else
-                activated_row<Pixel>(to, out_shape.width, activation,
-                                     [&](int64_t x) { return load_pixel<Pixel>(from + x); });
-        }
+        if (scale || shift)
+            activated_plane<Pixel>(out, out_shape, activation, [&](int64_t y, int64_t x) {
+                return load_pixel<Pixel>(in.data + y * in.row + x) * times + plus;
+            });
+        else
+            activated_plane<Pixel>(out, out_shape, activation,
+                                   [&](int64_t y, int64_t x) { return load_pixel<Pixel>(in.data + y * in.row + x); });
     }
 };
 

@@ -46,8 +46,8 @@ class Strided final : public Operation {
                 default: vectors<4>(channel, from, more, row + x, floats);
                 }
             }
-            if (activation.follows) activation.apply(row, spec.out.width, nullptr);
         }
+        if (activation.follows) activation.apply_to_plane(out, spec.out.height, spec.out.width, spec.out.row);
     }
 
     /* Compute C vectors of a row, of which the last one may be incomplete. */

@@ -122,10 +122,16 @@ template <int R, int C, int STEP> void run_tile(const Job &job, const Tile &tile
                 store(out + c * LANES, sum);
             }
         }
-        if (activation.follows)
-            for (int r = 0; r < R; r++)
-                activation.apply(job.out + tile.out[r] + channel * job.out_plane, C * LANES,
-                                      job.mask ? job.mask + tile.mask[r] : nullptr);
+        if (activation.follows) {
+            float *out = job.out + channel * job.out_plane;
+            bool adjoining = true; /* then one call for all rows */
+            for (int r = 1; r < R; r++)
+                adjoining = adjoining && tile.out[r] - tile.out[0] == r * C * LANES &&
+                            (!job.mask || tile.mask[r] - tile.mask[0] == r * C * LANES);
+            for (int r = 0; r < (adjoining ? 1 : R); r++)
+                activation.apply(out + tile.out[r], (adjoining ? R : 1) * C * LANES,
+                                 job.mask ? job.mask + tile.mask[r] : nullptr);
+        }
     }
 }
 
