@@ -21,6 +21,7 @@ extern "C" {
  *
  * Pixel (y, x) is at (y * row + x) * lanes. The floats between width and row, and between a plane's last row and the
  * next plane, are zero and serve as padding: the right margin of a row is also the left margin of the next row.
+ * fggp_lanes() floats after the last pixel may be read.
  */
 typedef struct {
     float *data;

@@ -264,19 +264,18 @@ struct AdaptiveAverage : NoScratch {
     static int end(int i, int in, int out) { return (int)(((int64_t)(i + 1) * in + out - 1) / out); }
 };
 
-/* Calls result(y, x), with x the offset of a pixel in row y, for each pixel of a plane, and stores the result after the
- * activation. */
+/* Calls result(y, x) for each vector of a plane, with x the offset in row y of its first float, and stores the
+ * results after the activation. Single images: the last vector of a row reaches beyond it, but is not stored there. */
 template <class Pixel, class Result>
 void activated_plane(const Plane &out, const fggp_tensor &shape, const Activation &activation, const Result &result) {
     constexpr int L = lanes_of<Pixel>();
-    for (int y = 0; y < shape.height; y++) {
-        float *to = out.data + y * out.row;
-        if (activation.clamps) /* a loop of its own, so that the compiler generates vector code */
-            for (int x = 0; x < shape.width; x++) store_pixel(to + x * L, activation.clamped(result(y, x * L)));
-        else
-            for (int x = 0; x < shape.width; x++) store_pixel(to + x * L, result(y, x * L));
-    }
-    if (activation.follows) activation.apply_to_plane(out.data, shape.height, (int64_t)shape.width * L, out.row);
+    int64_t floats = (int64_t)shape.width * L;
+    for (int y = 0; y < shape.height; y++)
+        for (int64_t x = 0; x < floats; x += LANES) {
+            vec v = result(y, x);
+            store_first(out.data + y * out.row + x, activation.clamps ? activation.clamped(v) : v, floats - x);
+        }
+    if (activation.follows) activation.apply_to_plane(out.data, shape.height, floats, out.row);
 }
 
 struct Sum : NoScratch {
@@ -285,7 +284,7 @@ struct Sum : NoScratch {
     template <class Pixel> void plane(int64_t group, int64_t channel, const Call &, float *) const {
         Plane a(a_shape, group, channel), b(b_shape, group, channel), out(out_shape, group, channel);
         activated_plane<Pixel>(out, out_shape, activation, [&](int64_t y, int64_t x) {
-            return load_pixel<Pixel>(a.data + y * a.row + x) + load_pixel<Pixel>(b.data + y * b.row + x);
+            return load(a.data + y * a.row + x) + load(b.data + y * b.row + x);
         });
     }
 };
@@ -297,7 +296,7 @@ struct Gate : NoScratch {
         Plane in(in_shape, group, channel), gate(gate_shape, group, channel), out(out_shape, group, channel);
         Pixel times = load_pixel<Pixel>(gate.data);
         activated_plane<Pixel>(out, out_shape, activation, [&](int64_t y, int64_t x) {
-            return load_pixel<Pixel>(in.data + y * in.row + x) * times;
+            return load(in.data + y * in.row + x) * times;
         });
     }
 };
@@ -308,14 +307,14 @@ struct Affine : NoScratch {
     Activation activation;
     template <class Pixel> void plane(int64_t group, int64_t channel, const Call &, float *) const {
         Plane in(in_shape, group, channel), out(out_shape, group, channel);
-        Pixel times = broadcast<Pixel>(scale ? scale[channel] : 1), plus = broadcast<Pixel>(shift ? shift[channel] : 0);
+        vec times = splat(scale ? scale[channel] : 1), plus = splat(shift ? shift[channel] : 0);
         if (scale || shift)
             activated_plane<Pixel>(out, out_shape, activation, [&](int64_t y, int64_t x) {
-                return load_pixel<Pixel>(in.data + y * in.row + x) * times + plus;
+                return load(in.data + y * in.row + x) * times + plus;
             });
         else
             activated_plane<Pixel>(out, out_shape, activation,
-                                   [&](int64_t y, int64_t x) { return load_pixel<Pixel>(in.data + y * in.row + x); });
+                                   [&](int64_t y, int64_t x) { return load(in.data + y * in.row + x); });
     }
 };
 
