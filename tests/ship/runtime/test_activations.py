@@ -61,14 +61,19 @@ def all_magnitudes():
     bits = torch.arange(-(2**31), 2**31, 40_009, dtype=torch.int64).to(torch.int32).view(torch.float32)
     near = torch.linspace(-20, 20, 40_001)
     far = torch.linspace(-120, 40, 20_001)
-    x = torch.cat([bits, near, far])
+    # Every number from 16.5 to 17: exp(x) is so large that 1 + exp(x) loses the 1 by rounding.
+    first, last = torch.tensor([16.5, 17]).view(torch.int32).tolist()
+    lost = torch.arange(first, last, dtype=torch.int32).view(torch.float32)
+    x = torch.cat([bits, near, far, lost, -lost])
     return x[x.isfinite()].contiguous()
 
 
 @pytest.mark.parametrize("build", KERNELS, ids=lambda build: build.cpu)
 @pytest.mark.parametrize("activation", SETTINGS, ids=str)
-def test_two_units_in_the_last_place(build, activation):
+@pytest.mark.parametrize("least", [-math.inf, -80], ids=["all", "from -80"])  # from -80 on, some are computed faster
+def test_two_units_in_the_last_place(build, activation, least):
     x = all_magnitudes()
+    x = x[x >= least].contiguous()
     error = error_in_last_places(kernels_result(build, activation, x), exact(activation, x))
     worst = int(error.argmax())
     assert error[worst] <= 2, f"{activation} of {x[worst]} is off by {error[worst]:.2f} units"
