@@ -13,8 +13,11 @@ class Activation {
 
     /* Clamping is cheap, so an operation does it in registers: v becomes clamped(v) if `clamps`. */
     bool clamps;
-    vec clamped(vec v) const { return smaller_of(larger_of(v, splat(low)), splat(high)); }
-    float clamped(float v) const { return smaller_of(larger_of(v, low), high); }
+    vec clamped(vec v) const {
+        if (relu) return v < 0 ? vec{} : v; /* all keep NaN */
+        v = v < low ? splat(low) : v;
+        return v > high ? splat(high) : v;
+    }
 
     /* Every other function is applied in a second pass over the stored results, by apply(), if `follows`. */
     bool follows;
@@ -25,13 +28,10 @@ class Activation {
     void apply_to_plane(float *data, int64_t height, int64_t width, int64_t row) const;
 
   private:
-    /* Both keep NaN. */
-    template <class T> static T larger_of(T v, T least) { return v < least ? least : v; }
-    template <class T> static T smaller_of(T v, T most) { return v > most ? most : v; }
-
     fggp_activation function;
-    bool keeps_zero;
     float low, high;
+    bool relu; /* clamping from 0 on: the case that large networks run most */
+    bool keeps_zero;
 };
 
 } // namespace fggp
