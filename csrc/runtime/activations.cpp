@@ -221,9 +221,9 @@ void apply_silu(float *data, int64_t floats) { in_double(data, floats, silu); }
 } // namespace
 
 Activation::Activation(const fggp_activation &function)
-    : clamps(function.kind == FGGP_CLAMP), follows(function.kind != FGGP_IDENTITY && !clamps), function(function),
-      low((float)function.a), high((float)function.b), relu(low == 0 && high == INFINITY),
-      keeps_zero(function.kind != FGGP_SIGMOID && function.kind != FGGP_HARD_SIGMOID) {}
+    : clamps(function.kind == FGGP_CLAMP), relu(clamps && function.a == 0 && function.b == INFINITY),
+      follows(function.kind != FGGP_IDENTITY && !clamps), function(function), low((float)function.a),
+      high((float)function.b), keeps_zero(function.kind != FGGP_SIGMOID && function.kind != FGGP_HARD_SIGMOID) {}
 
 void Activation::apply(float *data, int64_t floats, const int32_t *mask) const {
     double a = function.a, b = function.b, c = function.c;

@@ -13,9 +13,9 @@ class Activation {
 
     /* Clamping is cheap, so an operation does it in registers: v becomes clamped(v) if `clamps`. */
     bool clamps;
+    bool relu; /* whether that is from 0 on, which large networks do most */
     vec clamped(vec v) const {
-        if (relu) return v < 0 ? vec{} : v; /* all keep NaN */
-        v = v < low ? splat(low) : v;
+        v = v < low ? splat(low) : v; /* both keep NaN */
         return v > high ? splat(high) : v;
     }
 
@@ -30,7 +30,6 @@ class Activation {
   private:
     fggp_activation function;
     float low, high;
-    bool relu; /* clamping from 0 on: the case that large networks run most */
     bool keeps_zero;
 };
 

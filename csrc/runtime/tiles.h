@@ -39,7 +39,7 @@ template <int R, int C, int STEP> void run_tile(const Job &job, const Tile &tile
     constexpr int CHAINS = R * C >= 8 ? 1 : R * C >= 4 ? 2 : R * C >= 2 ? 4 : 8;
     const char *in[R];
     for (int r = 0; r < R; r++) in[r] = (const char *)(job.in + tile.in[r]);
-    const Activation activation = *job.activation; /* a copy, which no store can change */
+    const bool relu = job.activation->relu, clamps = job.activation->clamps && !relu;
 
     for (int channel = job.begin; channel < job.end; channel++) {
         const fggp_entry *entry = job.entries + job.starts[channel];
@@ -117,19 +117,20 @@ template <int R, int C, int STEP> void run_tile(const Job &job, const Tile &tile
                 vec sum = sums[0][r][c];
                 if (job.residual)
                     sum += load(job.residual + tile.residual[r] + channel * job.residual_plane + c * LANES);
-                if (activation.clamps) sum = activation.clamped(sum);
+                if (relu) sum = sum < 0 ? vec{} : sum; /* keeps NaN */
+                if (clamps) sum = job.activation->clamped(sum);
                 if (job.mask) sum = (vec)((ivec)sum & *(const loose_ivec *)(job.mask + tile.mask[r] + c * LANES));
                 store(out + c * LANES, sum);
             }
         }
-        if (activation.follows) {
+        if (job.activation->follows) {
             float *out = job.out + channel * job.out_plane;
             bool adjoining = true; /* then one call for all rows */
             for (int r = 1; r < R; r++)
                 adjoining = adjoining && tile.out[r] - tile.out[0] == r * C * LANES &&
                             (!job.mask || tile.mask[r] - tile.mask[0] == r * C * LANES);
             for (int r = 0; r < (adjoining ? 1 : R); r++)
-                activation.apply(out + tile.out[r], (adjoining ? R : 1) * C * LANES,
+                job.activation->apply(out + tile.out[r], (adjoining ? R : 1) * C * LANES,
                                  job.mask ? job.mask + tile.mask[r] : nullptr);
         }
     }
