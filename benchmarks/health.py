@@ -2,9 +2,10 @@
 
     python benchmarks/health.py                   prints the table, appends the raw record to results/benchmarks/
 
-At each step the Pruner compares a counter of each weight and looks for missing gradients, and a hook sees the optimizer.
-`pruner.check()` reads all weights. The rows time these alone, and a whole training step of the same network (forward,
-backward, SGD with momentum, the Pruner's hooks), in turn; figures are medians over rounds. Half of the last row's weights were once without a gradient: a copy of their gradients is kept at each step.
+At each step the Pruner compares a counter of each weight and looks for missing gradients, and a hook sees the
+optimizer. `pruner.check()` reads all weights. The rows time these alone, and a whole training step of the same network
+(forward, backward, SGD with momentum, the Pruner's hooks), in turn; figures are medians over rounds. Half of the last
+row's weights were once without a gradient: a copy of their gradients is kept at each step.
 """
 
 from __future__ import annotations
