@@ -408,7 +408,8 @@ def loaded_by_others(folder):
     optimizer = helpers.sgd(model)
     pruner = helpers.make_pruner(model, optimizer, sparsity=0.3, end=8, method=helpers.Running())
     state = {"model": model.state_dict(), "pruner": pruner}
-    dcp.load(state, checkpoint_id=folder / "dcp")
+    with pytest.warns(UserWarning, match=r"sparsity=0\.3; the state that it goes on with has 0\.8"):
+        dcp.load(state, checkpoint_id=folder / "dcp")
     model.load_state_dict(state["model"])
     expected = torch.load(folder / "expected.pt")
     for name, mask in pruner.masks.items():

@@ -186,7 +186,8 @@ class TestKeep:
         assert masks[1].all()
         assert not masks[0].all()
         optimizer = helpers.sgd(model)
-        helpers.make_pruner(model, optimizer, init="keep")
+        with pytest.warns(UserWarning, match=r"init='keep' keeps all of '2\.weight'"):
+            helpers.make_pruner(model, optimizer, init="keep")
         helpers.train(model, optimizer, 1)
         assert (model[2].weight != 0).all()
 

@@ -180,9 +180,9 @@ def test_the_number_of_waits_does_not_depend_on_the_number_or_size_of_layers(mon
     few = update_waits(monkeypatch, 2, 20, ties)
     many = update_waits(monkeypatch, 12, 100, ties)
     # Two Top-K steps of 3, of 3 more where weights tie; whether gradients are zero and finite, the count before and the
-    # count after.
+    # count after; and, at the first step alone, whether the weights have strange zeros.
     # (Making the index of the layers on a GPU is the third wait of a tie, and is not seen here.)
-    assert few <= many <= 10 + 4 * ties
+    assert few <= many <= 11 + 4 * ties
 
 
 def test_a_bracket_that_misses_does_not_change_the_result(monkeypatch):

@@ -135,12 +135,14 @@ class Masks:
 
     def zeros_among_active(self) -> tuple[int, int]:
         """How many active weights of this process are zero, of how many; tensors of nothing but zeros do not count."""
-        zeros = size = 0
-        for w, mask in zip(self.weights, self._tensors, strict=True):
-            active, nonzero = int(mask.count_nonzero()), int((local(w.parameter).ne(0) & mask).count_nonzero())
-            if nonzero:
-                zeros, size = zeros + active - nonzero, size + active
-        return zeros, size
+        counts = [
+            count
+            for w, mask in zip(self.weights, self._tensors, strict=True)
+            for count in (mask.count_nonzero(), (local(w.parameter).ne(0) & mask).count_nonzero())
+        ]
+        numbers = _as_ints(counts)
+        pairs = [(kept, nonzero) for kept, nonzero in zip(numbers[::2], numbers[1::2], strict=True) if nonzero]
+        return sum(kept - nonzero for kept, nonzero in pairs), sum(kept for kept, _ in pairs)
 
     def revived(self, indices: Sequence[int] | None = None) -> dict[str, int]:
         """How many pruned weights are not zero, by weight name, on this process; only those that have some.
@@ -153,14 +155,13 @@ class Masks:
 
     def revived_in(self, parameters: Mapping[str, Tensor]) -> dict[str, int]:
         """How many elements of some tensors are not zero where the weight of that name is pruned, if any are."""
-        found = {}
+        names, counts = [], []
         for w, mask in zip(self.weights, self._tensors, strict=True):
             if w.name in parameters:
                 part = local(parameters[w.name])
-                count = int((part.ne(0) & ~mask.to(part.device)).count_nonzero())
-                if count:
-                    found[w.name] = count
-        return found
+                names.append(w.name)
+                counts.append((part.ne(0) & ~mask.to(part.device)).count_nonzero())
+        return {name: count for name, count in zip(names, _as_ints(counts), strict=True) if count}
 
     def sync_with_model(self, optimizers: Optimizers) -> bool:
         """Adapt to weights that were replaced, or changed device, dtype or memory layout, since the last call.
@@ -190,6 +191,12 @@ class Masks:
                 self._tensors[i] = _with_layout_of(w.parameter, self._tensors[i])
                 self._placements[i] = _placement(w.parameter)
         return bool(replaced)
+
+
+def _as_ints(counts: Sequence[Tensor]) -> list[int]:
+    """Counts as numbers, with one wait for a GPU."""
+    numbers: list[int] = torch.stack([count.to(counts[0].device) for count in counts]).tolist() if counts else []
+    return numbers
 
 
 def _placement(weight: Tensor) -> tuple[torch.device, tuple[int, ...]]:
