@@ -451,12 +451,26 @@ class TestTrainingThatEndsEarly:
                 for _ in range({steps}):
                     model(torch.randn(4, 20)).sum().backward()
                     optimizer.step()
-            train()
+                return pruner
+            pruner = train()
         """
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
         )
         assert done.stderr == "" if said is None else said in done.stderr
+
+    def test_the_end_of_the_program_knows_what_was_only_tried_out(self):
+        code = """
+            import torch, fggp
+            def fits(sparsity):
+                model = torch.nn.Linear(20, 20)
+                fggp.Pruner(model, torch.optim.SGD(model.parameters()), sparsity, begin=0, end=8, every=2)
+            fits(0.9)
+        """
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+        )
+        assert done.stderr == ""
 
     def test_finish_prunes_the_rest_at_once(self):
         model, optimizer, pruner = self.run()

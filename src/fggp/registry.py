@@ -7,6 +7,7 @@ compiled, or when the program ends. Records are therefore kept apart from pruner
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import sys
 import weakref
@@ -254,6 +255,11 @@ def _at_exit() -> None:
     """Say at the end of the program which pruners did not reach their targets."""
     if os.environ.get("RANK", "0") != "0":
         return
+    if any(record.step == 0 for record in _unfinished):
+        # A pruner that is gone without a step was made to look at something, such as whether settings fit a model.
+        gc.collect()
+        alive = set(_attached.values())
+        _unfinished.difference_update([r for r in _unfinished if r.step == 0 and not r.others and r not in alive])
     messages = [text for record in _unfinished if (text := record.news()) is not None]
     if messages:
         more = f" ({len(messages) - 1} more Pruners did not reach their targets)" if len(messages) > 1 else ""
