@@ -158,7 +158,8 @@ class PrunedTraining:
         self.initial = options.pop("initial", 1 - sum(self.start) / self.total)
         assert not options
         self.t, self.pending, self.updates = 0, False, []
-        self.last = {}  # the last gradient of each layer that was once without one; None before the first
+        self.last = {}  # the last gradient of each layer that a step left without one; None before the first
+        self.gaps = set()  # the layers that a step since the last update left without one
         self.zero()
 
     def gradients(self, keep):
@@ -166,10 +167,13 @@ class PrunedTraining:
         grads = [p.grad for p in self.parameters]
         for i, grad in enumerate(grads):
             values = [] if grad is None else grad.to_dense().reshape(-1).tolist()
+            usable = any(values) and all(map(math.isfinite, values))
             if grad is None or (keep and not any(values)):
                 self.last.setdefault(i, None)
-            elif i in self.last and any(values) and all(map(math.isfinite, values)):
+            elif i in self.last and usable:
                 self.last[i] = grad.clone()
+            if not usable:
+                self.gaps.add(i)
         return [self.last.get(i, grad) for i, grad in enumerate(grads)]
 
     def before_step(self):
@@ -202,6 +206,9 @@ class PrunedTraining:
             of_seen, of_unseen = share_out(excess, [len(seen), len(unseen)], [len(seen), len(unseen)])
             self.chosen += choose(self.method, seen, of_seen, progress, double) if of_seen else []
             self.chosen += choose(("gmp",), unseen, of_unseen)
+        # Those that had one at each step since the last update are like any other layer again.
+        self.last = {i: grad for i, grad in self.last.items() if i in self.gaps}
+        self.gaps = set()
 
     def after_step(self):
         """Prune the chosen weights, and zero all pruned ones."""

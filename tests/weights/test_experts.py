@@ -49,7 +49,7 @@ EXPERTS = {
 
 @pytest.mark.parametrize("kind", EXPERTS)
 def test_fused_experts_of_transformers(kind):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", minversion="5")
     options, expected = EXPERTS[kind]
     config = transformers.AutoConfig.for_model(kind, **{**SIZES, **options})
     model = transformers.AutoModelForCausalLM.from_config(config)
@@ -66,8 +66,9 @@ def test_fused_experts_of_transformers(kind):
 
 def test_experts_in_two_dimensions():
     """DBRX stacks its experts' matrices along rows."""
+    transformers = pytest.importorskip("transformers", minversion="5")
     dbrx = pytest.importorskip("transformers.models.dbrx.modeling_dbrx")
-    config = pytest.importorskip("transformers").DbrxConfig().ffn_config
+    config = transformers.DbrxConfig().ffn_config
     config.hidden_size, config.ffn_hidden_size, config.moe_num_experts, config.moe_top_k = 8, 6, 4, 2
     experts = dbrx.DbrxExperts(config)
     weights = find_prunable(experts)
@@ -85,7 +86,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_position_embeddings_and_tokens_of_transformers_are_left_alone(kind):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", minversion="5")
     options = {"num_attention_heads": 2, "intermediate_size": 8, **OTHERS[kind]}
     if kind != "hiera":
         options["num_hidden_layers"] = 1
@@ -175,7 +176,7 @@ def test_experts_that_are_tied_or_frozen():
 
 def test_a_mixture_of_experts_trains_pruned(tmp_path):
     """The recipe of the public reports: "90 %" was 90 % of the router and of attention."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", minversion="5")
     torch.manual_seed(0)
 
     def make():

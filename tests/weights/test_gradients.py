@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -38,6 +38,7 @@ class Skipping(nn.Module):
     st.sampled_from(["global", "layer"]),
     st.booleans(),
 )
+@example([[False] * 3] * 3 + [[True, False, False]] * 3 + [[False] * 3] * 3, ("fggp", 0.5), "global", False)
 def test_pruning_is_that_of_the_reference(pattern, naive, scope, zeros):
     helpers.run_beside_the_reference(
         lambda: Skipping(pattern, zeros), helpers.sgd, 9, naive, scope=scope, sparsity=0.7, every=3, end=9
