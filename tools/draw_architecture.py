@@ -17,30 +17,26 @@ CORE, SHIP, LAB, LEAF = "#dbeafe", "#dcfce7", "#fef3c7", "#f1f5f9"
 # package: (column, row from the top, width, colour, what it is about)
 PLACES = {
     "lab": (0, 0, 4, LAB, "commands: data, networks, training, grids, reports, benchmarks, export"),
-    "pruner": (0, 1, 2, CORE, "binds a method to a model and its optimizer"),
-    "methods": (0, 2, 2, CORE, "FGGP, GMP, GraNet, RigL, SNIP, …"),
-    "masks": (0, 3, 2, CORE, "sparse starts; masks in force and stored"),
-    "selection": (0, 4, 2, CORE, "exactly the k lowest-ranked weights"),
-    "scores": (0, 5, 1, CORE, "what weights are ranked by"),
-    "schedule": (1, 5, 1, CORE, "how many are active at step t"),
-    "weights": (0, 6, 2, CORE, "which are prunable, where their parts lie"),
+    "callbacks": (0, 1, 2, CORE, "for the trainers of Lightning and Transformers"),
+    "pruner": (0, 2, 2, CORE, "binds a method to a model and its optimizers"),
+    "methods": (0, 3, 1, CORE, "FGGP, GMP, GraNet, RigL, SNIP, …"),
+    "model": (1, 3, 1, CORE, "which parameters are prunable"),
+    "masks": (0, 4, 2, CORE, "sparse starts; masks in force and stored"),
+    "selection": (0, 5, 2, CORE, "exactly the k lowest-ranked weights"),
+    "scores": (0, 6, 1, CORE, "what weights are ranked by"),
+    "schedule": (1, 6, 1, CORE, "how many are active at step t"),
+    "weights": (0, 7, 2, CORE, "where their parts, gradients and optimizers are"),
     "ship.file": (2, 3, 1, SHIP, "the small file"),
-    "ship.runtime": (3, 2, 1, SHIP, "layouts, memory, plans, kernels"),
-    "ship.graph": (3, 4, 1, SHIP, "a model as a graph of operations"),
-    "native": (0, 7, 4, LEAF, "loads the compiled library: csrc/selection and csrc/runtime behind csrc/fggp.h"),
+    "ship.runtime": (3, 3, 1, SHIP, "layouts, memory, plans, kernels"),
+    "ship.graph": (3, 5, 1, SHIP, "a model as a graph of operations"),
+    "registry": (2, 7, 1, LEAF, "how far pruning got"),
+    "native": (0, 8, 4, LEAF, "loads the compiled library: csrc/selection and csrc/runtime behind csrc/fggp.h"),
 }
 # Modules at the top of the package that belong to one of the places above.
-PARTS_OF_PRUNER = (
-    "pruner_arguments",
-    "pruner_state",
-    "pruner_table",
-    "update",
-    "targets",
-    "health",
-    "registry",
-    "graph_breaks",
-)
-PART_OF = dict.fromkeys(PARTS_OF_PRUNER, "pruner")
+PART_OF = {
+    "graph_breaks": "pruner",
+    **dict.fromkeys(("lightning", "transformers", "training_shares"), "callbacks"),
+}
 # What `import fggp` hands on, which is how the lab uses them.
 PUBLIC = ("pruner", "ship.file", "ship.runtime")
 WIDTH, HEIGHT, GAP = 3.4, 0.92, 0.34
@@ -80,7 +76,7 @@ def arrows() -> set[tuple[str, str]]:
 
 def main() -> None:
     """Draw the picture."""
-    figure, axes = plt.subplots(figsize=(12, 9), dpi=110)
+    figure, axes = plt.subplots(figsize=(12, 10), dpi=110)
     boxes = {}
     for name, (column, row, width, colour, about) in PLACES.items():
         x, y = column * (WIDTH + GAP), -row * (HEIGHT + 2 * GAP)
@@ -108,7 +104,7 @@ def main() -> None:
             )
         )
     axes.set_xlim(-0.2, 4 * WIDTH + 3 * GAP + 0.2)
-    axes.set_ylim(-7 * (HEIGHT + 2 * GAP) - 0.2, HEIGHT + 0.2)
+    axes.set_ylim(-8 * (HEIGHT + 2 * GAP) - 0.2, HEIGHT + 0.2)
     axes.set_axis_off()
     figure.tight_layout(pad=0.3)
     figure.savefig(ROOT / "docs" / "images" / "architecture.png", facecolor=PAPER)

@@ -20,10 +20,10 @@ from torch.distributed.tensor import DTensor
 import fggp
 from fggp.masks.starts import Init
 from fggp.methods import FGGP, GraNet, Method, OneShot, resolve
+from fggp.model.find import Filter
+from fggp.pruner.update import Scope
 from fggp.schedule import Curve, cubic
 from fggp.training_shares import check_shares, steps_of_shares
-from fggp.update import Scope
-from fggp.weights.find import Filter
 
 try:
     from transformers.trainer_callback import ExportableState, TrainerCallback, TrainerControl, TrainerState

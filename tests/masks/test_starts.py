@@ -14,7 +14,7 @@ import fggp
 import helpers
 import reference
 from fggp.masks.starts import erk, random_masks, starting_masks, tensors_of_zeros, uniform
-from fggp.weights.find import find_prunable
+from fggp.model.find import find_prunable
 from tensors import laid_out, prunables, shapes
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import fggp
 import helpers
 import reference
+from fggp.model.find import find_prunable
 from fggp.weights.averages import Averages
-from fggp.weights.find import find_prunable
 from helpers import Running
 
 

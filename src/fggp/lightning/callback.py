@@ -20,10 +20,10 @@ from fggp.lightning.copies import averages_within, copies_in_callbacks, stand_in
 from fggp.lightning.trainers import callbacks, of_kind
 from fggp.masks.starts import Init
 from fggp.methods import FGGP, GraNet, Method, OneShot, resolve
+from fggp.model.find import Filter
+from fggp.pruner.update import Scope
 from fggp.schedule import Curve, cubic
 from fggp.training_shares import UPDATES, Steps, check_shares, steps_of_shares
-from fggp.update import Scope
-from fggp.weights.find import Filter
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -76,15 +76,6 @@ class Optimizers:
     def held(self) -> set[int]:
         """The ids of the parameters that the optimizers hold."""
         return _held(self.all)
-
-    def states(self, parameter: torch.Tensor) -> Iterator[tuple[Optimizer, dict[str, Any]]]:
-        """Each optimizer that has state for a parameter, with that state; a state that wrappers share only once."""
-        seen: set[int] = set()
-        for optimizer in self.all:
-            found = optimizer.state.get(parameter)
-            if found and id(found) not in seen:
-                seen.add(id(found))
-                yield optimizer, found
 
     def hook(
         self,

@@ -16,7 +16,7 @@ from fggp.lab.base.errors import UsageError
 from fggp.lab.training import models
 from fggp.lab.training.methods import label
 from fggp.lab.training.run_folder import RunFolder
-from fggp.weights.find import find_prunable
+from fggp.model.find import find_prunable
 
 SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "fashion-mnist": 28}
 """Height and width of the images of named data."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fggp.weights.kinds import Kind, known_parameters
+from fggp.model.kinds import Kind, known_parameters
 from fggp.weights.prunable import Prunable
 
 ENOUGH = 0.5
@@ -84,7 +84,7 @@ def coverage(model: nn.Module, weights: Sequence[Prunable]) -> Coverage:
 
     Args:
         model: the model.
-        weights: those of its weights that are pruned (`fggp.weights.find.find_prunable`).
+        weights: those of its weights that are pruned (`fggp.model.find.find_prunable`).
     """
     pruned = {id(w.parameter) for w in weights}
     groups: dict[str, tuple[int, list[str]]] = {}

@@ -12,9 +12,9 @@ from torch.distributed.tensor import DTensor
 
 from fggp.masks.packing import pack, unpack
 from fggp.methods import REGISTRY, Method, OneShot
+from fggp.pruner.targets import Budget, Targets, split_into_budgets
+from fggp.pruner.update import Scope
 from fggp.schedule import CURVES, Curve, Schedule
-from fggp.targets import Budget, Targets, split_into_budgets
-from fggp.update import Scope
 from fggp.weights.averages import Averages
 from fggp.weights.dtensor import own_part, placed_as
 from fggp.weights.gradients import LastGradients

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import helpers
-from fggp.weights.coverage import Coverage, LeftOut, coverage
-from fggp.weights.find import find_prunable
+from fggp.model.coverage import Coverage, LeftOut, coverage
+from fggp.model.find import find_prunable
 
 
 class Everything(nn.Module):

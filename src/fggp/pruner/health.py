@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from fggp.caller import warn_caller
 from fggp.masks.masks import Masks
+from fggp.model.copies import parameters_like
+from fggp.model.detached import find_detached
 from fggp.registry import Record, filled_again
 from fggp.text import listing
-from fggp.weights.checks import find_detached
-from fggp.weights.copies import parameters_like
 from fggp.weights.gradients import LastGradients
 from fggp.weights.optimizers import Optimizers
 

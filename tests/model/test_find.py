@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 import fggp
 import helpers
-from fggp.weights.find import find_prunable
+from fggp.model.find import find_prunable
 
 
 def names(model, **filters):

@@ -10,31 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fggp import health, registry
+from fggp import registry
 from fggp.caller import warn_caller
 from fggp.graph_breaks import outside_graphs, refuse_capture
-from fggp.health import Finding, Health
 from fggp.masks.masks import Masks
 from fggp.masks.optimizer_state import check_state_format
 from fggp.masks.starts import Init, starting_masks, tensors_of_zeros
 from fggp.methods import FGGP, Method, OneShot, resolve
-from fggp.pruner_arguments import check_one_shot, check_scope, check_seed, schedule_for
-from fggp.pruner_state import PrunerState
-from fggp.pruner_table import layer_table
+from fggp.model.copies import parameters_like, places_like
+from fggp.model.coverage import coverage
+from fggp.model.detached import check_attached
+from fggp.model.find import Filter, find_prunable
+from fggp.model.kinds import known_parameters
+from fggp.pruner import health
+from fggp.pruner.arguments import check_one_shot, check_scope, check_seed, schedule_for
+from fggp.pruner.health import Finding, Health
+from fggp.pruner.state import PrunerState
+from fggp.pruner.table import layer_table
+from fggp.pruner.targets import Targets, split_into_budgets
+from fggp.pruner.update import Choice, Scope, choose, find_obstacle, plan_update
 from fggp.registry import Record
 from fggp.schedule import Curve, Schedule, cubic
 from fggp.selection.rows import keep_rows_of_masks
-from fggp.targets import Targets, split_into_budgets
 from fggp.text import listing
-from fggp.update import Choice, Scope, choose, find_obstacle, plan_update
 from fggp.weights.averages import Averages
-from fggp.weights.checks import check_attached
-from fggp.weights.copies import parameters_like, places_like
-from fggp.weights.coverage import coverage
 from fggp.weights.dtensor import local
-from fggp.weights.find import Filter, find_prunable
 from fggp.weights.gradients import LastGradients
-from fggp.weights.kinds import known_parameters
 from fggp.weights.optimizers import Optimizers, check_held, only_makes_state
 from fggp.weights.processes import Processes
 from fggp.weights.prunable import Prunable
@@ -82,8 +83,8 @@ class Pruner:
             same share of every layer.
         floor: what every layer keeps at least: a number of weights (int) or a share of its weights (float). The total
             stays exact: other layers lose more.
-        include: prune only these weights; see `fggp.weights.find.find_prunable`.
-        exclude: leave these weights alone; see `fggp.weights.find.find_prunable`.
+        include: prune only these weights; see `fggp.model.find.find_prunable`.
+        exclude: leave these weights alone; see `fggp.model.find.find_prunable`.
         seed: the seed of all random choices. The global generators are never used.
 
     Attributes:

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import orthogonal, spectral_norm
 from torch.nn.utils.parametrize import register_parametrization
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from fggp.weights.find import find_prunable
+from fggp.model.find import find_prunable
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 

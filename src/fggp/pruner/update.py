@@ -10,12 +10,12 @@ import torch
 
 from fggp.masks.masks import Masks
 from fggp.methods import Method, Update, checked_chain
+from fggp.pruner.targets import Targets
 from fggp.schedule import apportion
 from fggp.scores import magnitude
 from fggp.selection import passes
 from fggp.selection.chains import Exchange, Marks, TopK, count_marked_each, run_chain, run_exchange
 from fggp.selection.rows import keep_rows
-from fggp.targets import Targets
 from fggp.weights.averages import Averages
 from fggp.weights.gradients import Gradients
 from fggp.weights.layers import Layer, flatten

@@ -8,11 +8,11 @@ from torch import nn
 
 import fggp
 import helpers
+from fggp.model.adapters import pairs_beside_a_frozen_matrix
+from fggp.model.coverage import coverage
+from fggp.model.find import find_prunable
+from fggp.model.kinds import Kind, known_parameters
 from fggp.registry import complaints
-from fggp.weights.adapters import pairs_beside_a_frozen_matrix
-from fggp.weights.coverage import coverage
-from fggp.weights.find import find_prunable
-from fggp.weights.kinds import Kind, known_parameters
 
 VIRTUAL = {"num_virtual_tokens": 2}
 # Every kind of adapter in peft 0.21, with what a tiny model needs. X-LoRA is a mixture of saved LoRAs.

@@ -8,10 +8,10 @@ from enum import Enum
 
 from torch import nn
 
+from fggp.model.adapters import is_adapter, pairs_beside_a_frozen_matrix
+from fggp.model.experts import stacked_matrices
+from fggp.model.parametrized import computed_from
 from fggp.module_names import lineages
-from fggp.weights.adapters import is_adapter, pairs_beside_a_frozen_matrix
-from fggp.weights.experts import stacked_matrices
-from fggp.weights.parametrized import computed_from
 from fggp.weights.prunable import Prunable
 
 

@@ -6,9 +6,9 @@ from torch import nn
 
 import fggp
 import helpers
-from fggp.weights.coverage import coverage
-from fggp.weights.find import find_prunable
-from fggp.weights.kinds import Kind, known_parameters
+from fggp.model.coverage import coverage
+from fggp.model.find import find_prunable
+from fggp.model.kinds import Kind, known_parameters
 
 SIZES = {
     "hidden_size": 16,

@@ -9,9 +9,9 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from fggp.model.kinds import Kind, Known, known_parameters
 from fggp.text import listing
 from fggp.weights.dtensor import is_partial_sum
-from fggp.weights.kinds import Kind, Known, known_parameters
 from fggp.weights.prunable import Prunable
 
 Filter = str | type[nn.Module]
@@ -29,11 +29,11 @@ def find_prunable(
 
     - the weights of convolutions and linear layers of any dimension, of attention's packed projections and of the
       Transformers library's Conv1D,
-    - weights that stack the matrices of experts (`fggp.weights.experts.stacked_matrices` states the rule),
+    - weights that stack the matrices of experts (`fggp.model.experts.stacked_matrices` states the rule),
     - and of such layers under ``torch.nn.utils.weight_norm``, old or new, the direction v.
 
     Biases, norms, embeddings, linear weights tied to an embedding, recurrent weights, weights under other
-    parametrizations, adapters (`fggp.weights.adapters`) and frozen weights (``requires_grad`` off) are left alone.
+    parametrizations, adapters (`fggp.model.adapters`) and frozen weights (``requires_grad`` off) are left alone.
 
     Args:
         model: any module, wrapped (DataParallel, DDP, ``torch.compile``) or not.
