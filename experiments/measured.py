@@ -76,10 +76,11 @@ def or_missing(command: str, make: Callable[[], str | None]) -> Callable[[], str
 
 
 def made_by(record: Json) -> str:
-    """Return a record's conditions in words."""
+    """Return a record's conditions in words, with the commit of the code that was measured."""
     versions = record.get("versions", record)
     date = str(record["date"])[:10]
-    return f"*{record['device']}, {record['threads']} threads, torch {versions['torch'].partition('+')[0]}, {date}.*"
+    torch = versions["torch"].partition("+")[0]
+    return f"*{record['device']}, {record['threads']} threads, torch {torch}, commit {record['commit'][:7]}, {date}.*"
 
 
 # Compiled networks

@@ -261,6 +261,20 @@ def test_memory_in_the_pages_is_that_of_the_record():
     )
 
 
+def test_how_much_rounds_differ_is_what_the_page_says():
+    (record,) = records("benchmarks/runtime.ndjson")
+    worst = {
+        engine: max(max(m["turns_ms"]) / min(m["turns_ms"]) for m in record["measured"] if m["engine"] == engine)
+        for engine in ("fggp", "deepsparse")
+    }
+    page = " ".join((ROOT / "docs" / "runtime.md").read_text().split())
+    assert (
+        f"took up to {worst['fggp']:.1f} times as long as its fastest, and of DeepSparse's up to "
+        f"{worst['deepsparse']:.1f} times." in page
+    )
+    assert f"--skip torch.compile --rounds {record['rounds']}`" in page
+
+
 def test_dense_training_is_ahead_of_fggp_by_what_the_pages_say():
     gaps = {}
     for name in ("cpu-study/records.jsonl", "cpu-vgg19/records.jsonl", "cifar10-jpeg/resnet20-first.jsonl"):
