@@ -48,7 +48,7 @@ class Case:
         """What a step adds: all that a step does for the Pruner's health, and nothing else."""
         pruner = self.pruner
         pruner._health.check_unchanged(pruner._masks)
-        pruner._gradients.observe(pruner._masks.weights, pruner._grad_scales())
+        pruner._gradients.observe(pruner._masks.weights, pruner._steps.gradient_scales(pruner._masks.weights))
         pruner._health.note_written(pruner._masks)
         registry._after_any_step(self.optimizer, (), {})
 

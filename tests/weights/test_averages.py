@@ -101,6 +101,18 @@ def state(parts):
     return torch.load(buffer, weights_only=True)
 
 
+def test_a_run_that_goes_back_is_the_unbroken_one():
+    unbroken, again = run(), run()
+    helpers.train(*unbroken[:2], range(1, 10))
+    helpers.train(*again[:2], range(1, 3))
+    saved = state(again)
+    helpers.train(*again[:2], range(3, 8))
+    for part, own in zip(again, saved, strict=True):
+        part.load_state_dict(own)
+    helpers.train(*again[:2], range(3, 10))
+    assert helpers.identical(again[2].state_dict(), unbroken[2].state_dict())
+
+
 @pytest.mark.parametrize("stop", [0, 1, 4, 8])
 def test_a_resumed_run_is_the_unbroken_one(stop):
     unbroken, resumed = run(), run(seed=5)

@@ -105,10 +105,16 @@ class Masks:
         """The masks as a selection reads them: bool [n] in memory order for each layer, views."""
         return [layer.layout.flat(m) for layer, m in zip(layers, self._tensors, strict=True)]
 
-    @property
-    def parts(self) -> Sequence[Tensor]:
-        """This process's part of each mask, in the order of the weights; not to be written to."""
-        return tuple(self._tensors)
+    def with_more(self, weights: Sequence[Prunable], processes: Processes) -> Masks:
+        """These masks and those of more weights, none of which is pruned; all processes call this together.
+
+        Args:
+            weights: these weights and the others, in the order that ranks ties.
+            processes: those that hold the weights.
+        """
+        own = {w.name: mask for w, mask in zip(self.weights, self._tensors, strict=True)}
+        dense = {w.name: torch.ones(local(w.parameter).shape, dtype=torch.bool) for w in weights if w.name not in own}
+        return Masks(weights, [{**own, **dense}[w.name] for w in weights], processes)
 
     @property
     def by_name(self) -> Mapping[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fggp.caller import warn_caller
 from fggp.masks.masks import Masks
 from fggp.model.copies import parameters_like
+from fggp.model.coverage import Coverage
 from fggp.model.detached import find_detached
 from fggp.registry import Record, filled_again
 from fggp.text import listing
@@ -159,6 +160,12 @@ class Health:
             )
             found.append(Finding("other-optimizer", message))
         return found
+
+
+def of_coverage(coverage: Coverage, include: object, exclude: object) -> list[Finding]:
+    """That most of the model is not pruned, unless the user chose the weights."""
+    warning = coverage.warning() if include is None and exclude is None else None
+    return [] if warning is None else [Finding("coverage", warning)]
 
 
 def of_strange_zeros(masks: Masks) -> list[Finding]:

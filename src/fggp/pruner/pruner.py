@@ -26,6 +26,7 @@ from fggp.pruner import health
 from fggp.pruner.arguments import check_one_shot, check_scope, check_seed, schedule_for
 from fggp.pruner.health import Finding, Health
 from fggp.pruner.state import PrunerState
+from fggp.pruner.steps import Steps
 from fggp.pruner.table import layer_table
 from fggp.pruner.targets import Targets, split_into_budgets
 from fggp.pruner.update import Choice, Scope, choose, find_obstacle, plan_update
@@ -36,7 +37,7 @@ from fggp.text import listing
 from fggp.weights.averages import Averages
 from fggp.weights.dtensor import local
 from fggp.weights.gradients import LastGradients
-from fggp.weights.optimizers import Optimizers, check_held, only_makes_state
+from fggp.weights.optimizers import Optimizers, check_held
 from fggp.weights.processes import Processes
 from fggp.weights.prunable import Prunable
 
@@ -150,17 +151,17 @@ class Pruner:
         self.step = self.last_update = 0
         self._targets, self._include, self._exclude = targets, include, exclude
         self._initial_counts = self._masks.counts
-        self._overdue = self._warned = self._skipped = False
-        self._stepping: Optimizer | None = None
-        self._stepped: set[int] = set()  # the optimizers that have stepped since the last complete step
+        self._overdue = self._warned = False
         self._averaged = 0  # the step whose gradients the averages have
         self._reads_gradients = True  # whether the method's last update did
         self._choice: Choice | None = None  # made before the optimizer's step, applied after it
         self._gradients = LastGradients()
-        self._model, self._optimizers = model, optimizers
+        self._model, self._optimizers, self._steps = model, optimizers, Steps(optimizers.steppers)
         self.coverage = coverage(model, weights)
         self._health = Health(Record(self._masks.total, self.coverage.total))
-        self._health.tell(self._of_coverage())  # before anything is changed: a warning may be an error
+        self._health.tell(
+            health.of_coverage(self.coverage, self._include, self._exclude)
+        )  # before anything is changed: a warning may be an error
         self._masks.apply(optimizers)
         self._hook()
 
@@ -223,10 +224,11 @@ class Pruner:
         It looks at all weights and copies. Warnings say the same once, when it is noticed; this says it again.
         """
         return [
-            *self._of_coverage(),
+            *health.of_coverage(self.coverage, self._include, self._exclude),
             *self._health.of_training(),
             *health.of_model(self._masks, self._model, self._uncovered()),
             *health.of_weights(self._masks),
+            *(health.of_strange_zeros(self._masks) if self.step == 0 else []),
             *health.of_layers(self._masks),
             *health.of_gradients(self._gradients),
             *self._health.of_copies(self._masks),
@@ -252,18 +254,16 @@ class Pruner:
         targets = self._targets.for_weights(weights)
         self._sync(optimizers)
         if len(weights) > len(known):
-            own = dict(zip(known, self._masks.parts, strict=True))
-            masks = [own.get(w.name, torch.ones(local(w.parameter).shape, dtype=torch.bool)) for w in weights]
             counts = dict(zip(known, self._initial_counts, strict=True))
-            self._masks = Masks(weights, masks, Processes.of(self._model, weights))
-            self._targets = targets
             self._initial_counts = [counts.get(w.name, w.parameter.numel()) for w in weights]
+            self._masks = self._masks.with_more(weights, Processes.of(self._model, weights))
+            self._targets = targets
             self.coverage = coverage(self._model, weights)
         filled = self._masks.revived()
         if filled and not self._health.record.others:  # an optimizer that was a stranger fills them: that is known
             warn_caller(f"attach zeroes them again: {registry.filled_again(filled)}", RuntimeWarning)
         self._unhook()
-        self._optimizers, self._stepped, self._choice = optimizers, set(), None
+        self._optimizers, self._steps, self._choice = optimizers, Steps(optimizers.steppers), None
         self._apply_everywhere()
         self._hook()
         if self.step >= self.schedule.end and (shortfall := self._health.record.news()) is not None:
@@ -339,6 +339,7 @@ class Pruner:
         self._choose(step, targets, at_once=True)
         self._apply_choice()
         self._overdue = False
+        self._gradients.release()
         self._aim_at(targets)
 
     def _aim_at(self, targets: Targets) -> None:
@@ -370,19 +371,16 @@ class Pruner:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Choose before the optimizer changes the weights; with a closure, once that has computed the gradients."""
         refuse_capture()
-        interrupted = self._stepping is not None  # the step before raised an error, after it changed weights
-        self._choice, self._stepping = None, optimizer
+        self._choice = None
+        undisturbed = self._steps.begin(optimizer)
         self._sync()
-        if not self._stepped and not interrupted:
+        if undisturbed:
             self._health.check_unchanged(self._masks)
-        if self.step == 0 and not self._stepped:
-            self._health.tell(health.of_strange_zeros(self._masks))
+            if self.step == 0:
+                self._health.tell(health.of_strange_zeros(self._masks))
         if self._is_due(self.step + 1):
             check_attached(self._masks.weights, self._model)
-        # An optimizer that unscales by itself (fused) gets found_inf from the GradScaler and skips the step itself.
-        found_inf = getattr(optimizer, "found_inf", None)
-        self._skipped = (found_inf is not None and bool(found_inf)) or only_makes_state(optimizer)
-        if self._skipped:
+        if self._steps.skipped:
             return None
 
         # args[0] is the optimizer itself.
@@ -417,12 +415,12 @@ class Pruner:
         step = self.step + 1
         updates_to_come = self._overdue or step <= self.schedule.last_update
         if updates_to_come and self._reads_gradients:
-            self._gradients.observe(self._masks.weights, self._grad_scales())
-        if not self._completes_step():
+            self._gradients.observe(self._masks.weights, self._steps.gradient_scales(self._masks.weights))
+        if not self._steps.completes:
             return
         # Hooks run twice in a step that calls its base class's step.
         if self._averages.kinds and updates_to_come and self._averaged < step:
-            self._averages.update(self._masks.weights, self._grad_scales())
+            self._averages.update(self._masks.weights, self._steps.gradient_scales(self._masks.weights))
             self._averaged = step
         if self._is_due(step):
             self._choose(step, self._targets)
@@ -436,7 +434,9 @@ class Pruner:
             at_once: not to postpone it: gradients that are missing or not finite are done without.
         """
         assert isinstance(self.method, Method)  # the schedule of a OneShot has no updates
-        gradients = self._gradients.read(self._masks.weights, self._grad_scales(), self._masks.processes, at_once)
+        gradients = self._gradients.read(
+            self._masks.weights, self._steps.gradient_scales(self._masks.weights), self._masks.processes, at_once
+        )
         plan = plan_update(
             self.method,
             targets,
@@ -460,22 +460,15 @@ class Pruner:
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Count the step when it is complete, apply the choice, and zero the pruned weights."""
-        if self._skipped:
+        if self._steps.skipped:
             return
-        # If an optimizer's step calls its base class's step, the hooks run twice in one step.
-        if self._stepping is not None:
-            complete = self._completes_step()
-            self._stepped = set() if complete else {*self._stepped, id(optimizer)}
-            self._stepping = None
-            steppers = self._optimizers.steppers
-            idle = [] if complete else [type(o).__name__ for o in steppers if id(o) not in self._stepped]
-            self._health.record.idle = tuple(idle)
-            if complete:
-                self.step += 1
-                self._overdue = self._is_due(self.step) and self._choice is None
-                self._health.record.step = self.step
-                if self.step > self.schedule.last_update and self.step % LOOK_EVERY == 0:
-                    self._health.tell(health.of_model(self._masks, self._model, self._uncovered()))
+        if self._steps.end():
+            self.step += 1
+            self._overdue = self._is_due(self.step) and self._choice is None
+            if self.step > self.schedule.last_update and self.step % LOOK_EVERY == 0:
+                self._health.tell(health.of_model(self._masks, self._model, self._uncovered()))
+        self._health.record.step = self.step
+        self._health.record.idle = tuple(type(each).__name__ for each in self._steps.idle)
         if self._choice is not None:
             self._apply_choice()
         elif self._masks.active < self._masks.total:
@@ -518,29 +511,6 @@ class Pruner:
 
     def _is_due(self, step: int) -> bool:
         return self._overdue or self.schedule.is_update(step)
-
-    def _completes_step(self) -> bool:
-        """Whether the last of the optimizers steps now, and all others have stepped.
-
-        Any order would do, were it not for GradScaler: if it skips one of them, the gradients of those that stepped
-        before are scaled again when it steps next.
-        """
-        *others, last = self._optimizers.steppers
-        return self._stepping is last and all(id(each) in self._stepped for each in others)
-
-    def _grad_scales(self) -> list[float]:
-        """The factors to divide gradients by: not 1 if a GradScaler lets the optimizer unscale them by itself."""
-        scale = getattr(self._stepping, "grad_scale", None)
-        if scale is None:
-            return [1.0] * len(self._masks.weights)
-        assert self._stepping is not None
-        own = {id(p) for group in self._stepping.param_groups for p in group["params"]}
-        return [float(scale) if id(w.parameter) in own else 1.0 for w in self._masks.weights]
-
-    def _of_coverage(self) -> list[Finding]:
-        chosen_by_user = self._include is not None or self._exclude is not None
-        warning = None if chosen_by_user else self.coverage.warning()
-        return [] if warning is None else [Finding("coverage", warning)]
 
     def _uncovered(self) -> list[str]:
         """The names of weights that could be pruned but were not trainable when the pruner was made."""
@@ -596,7 +566,7 @@ class Pruner:
         self.step, self.last_update = restored.step, restored.last_update
         self._overdue, self._choice = restored.overdue, None
         self._initial_counts, self._averages = restored.initial_counts, restored.averages
-        self._gradients, self._stepped = restored.gradients, set()
+        self._gradients, self._reads_gradients, self._averaged = restored.gradients, True, restored.step
         self._masks.apply(self._optimizers)
         self._health.zero_copies(self._masks)
         self._note_masks()

@@ -89,7 +89,7 @@ def plan_update(
         ValueError: the method's chain does not prune the planned number of weights.
     """
     progress = targets.schedule.progress(step)
-    floors = [min(floor, count) for floor, count in zip(targets.floors, masks.counts, strict=True)]
+    counts, floors = masks.counts, [min(floor, n) for floor, n in zip(targets.floors, masks.counts, strict=True)]
 
     def update(active: int, target: int) -> Update:
         return Update(step, active, max(0, active - target), progress, seed)
@@ -97,49 +97,55 @@ def plan_update(
     def chain(active: int, target: int) -> Sequence[TopK]:
         return checked_chain(method, update(active, target))
 
-    def by_magnitude(active: int, target: int) -> Sequence[TopK]:
-        return [TopK(magnitude, active - target)]
-
-    groups: list[Group] = []
-    reads_gradient, total_target = False, 0
+    # The layers that are ranked together, and how many of their weights stay.
+    ranked: list[tuple[list[int], int]] = []
+    total_target = 0
     for budget in targets.budgets:
         layers = list(budget.layers)
-        counts = [masks.counts[i] for i in layers]
-        target = min(budget.schedule.active_at(step, budget.total), sum(counts))
+        target = min(budget.schedule.active_at(step, budget.total), budget.active(counts))
         total_target += target
-        if target == sum(counts):
-            continue
-        if scope == "layer":
-            parts = apportion(target, [initial_counts[i] for i in layers], counts, [floors[i] for i in layers])
-            ranked = [([i], t) for i, t in zip(layers, parts, strict=True)]
+        if scope == "global":
+            ranked.append((layers, target))
         else:
-            ranked = [(layers, target)]
-        for members, t in ranked:
-            active = sum(masks.counts[i] for i in members)
-            if active == t:
-                continue
-            if not _reads_gradient(chain(active, t)):
-                groups.append(Group(members, t, chain))
-                continue
-            reads_gradient = True
-            seen = [i for i in members if has_gradient[i]]
-            unseen = [i for i in members if not has_gradient[i]]
-            sizes = [sum(masks.counts[i] for i in part) for part in (seen, unseen)]
-            spare = [sum(masks.counts[i] - floors[i] for i in part) for part in (seen, unseen)]
-            cuts = apportion(active - t, sizes, spare)
-            groups += [
-                Group(part, size - cut, how)
-                for part, size, cut, how in zip((seen, unseen), sizes, cuts, (chain, by_magnitude), strict=True)
-                if cut
-            ]
-    exchange, exchanged = method.exchange(update(masks.active, total_target)), list(range(len(masks.weights)))
+            own = [[values[i] for i in layers] for values in (initial_counts, counts, floors)]
+            ranked += [([i], part) for i, part in zip(layers, apportion(target, *own), strict=True)]
+
+    groups: list[Group] = []
+    needs_gradient = False
+    for layers, target in ranked:
+        active = sum(counts[i] for i in layers)
+        if active == target:
+            continue
+        if not any(top.score.needs_gradient for top in chain(active, target)):
+            groups.append(Group(layers, target, chain))
+            continue
+        needs_gradient = True
+        for members, cut in _cut_in_proportion(layers, active - target, counts, floors, has_gradient):
+            how = chain if has_gradient[members[0]] else _by_magnitude
+            groups.append(Group(members, sum(counts[i] for i in members) - cut, how))
+
+    exchange, exchanged = method.exchange(update(masks.active, total_target)), list(range(len(counts)))
     if exchange is not None and (exchange.drop.needs_gradient or exchange.grow.needs_gradient):
-        reads_gradient, exchanged = True, [i for i in exchanged if has_gradient[i]]
-    return Plan(groups, floors, exchange, exchanged, reads_gradient)
+        needs_gradient, exchanged = True, [i for i in exchanged if has_gradient[i]]
+    return Plan(groups, floors, exchange, exchanged, needs_gradient)
 
 
-def _reads_gradient(chain: Sequence[TopK]) -> bool:
-    return any(step.score.needs_gradient for step in chain)
+def _by_magnitude(active: int, target: int) -> Sequence[TopK]:
+    return [TopK(magnitude, active - target)]
+
+
+def _cut_in_proportion(
+    layers: Sequence[int], excess: int, counts: Sequence[int], floors: Sequence[int], has_gradient: Sequence[bool]
+) -> list[tuple[list[int], int]]:
+    """Split the weights to prune over the layers with a gradient and those without: the same share of both.
+
+    Returns:
+        The layers of each part that loses some, and how many.
+    """
+    parts = [[i for i in layers if has_gradient[i]], [i for i in layers if not has_gradient[i]]]
+    sizes = [sum(counts[i] for i in part) for part in parts]
+    spare = [sum(counts[i] - floors[i] for i in part) for part in parts]
+    return [(part, cut) for part, cut in zip(parts, apportion(excess, sizes, spare), strict=True) if cut]
 
 
 def find_obstacle(plan: Plan, method: Method, masks: Masks, gradients: Gradients) -> str | None:
