@@ -6,22 +6,11 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from version1_files import gap_codes
 
 from fggp.ship.file import gaps
 
 SIZES = st.one_of(st.integers(0, 20), st.sampled_from([253, 254, 255, 256, 509, 510, 511, 765, 10_000]))
-
-
-def by_loop(positions):
-    codes, following = [], 0
-    for position in positions:
-        gap = position - following
-        while gap >= 255:
-            codes.append(255)
-            gap -= 255
-        codes.append(gap)
-        following = position + 1
-    return codes
 
 
 def decoded(codes):
@@ -47,7 +36,7 @@ def test_codes_are_those_of_the_loop_and_come_back(sizes, after):
     length = (positions[-1] + 1 if positions else 0) + after
     codes = gaps.encode(torch.tensor(positions, dtype=torch.int64))
     assert codes.dtype == torch.uint8
-    assert codes.tolist() == by_loop(positions)
+    assert codes.tolist() == gap_codes(positions)
     gaps.check(codes, len(positions), length)
     assert decoded(codes) == positions
 
@@ -57,7 +46,7 @@ def test_masks_of_any_density_come_back(n, density, seed):
     mask = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < density
     positions = mask.nonzero().squeeze(1)
     codes = gaps.encode(positions)
-    assert codes.tolist() == by_loop(positions.tolist())
+    assert codes.tolist() == gap_codes(positions.tolist())
     gaps.check(codes, len(positions), n)
     assert decoded(codes) == positions.tolist()
 

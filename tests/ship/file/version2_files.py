@@ -1,6 +1,5 @@
 """Files of version 2, taken apart and put together again."""
 
-import copy
 import json
 import zlib
 from dataclasses import dataclass
@@ -75,8 +74,3 @@ def enclosed(metadata, body, header=None):
 def entry_of(index, name):
     """What an index says of a tensor."""
     return next(entry for entry in index["tensors"] if entry[0] == name)
-
-
-def changed(parts):
-    """A copy to change."""
-    return copy.deepcopy(parts)
