@@ -166,7 +166,7 @@ def complaints(model: nn.Module) -> Iterator[str]:
             yield shortfall
         filled = {}
         for name, parameter in found.items():
-            if name in record.kept and not hasattr(parameter, "placements"):  # not a part of a sharded weight
+            if name in record.kept and not _is_part(parameter):
                 extra = int(parameter.detach().count_nonzero()) - record.kept[name]
                 if extra > 0:
                     filled[name] = extra
@@ -194,9 +194,10 @@ def certificate(model: nn.Module) -> dict[str, str]:
     if len(found) != 1:
         return {}
     [(record, weights)] = found.items()
-    zeros = sum(p.numel() - int(p.detach().count_nonzero()) for p in weights.values() if not hasattr(p, "placements"))
-    sharded = any(hasattr(p, "placements") for p in weights.values())
-    return record.certificate(record.sparsity if sharded else zeros / sum(p.numel() for p in weights.values()))
+    if any(_is_part(p) for p in weights.values()):
+        return record.certificate(record.sparsity)
+    zeros = sum(p.numel() - int(p.detach().count_nonzero()) for p in weights.values())
+    return record.certificate(zeros / sum(p.numel() for p in weights.values()))
 
 
 def _of(model: nn.Module) -> dict[Record, dict[str, Tensor]]:
@@ -208,6 +209,11 @@ def _of(model: nn.Module) -> dict[Record, dict[str, Tensor]]:
             if parameter is not None:
                 found.setdefault(record, {})[name] = parameter
     return found
+
+
+def _is_part(parameter: Tensor) -> bool:
+    """Whether a parameter is a DTensor, of which this process may hold only a part."""
+    return hasattr(parameter, "placements")
 
 
 def _after_any_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -245,9 +251,7 @@ def _is_harmless(record: Record, optimizer: Optimizer, parameters: dict[int, Ten
         return True
     counted, record.step_of_stranger = record.step != record.step_of_stranger, record.step
     own = [(name, parameters[i]) for i, name in record.parameter_names.items() if i in parameters]
-    filled = any(
-        not hasattr(p, "placements") and int(p.detach().count_nonzero()) > record.kept[name] for name, p in own
-    )
+    filled = any(not _is_part(p) and int(p.detach().count_nonzero()) > record.kept[name] for name, p in own)
     return counted and not filled and record.step > 0
 
 

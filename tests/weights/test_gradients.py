@@ -1,5 +1,7 @@
 """Weights that a batch leaves without a gradient: ranked by their last one, as in a slow reference."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -43,6 +45,29 @@ def test_pruning_is_that_of_the_reference(pattern, naive, scope, zeros):
     helpers.run_beside_the_reference(
         lambda: Skipping(pattern, zeros), helpers.sgd, 9, naive, scope=scope, sparsity=0.7, every=3, end=9
     )
+
+
+@pytest.mark.filterwarnings("ignore:.* had no gradient in 3 updates", "ignore:no weight is left")
+@pytest.mark.parametrize("stop", range(1, 18))
+def test_a_resumed_run_is_the_unbroken_one(stop):
+    generator = torch.Generator().manual_seed(0)
+    pattern = (torch.rand(18, 3, generator=generator) < 0.6).tolist()
+
+    def run():
+        model = Skipping(pattern, False)
+        optimizer = helpers.sgd(model)
+        return model, optimizer, helpers.make_pruner(model, optimizer, 0.7, every=3, end=18)
+
+    model, optimizer, pruner = run()
+    helpers.train(model, optimizer, range(1, stop + 1))
+    resumed = run()
+    for part, own in zip(resumed, (model, optimizer, pruner), strict=True):
+        part.load_state_dict(copy.deepcopy(own.state_dict()))
+    resumed[0].calls = stop
+    for each in ((model, optimizer), resumed[:2]):
+        helpers.train(*each, range(stop + 1, 19))
+    assert helpers.identical(pruner.state_dict(), resumed[2].state_dict())
+    assert helpers.identical(dict(model.state_dict()), dict(resumed[0].state_dict()))
 
 
 def make(shape, matrices=1):
@@ -126,6 +151,6 @@ def test_a_weight_is_named_that_had_none_since_the_update_before():
 @pytest.mark.parametrize("given_shape", [(3, 4), (4, 3)])
 def test_a_damaged_state_is_refused(given_shape):
     dtype = torch.float32 if given_shape == (3, 4) else torch.int64
-    state = {"w": {"value": torch.ones(given_shape, dtype=dtype), "known": torch.tensor(True)}}
+    state = {"w": {"gap": False, "value": torch.ones(given_shape, dtype=dtype), "known": torch.tensor(True)}}
     with pytest.raises(ValueError, match=r"the last gradient of weight 'w' is torch\..* must be a floating-point"):
         LastGradients.restored(state, [make((4, 3))])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,20 +123,20 @@ class LastGradients:
         """The names of the weights that had no gradient at all in this many updates in a row."""
         return [name for name, count in self._updates_without.items() if count >= updates]
 
-    def state_dict(self, weights: Sequence[Prunable]) -> dict[str, dict[str, Tensor]]:
+    def state_dict(self, weights: Sequence[Prunable]) -> dict[str, dict[str, Any]]:
         """Copies of what is kept, by weight name: on the CPU, or placed like a sharded weight."""
-        state: dict[str, dict[str, Tensor]] = {}
+        state: dict[str, dict[str, Any]] = {}
         for w in weights:
             kept = self._kept.get(w.name)
             if kept is not None:
-                state[w.name] = {}
+                state[w.name] = {"gap": kept.has_gap()}
                 if kept.value is not None and kept.known is not None:
-                    value = copy_placed_as(w.parameter, kept.value)
-                    state[w.name] = {"value": value, "known": kept.known.to("cpu", copy=True)}
+                    state[w.name]["value"] = copy_placed_as(w.parameter, kept.value)
+                    state[w.name]["known"] = kept.known.to("cpu", copy=True)
         return state
 
     @staticmethod
-    def restored(state: Mapping[str, Mapping[str, Tensor]], weights: Sequence[Prunable]) -> LastGradients:
+    def restored(state: Mapping[str, Mapping[str, Any]], weights: Sequence[Prunable]) -> LastGradients:
         """Read what `state_dict` returned; all processes call this together.
 
         Raises:
@@ -146,6 +147,7 @@ class LastGradients:
             if w.name not in state:
                 continue
             kept = restored._kept[w.name] = _Kept(w)
+            kept.missed = bool(state[w.name]["gap"])
             given = state[w.name].get("value")
             if given is None:
                 continue
@@ -204,9 +206,13 @@ class _Kept:
         """Whether some of it has had one since the update before."""
         return self.fresh is not None and bool(self.fresh.any())
 
+    def has_gap(self) -> bool:
+        """Whether a step since the update before had no gradient for all of it."""
+        return self.missed or (self.always is not None and not bool(self.always.all()))
+
     def was_complete(self) -> bool:
         """Whether each step since the last call had a gradient for all of it."""
-        complete = not self.missed and self.always is not None and bool(self.always.all())
+        complete = self.always is not None and not self.has_gap()
         self.fresh, self.always, self.missed = None, None, False
         return complete
 
