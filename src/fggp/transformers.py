@@ -8,7 +8,7 @@ import io
 import json
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-import fggp
-from fggp.masks.starts import Init
-from fggp.methods import FGGP, GraNet, Method, OneShot, resolve
-from fggp.model.find import Filter
-from fggp.pruner.update import Scope
-from fggp.schedule import Curve, cubic
-from fggp.training_shares import check_shares, steps_of_shares
+from fggp.callbacks import PruningCallback
+from fggp.methods import OneShot
+from fggp.training_shares import steps_of_shares
 
 try:
     from transformers.trainer_callback import ExportableState, TrainerCallback, TrainerControl, TrainerState
@@ -34,7 +30,7 @@ except ImportError as error:
     ) from error
 
 
-class Pruning(TrainerCallback, ExportableState):
+class Pruning(PruningCallback, TrainerCallback, ExportableState):
     """Prunes the model that a `transformers.Trainer` trains.
 
     The `fggp.Pruner` is made when training begins. When to prune is given as shares of training, which the Trainer's
@@ -60,66 +56,16 @@ class Pruning(TrainerCallback, ExportableState):
             it prunes until half of training and then trains the remaining weights at lower learning rates.
         every: optimizer steps between two mask updates; by default a 31st of the steps from ``begin`` to ``end``.
         method: see `fggp.Pruner`. ``"granet"`` gets its ``total_steps`` from the Trainer.
-        schedule: see `fggp.Pruner`.
-        init_sparsity: see `fggp.Pruner`.
-        init: see `fggp.Pruner`.
-        scope: see `fggp.Pruner`.
-        floor: see `fggp.Pruner`.
-        include: see `fggp.Pruner`.
-        exclude: see `fggp.Pruner`.
-        seed: see `fggp.Pruner`.
+        schedule, init_sparsity, init, scope, floor, include, exclude, seed: see `fggp.Pruner`.
 
     Raises:
         ValueError, TypeError: an argument is wrong. What `fggp.Pruner` refuses is raised when training begins, and so
             are checkpoints of sharded weights (FSDP), which the Trainer's files cannot hold.
     """
 
-    def __init__(
-        self,
-        sparsity: float | Mapping[str, float],
-        *,
-        begin: float = 0.0,
-        end: float = 0.5,
-        every: int | None = None,
-        method: Method | OneShot | str = FGGP(),  # noqa: B008 (frozen)
-        schedule: Curve = cubic,
-        init_sparsity: float | None = None,
-        init: Init = "erk",
-        scope: Scope = "global",
-        floor: int | float | None = None,
-        include: Filter | Sequence[Filter] | None = None,
-        exclude: Filter | Sequence[Filter] | None = None,
-        seed: int = 0,
-    ) -> None:
-        check_shares(begin, end, every)
-        self._begin, self._end, self._every = begin, end, every
-        self._method = method
-        self._arguments: dict[str, Any] = {
-            "sparsity": sparsity,
-            "schedule": schedule,
-            "init_sparsity": init_sparsity,
-            "init": init,
-            "scope": scope,
-            "floor": floor,
-            "include": include,
-            "exclude": exclude,
-            "seed": seed,
-        }
-        self._pruner: fggp.Pruner | None = None
-        self._model: nn.Module | None = None  # whose weights the pruner prunes
-        self._finished = False
-        self._superseded: str | None = None  # the best checkpoint from before the final sparsity
-
-    @property
-    def pruner(self) -> fggp.Pruner:
-        """The Pruner.
-
-        Raises:
-            RuntimeError: training has not begun in this process.
-        """
-        if self._pruner is None:
-            raise RuntimeError("the Pruner is made when trainer.train begins, in each process that trains")
-        return self._pruner
+    _model: nn.Module | None = None  # whose weights the pruner prunes
+    _finished = False
+    _superseded: str | None = None  # the best checkpoint from before the final sparsity
 
     # Before training
 
@@ -170,7 +116,7 @@ class Pruning(TrainerCallback, ExportableState):
         with _left_as_they_are(model, optimizer) if saved is not None else nullcontext():
             made = self._pruner is None or self._model is not model
             if self._pruner is None or made:
-                self._pruner, self._model = self._make(model, optimizer, left), model
+                self._pruner, self._model = self._pruner_for(model, optimizer, left, self._arguments), model
             else:
                 with warnings.catch_warnings():
                     if saved is not None:  # the checkpoint's weights; its masks are loaded below
@@ -182,13 +128,6 @@ class Pruning(TrainerCallback, ExportableState):
             self._fit_into(left)
         self._finished, self._superseded = self._pruner.finished, None
 
-    def _make(self, model: nn.Module, optimizer: torch.optim.Optimizer, total: int) -> fggp.Pruner:
-        """The Pruner of a training of so many steps."""
-        method = GraNet(total_steps=total) if self._method == GraNet.name else resolve(self._method)
-        steps = steps_of_shares(total, self._begin, self._end, self._every)
-        when: dict[str, Any] = {} if isinstance(method, OneShot) else steps._asdict()
-        return fggp.Pruner(model, optimizer, method=method, **when, **self._arguments)
-
     def _fit_into(self, left: int) -> None:
         """Let the schedule end within the steps that are left, where it would not."""
         pruner = self.pruner
@@ -196,10 +135,10 @@ class Pruning(TrainerCallback, ExportableState):
             return
         steps = steps_of_shares(left, self._begin, self._end, self._every)
         if pruner.step == 0:
-            pruner.reschedule(**steps._asdict())  # the Trainer has begun anew, with another batch size
+            self._reschedule(*steps, last=left)  # the Trainer has begun anew, with another batch size
         elif not pruner.finished and pruner.schedule.end - pruner.step > left:
-            before, end = pruner.schedule.end, pruner.step + steps_of_shares(left, 0.0, self._end, None).end
-            pruner.reschedule(begin=min(pruner.schedule.begin, end - 1), end=end, every=steps.every)
+            before, (begin, end) = pruner.schedule.end, self._earlier_end(left)
+            self._reschedule(begin, end, steps.every, last=pruner.step + left)
             warnings.warn(
                 f"pruning was to end at optimizer step {before}, but training now ends at step {pruner.step + left}: "
                 f"pruning ends at step {end} instead",
@@ -222,7 +161,7 @@ class Pruning(TrainerCallback, ExportableState):
         pruner = self.pruner
         end = pruner.step + left
         if left and pruner.schedule.end > end and not (pruner.finished or isinstance(pruner.method, OneShot)):
-            pruner.reschedule(begin=min(pruner.schedule.begin, end - 1), end=end)
+            self._reschedule(min(pruner.schedule.begin, end - 1), end, None, last=end)
 
     def on_log(
         self,

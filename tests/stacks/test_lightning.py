@@ -663,7 +663,7 @@ def test_testing_without_fit(either):
     trainer.test(module, loader(), verbose=False)
     trainer.validate(module, loader(), verbose=False)
     assert zeros(module.net)[0] == 0
-    with pytest.raises(RuntimeError, match=r"made when trainer\.fit starts to train"):
+    with pytest.raises(RuntimeError, match="made when the trainer starts to train"):
         pruning.pruner  # noqa: B018
     assert pruning.state_dict() == {}
 

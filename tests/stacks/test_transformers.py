@@ -231,7 +231,7 @@ def test_no_pruner_without_training(folder):
     trainer = trainer_for(model, folder, [pruning])
     assert "sparsity" not in trainer.evaluate()
     trainer.predict(Examples())
-    with pytest.raises(RuntimeError, match=r"made when trainer\.train begins"):
+    with pytest.raises(RuntimeError, match="made when the trainer starts to train"):
         pruning.pruner  # noqa: B018
     assert identical(before, model.state_dict())
 
@@ -242,19 +242,22 @@ def test_evaluations_are_no_steps(folder):
     assert pruning.pruner.step == 20
 
 
-def test_a_smaller_batch_after_a_failure_makes_more_steps(folder):
+@pytest.mark.parametrize(("method", "size"), [("fggp", 3), ("granet", 16)])
+def test_a_smaller_batch_after_a_failure_makes_more_steps(method, size, folder):
     class TooLarge(Plain):
         def forward(self, input_ids, labels=None):
             if len(input_ids) > 2:
                 raise RuntimeError("CUDA out of memory.")
             return super().forward(input_ids, labels)
 
-    pruning = Pruning(TARGET)
-    trainer_for(TooLarge(), folder, [pruning], auto_find_batch_size=True, per_device_train_batch_size=3).train()
-    # The Trainer multiplies the batch size by 0.9 until one fits: 3, 2.
+    pruning = Pruning(TARGET, method=method)
+    trainer_for(TooLarge(), folder, [pruning], auto_find_batch_size=True, per_device_train_batch_size=size).train()
+    # The Trainer multiplies the batch size by 0.9 until one fits: 3, 2 or 16, 14, …, 2.
     assert pruning.pruner.step == 40
     assert pruning.pruner.schedule.end == 20
     assert_pruned(pruning.pruner)
+    if method == "granet":
+        assert pruning.pruner.method == fggp.GraNet(total_steps=40)
 
 
 def test_steps_that_a_scaler_skips_are_made_up_for(folder):

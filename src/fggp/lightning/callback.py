@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,15 +15,12 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 import fggp
+from fggp.callbacks import PruningCallback
 from fggp.lightning.clock import Clock
 from fggp.lightning.copies import averages_within, copies_in_callbacks, stand_in
 from fggp.lightning.trainers import callbacks, of_kind
-from fggp.masks.starts import Init
-from fggp.methods import FGGP, GraNet, Method, OneShot, resolve
-from fggp.model.find import Filter
-from fggp.pruner.update import Scope
-from fggp.schedule import Curve, cubic
-from fggp.training_shares import UPDATES, Steps, check_shares, steps_of_shares
+from fggp.methods import FGGP, OneShot
+from fggp.training_shares import UPDATES
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -45,7 +42,7 @@ else:
 _log = logging.getLogger(__name__)
 
 
-class Pruning(Callback):
+class Pruning(PruningCallback, Callback):
     """Prunes the model while ``trainer.fit`` trains it.
 
     The `fggp.Pruner` is made when training starts, for the optimizers of ``configure_optimizers``. When to prune is
@@ -66,73 +63,23 @@ class Pruning(Callback):
             it prunes until half of training and then trains the remaining weights at lower learning rates.
         every: optimizer steps between two mask updates; by default a 31st of the steps from ``begin`` to ``end``.
         method: see `fggp.Pruner`. ``"granet"`` gets its ``total_steps`` from the trainer.
-        schedule: see `fggp.Pruner`.
-        init_sparsity: see `fggp.Pruner`.
-        init: see `fggp.Pruner`.
-        scope: see `fggp.Pruner`.
-        floor: see `fggp.Pruner`.
-        include: see `fggp.Pruner`. Names are those of the LightningModule's parameters.
-        exclude: see `fggp.Pruner`.
-        seed: see `fggp.Pruner`.
+        schedule, init_sparsity, init, scope, floor, include, exclude, seed: see `fggp.Pruner`. Names are those of the
+            LightningModule's parameters.
 
     Raises:
         ValueError, TypeError: an argument is wrong. What `fggp.Pruner` refuses is raised when training starts; so is
             training without a known length.
     """
 
-    def __init__(
-        self,
-        sparsity: float | Mapping[str, float],
-        *,
-        begin: float = 0.0,
-        end: float = 0.5,
-        every: int | None = None,
-        method: Method | OneShot | str = FGGP(),  # noqa: B008 (frozen)
-        schedule: Curve = cubic,
-        init_sparsity: float | None = None,
-        init: Init = "erk",
-        scope: Scope = "global",
-        floor: int | float | None = None,
-        include: Filter | Sequence[Filter] | None = None,
-        exclude: Filter | Sequence[Filter] | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        check_shares(begin, end, every)
-        self._begin, self._end, self._every = begin, end, every
-        self._method = method
-        self._arguments: dict[str, Any] = {
-            "sparsity": sparsity,
-            "schedule": schedule,
-            "init_sparsity": init_sparsity,
-            "init": init,
-            "scope": scope,
-            "floor": floor,
-            "include": include,
-            "exclude": exclude,
-            "seed": seed,
-        }
-        self._pruner: fggp.Pruner | None = None
-        self._module: LightningModule | None = None  # whose weights the pruner prunes
-        self._present: LightningModule | None = None  # that the trainer fits, tests, … now
-        self._loaded: dict[str, Any] | None = None  # a checkpoint's state, until the pruner is made
-        self._fitting = self._ready = self._finished = False
-        self._followed: dict[nn.Module, nn.Module | None] = {}  # copies, and what the pruner knows them as
-        self._superseded: list[str] = []  # best checkpoints from before the final sparsity
-        self._max_epochs = -1
-        self._trainable = 0  # the trainable parameters that the optimizers hold
-        self._clock = Clock()
-
-    @property
-    def pruner(self) -> fggp.Pruner:
-        """The Pruner.
-
-        Raises:
-            RuntimeError: training has not started in this process.
-        """
-        if self._pruner is None:
-            raise RuntimeError("the Pruner is made when trainer.fit starts to train, in each process that trains")
-        return self._pruner
+    _module: LightningModule | None = None  # whose weights the pruner prunes
+    _present: LightningModule | None = None  # that the trainer fits, tests, … now
+    _loaded: dict[str, Any] | None = None  # a checkpoint's state, until the pruner is made
+    _fitting = _ready = _finished = False
+    _followed: dict[nn.Module, nn.Module | None]  # copies, and what the pruner knows them as
+    _superseded: Sequence[str] = ()  # best checkpoints from before the final sparsity
+    _max_epochs = -1
+    _trainable = 0  # the trainable parameters that the optimizers hold
+    _clock: Clock
 
     # Before training
 
@@ -171,7 +118,7 @@ class Pruning(Callback):
         self._loaded, self._ready = None, True
         if not begins:
             self._fit_into(trainer, resumed=loaded is not None)
-        elif not _is_one_shot(self._pruner.method):
+        elif not isinstance(self._pruner.method, OneShot):
             clock.aim(self._pruner.schedule)
         self._finished = self._pruner.finished
         self._trainable = _trainable(trainer)
@@ -189,17 +136,13 @@ class Pruning(Callback):
         return {**self._arguments, "exclude": [*own, *patterns]}
 
     def _make(self, trainer: Trainer, pl_module: LightningModule) -> fggp.Pruner:
-        length = self._clock.left
-        method = GraNet(total_steps=length) if self._method == GraNet.name else self._method
-        steps = steps_of_shares(length, self._begin, self._end, self._every)
-        when: dict[str, Any] = {} if _is_one_shot(method) else steps._asdict()
-        return fggp.Pruner(_model(trainer), _optimizers(trainer), method=method, **{**self._given(pl_module), **when})
+        return self._pruner_for(_model(trainer), _optimizers(trainer), self._clock.left, self._given(pl_module))
 
     def _make_to_load(self, trainer: Trainer, pl_module: LightningModule) -> fggp.Pruner:
         """A Pruner that has not changed the weights, for a state that has the masks and the schedule."""
-        method = GraNet(total_steps=1) if self._method == GraNet.name else self._method
+        method = self._method_for(1)
         dense: dict[str, Any] = {"begin": 0, "end": 1, "every": 1, "init": "erk", "init_sparsity": 0.0}
-        first = FGGP() if _is_one_shot(method) else method
+        first = FGGP() if isinstance(method, OneShot) else method
         # A BaseFinetuning callback freezes its layers anew, whether or not they had been thawed.
         assert self._loaded is not None
         masks = self._loaded["pruner"]["masks"]
@@ -212,20 +155,20 @@ class Pruning(Callback):
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
-        pruner.method = resolve(method)
+        pruner.method = method
         return pruner
 
     def _fit_into(self, trainer: Trainer, resumed: bool) -> None:
         """Move the end of pruning that began in another training, if this one would end before it."""
         pruner, clock = self.pruner, self._clock
         goes_on = clock.start(trainer, pruner.step) and resumed
-        if _is_one_shot(pruner.method):
+        if isinstance(pruner.method, OneShot):
             return
         missed = pruner.schedule.end <= pruner.step and not pruner.finished
         if missed or pruner.schedule.end > pruner.step + clock.left:
             last, before = pruner.step + clock.left, pruner.schedule.end
-            end = pruner.step + steps_of_shares(clock.left, 0.0, self._end, None).end
-            self._retime(min(pruner.schedule.begin, end - 1), end)
+            begin, end = self._earlier_end(clock.left)
+            self._retime(begin, end)
             if missed:
                 what = f"weights have become trainable after pruning ended, at optimizer step {before}"
             else:
@@ -276,19 +219,14 @@ class Pruning(Callback):
         With manual optimization the trainer knows batches, and only the training shows how many make a step.
         """
         pruner, clock = self.pruner, self._clock
-        if not _is_one_shot(pruner.method) and clock.has_other_pace(patience=pruner.schedule.every):
+        if not isinstance(pruner.method, OneShot) and clock.has_other_pace(patience=pruner.schedule.every):
             begin, end = clock.begin_and_end()
             self._retime(begin if pruner.step < pruner.schedule.begin else pruner.schedule.begin, end)
             _log.info("the pruner makes %.3g steps a batch: pruning ends at its step %d", clock.pace, end)
 
     def _retime(self, begin: int, end: int) -> None:
         every = max(1, (end - begin) // UPDATES) if self._every is None else self._every
-        self._reschedule(Steps(begin, end, every))
-
-    def _reschedule(self, steps: Steps) -> None:
-        if self._method == GraNet.name:
-            self.pruner.method = GraNet(total_steps=self.pruner.step + self._clock.left)
-        self.pruner.reschedule(**steps._asdict())
+        self._reschedule(begin, end, every, last=self.pruner.step + self._clock.left)
 
     def _follow_copies(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for copy in copies_in_callbacks(callbacks(trainer), pl_module):
@@ -308,7 +246,7 @@ class Pruning(Callback):
         """Compare from now on only models of the final sparsity with one another."""
         for checkpoint in _best_seekers(trainer):
             if checkpoint.best_model_path:
-                self._superseded.append(checkpoint.best_model_path)
+                self._superseded = (*self._superseded, checkpoint.best_model_path)
                 checkpoint.best_k_models = {}
                 checkpoint.kth_best_model_path = checkpoint.best_model_path = ""
                 checkpoint.best_model_score = None
@@ -408,10 +346,6 @@ def _trainable(trainer: Trainer) -> int:
 
 def _optimizers(trainer: Trainer) -> Any:
     return trainer.optimizers[0] if len(trainer.optimizers) == 1 else trainer.optimizers
-
-
-def _is_one_shot(method: Any) -> bool:
-    return isinstance(method if isinstance(method, (Method, OneShot)) else resolve(method), OneShot)
 
 
 def _gathered(state: Any) -> Any:
