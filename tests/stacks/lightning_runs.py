@@ -1,5 +1,7 @@
 """LightningModules, trainers and data for the tests in Lightning, whichever of its two packages."""
 
+from importlib.util import find_spec
+
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -10,6 +12,16 @@ from fggp.training_shares import steps_of_shares
 from helpers import mlp
 
 BATCHES, BATCH, WEIGHTS = 8, 4, 90
+WARNINGS = [
+    # What Lightning says about small data and few workers. fggp's warnings stay errors.
+    *(
+        f"ignore::{package}.utilities.warnings.PossibleUserWarning"
+        for package in ("lightning.fabric", "lightning_fabric")
+        if find_spec(package.partition(".")[0])
+    ),
+    # Lightning uses what PyTorch has deprecated.
+    r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning",
+]
 
 
 def data():
@@ -75,6 +87,25 @@ def make_module(pl, optimizer=None, net=mlp, **methods):
     for name, method in methods.items():
         setattr(Module, name, method)
     return Module()
+
+
+def worsening(self, batch, batch_idx):
+    """A validation step whose number is best at the beginning, as a loss may be when pruning starts."""
+    self.log("worse", float(self.trainer.global_step))
+
+
+def manual(steps):
+    """A training step of manual optimization, with ``steps(batch_idx)`` optimizer steps."""
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch)
+        self.manual_backward(loss)
+        for _ in range(steps(batch_idx)):
+            self.optimizers().step()
+        if steps(batch_idx):
+            self.optimizers().zero_grad()
+
+    return {"training_step": training_step, "automatic_optimization": property(lambda self: False)}
 
 
 def make_adam(parameters):

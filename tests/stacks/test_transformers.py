@@ -1,133 +1,34 @@
 """`fggp.transformers.Pruning` in the real Trainer, on a CPU."""
 
 import copy
-import json
-import shutil
-import warnings
 
 import pytest
 import torch
 from torch import nn
 
 import fggp
-import helpers
 from helpers import identical
 from page import code
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    EarlyStoppingCallback,
-    MixtralConfig,
-    MixtralForCausalLM,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import TrainerCallback
 
 from fggp.training_shares import steps_of_shares
 from fggp.transformers import Pruning
-
-TARGET = 0.9
-EXAMPLES, BATCH = 40, 4  # ten batches an epoch
-
-
-def bert(seed=0):
-    torch.manual_seed(seed)
-    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return BertForSequenceClassification(BertConfig(**sizes, intermediate_size=32, max_position_embeddings=16))
-
-
-def mixtral(seed=0):
-    torch.manual_seed(seed)
-    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 4, "num_experts_per_tok": 2}
-    return MixtralForCausalLM(MixtralConfig(**sizes, **heads, max_position_embeddings=16))
-
-
-class Plain(nn.Module):
-    """A model that is not of the library: it returns its loss itself."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.layers = nn.Sequential(nn.Embedding(40, 6), nn.Flatten(), nn.Linear(48, 10), nn.ReLU(), nn.Linear(10, 2))
-
-    def forward(self, input_ids, labels=None):
-        logits = self.layers(input_ids)
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
-        return {"loss": loss, "logits": logits}
-
-
-class Examples(torch.utils.data.Dataset):
-    def __init__(self, causal=False, size=EXAMPLES):
-        generator = torch.Generator().manual_seed(1)
-        self.ids = torch.randint(40, (size, 8), generator=generator)
-        self.labels = self.ids if causal else (self.ids[:, 0] % 2)
-
-    def __len__(self):
-        return len(self.ids)
-
-    def __getitem__(self, i):
-        return {"input_ids": self.ids[i], "labels": self.labels[i]}
-
-
-def trainer_for(model, folder, callbacks, data=None, optimizers=(None, None), model_init=None, **options):
-    arguments = TrainingArguments(
-        **{
-            "output_dir": str(folder),
-            "use_cpu": True,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
-            "per_device_train_batch_size": BATCH,
-            "num_train_epochs": 2,
-            "learning_rate": 1e-2,
-            "save_strategy": "no",
-            **options,
-        }
-    )
-    data = data or Examples()
-    return Trainer(
-        model,
-        arguments,
-        train_dataset=data,
-        eval_dataset=data,
-        model_init=model_init,
-        callbacks=callbacks,
-        optimizers=optimizers,
-    )
-
-
-def everything(trainer, pruner):
-    """Model, optimizer and pruner, to the bit."""
-    return copy.deepcopy(
-        [trainer.model.state_dict(), trainer.optimizer.state_dict(), pruner.state_dict(), dict(pruner.masks)]
-    )
-
-
-def zeros_of(weights):
-    """The share of zeros in tensors."""
-    weights = list(weights)
-    return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
-
-
-def assert_pruned(pruner, target=TARGET):
-    """The share of zeros is exact, in the masks and in the weights."""
-    weights = helpers.pruned_parameters(pruner).values()
-    total = sum(w.numel() for w in weights)
-    assert sum(int(m.sum()) for m in pruner.masks.values()) == round((1 - target) * total)
-    for weight, mask in zip(weights, pruner.masks.values(), strict=True):
-        assert not weight[~mask].any()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "run"
-
+from transformers_runs import (
+    TARGET,
+    Examples,
+    Plain,
+    Stop,
+    assert_pruned,
+    bert,
+    everything,
+    mixtral,
+    trainer_for,
+    zeros_of,
+)
 
 # The length of training
 
@@ -271,263 +172,6 @@ def test_steps_that_a_scaler_skips_are_made_up_for(folder):
     trainer_for(bert(), folder, [pruning, Overflow()], optim="adamw_torch_fused").train()
     assert (pruning.pruner.step, pruning.pruner.schedule.end) == (18, 18)
     assert pruning.pruner.finished
-    assert_pruned(pruning.pruner)
-
-
-# Checkpoints
-
-CONFIGURATIONS = {
-    "default": {},
-    "random, by layer": {"method": "random", "scope": "layer", "seed": 5},
-    "granet": {"method": "granet", "init_sparsity": 0.5, "every": 2},
-    "rigl": {"method": "rigl", "every": 2},
-    "static": {"method": fggp.StaticERK()},
-}
-
-
-@pytest.mark.parametrize("options", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
-def test_a_resumed_run_has_the_bits_of_an_unbroken_one(options, folder, tmp_path):
-    def trainer_in(place, pruning):
-        return trainer_for(bert(), place, [pruning], gradient_accumulation_steps=2, save_strategy="steps", save_steps=3)
-
-    unbroken = Pruning(TARGET, **options)
-    trainer = trainer_in(folder, unbroken)
-    trainer.train()
-    expected = everything(trainer, unbroken.pruner)
-    for step in (3, 6, 9):  # before, and twice after the target is reached at step 5
-        moved = shutil.copytree(folder / f"checkpoint-{step}", tmp_path / f"elsewhere-{step}")
-        resumed = Pruning(TARGET, **options)
-        trainer = trainer_in(tmp_path / f"other-{step}", resumed)
-        trainer.train(resume_from_checkpoint=str(moved))
-        assert resumed.pruner.step == 10
-        assert identical(expected, everything(trainer, resumed.pruner)), step
-
-
-def test_resuming_in_the_same_process_goes_back_to_the_checkpoint(folder):
-    pruning = Pruning(TARGET)
-    trainer = trainer_for(bert(), folder, [pruning], save_strategy="steps", save_steps=4)
-    trainer.train()
-    expected = everything(trainer, pruning.pruner)
-    pruner = pruning.pruner
-    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
-    assert pruning.pruner is pruner
-    assert pruner.step == 20
-    assert identical(expected, everything(trainer, pruner))
-
-
-def test_resume_by_the_folder_alone_and_for_longer(folder):
-    def trainer_in(pruning, epochs):
-        return trainer_for(bert(), folder, [pruning], num_train_epochs=epochs, save_strategy="steps", save_steps=3)
-
-    trainer_in(Pruning(TARGET), 1).train()
-    shutil.rmtree(folder / "checkpoint-10")
-    shutil.rmtree(folder / "checkpoint-9")
-    resumed = Pruning(TARGET)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of PyTorch's scheduler
-        trainer_in(resumed, 3).train(resume_from_checkpoint=True)
-    # The schedule of the checkpoint goes on; it is in steps.
-    assert (resumed.pruner.step, resumed.pruner.schedule.end) == (30, 5)
-    assert_pruned(resumed.pruner)
-
-
-def test_a_run_that_is_resumed_for_less_prunes_faster_and_says_so(folder):
-    trainer_for(bert(), folder, [Pruning(TARGET, floor=2)], save_strategy="steps", save_steps=4).train()
-    resumed = Pruning(TARGET, floor=2)
-    trainer = trainer_for(bert(), folder / "less", [resumed], max_steps=8)
-    with pytest.warns(UserWarning, match=r"was to end at optimizer step 10, .* now ends at step 8: .* step 6"):
-        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
-    assert (resumed.pruner.step, resumed.pruner.last_update) == (8, 6)
-    assert_pruned(resumed.pruner)
-
-
-def test_checkpoints_of_the_model_alone_keep_the_masks(folder):
-    options = {"save_strategy": "steps", "save_steps": 8, "save_only_model": True}
-    first = Pruning(TARGET)
-    trainer_for(bert(), folder, [first], **options).train()
-    assert not (folder / "checkpoint-8" / "optimizer.pt").exists()
-    saved = BertForSequenceClassification.from_pretrained(folder / "checkpoint-8")
-    resumed = Pruning(TARGET)
-    zeros = []
-
-    class Watch(TrainerCallback):
-        def on_step_end(self, args, state, control, model, **kwargs):
-            names = resumed.pruner.masks
-            zeros.append(all(not model.get_parameter(n)[saved.get_parameter(n) == 0].any() for n in names))
-
-    trainer_for(bert(), folder, [resumed, Watch()], **options).train(
-        resume_from_checkpoint=str(folder / "checkpoint-8")
-    )
-    assert zeros == [True] * 12
-    assert resumed.pruner.step == 20
-    assert_pruned(resumed.pruner)
-
-
-def test_a_checkpoint_of_dense_training_is_pruned_over_the_rest(folder):
-    trainer_for(bert(), folder, [], save_strategy="steps", save_steps=4).train()
-    pruning = Pruning(TARGET)
-    trainer_for(bert(), folder, [pruning]).train(resume_from_checkpoint=str(folder / "checkpoint-4"))
-    assert (pruning.pruner.step, pruning.pruner.schedule.end) == (16, 8)
-    assert_pruned(pruning.pruner)
-
-
-def test_a_checkpoint_with_another_target_says_so(folder):
-    trainer_for(bert(), folder, [Pruning(TARGET)], save_strategy="steps", save_steps=4).train()
-    resumed = Pruning(0.95)
-    with pytest.warns(UserWarning, match=r"0\.9.*0\.95|0\.95.*0\.9"):
-        trainer_for(bert(), folder, [resumed]).train(resume_from_checkpoint=str(folder / "checkpoint-4"))
-
-
-def test_the_state_is_small_plain_text(folder):
-    trainer_for(bert(), folder, [Pruning(TARGET)], save_strategy="steps", save_steps=10).train()
-    state = json.loads((folder / "checkpoint-10" / "trainer_state.json").read_text())
-    text = state["stateful_callbacks"]["Pruning"]["attributes"]["pruner_state"]
-    assert text.isascii()
-    assert len(text) < 12_000  # mostly the names and sizes of 14 weights; the masks of 4,384 weights are 548 bytes
-
-
-def test_the_trainer_may_restore_its_callbacks(folder):
-    options = {"save_strategy": "steps", "save_steps": 3, "restore_callback_states_from_checkpoint": True}
-    unbroken = Pruning(TARGET, exclude=["classifier*"], scope="layer")
-    trainer = trainer_for(bert(), folder, [unbroken], **options)
-    trainer.train()
-    expected = everything(trainer, unbroken.pruner)
-    trainer = trainer_for(bert(), folder, [Pruning(0.5)], **options)  # the Trainer replaces it by the one that it saved
-    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
-    [restored] = [c for c in trainer.callback_handler.callbacks if isinstance(c, Pruning)]
-    assert identical(expected, everything(trainer, restored.pruner))
-
-
-def test_restored_callbacks_need_arguments_that_json_holds(folder):
-    with pytest.raises(
-        ValueError, match=r"restore_callback_states_from_checkpoint=True .* cannot hold method=FGGP\(rate=0\.3\)"
-    ):
-        trainer_for(
-            bert(), folder, [Pruning(TARGET, method=fggp.FGGP(0.3))], restore_callback_states_from_checkpoint=True
-        )
-
-
-# The best model, and training that ends early
-
-
-class Stop(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == self.step
-
-
-def scores(*values):
-    """A metric that has these values at the evaluations, one after the other."""
-    left = list(values)
-    return lambda prediction: {"score": left.pop(0)}
-
-
-def best_of(folder, pruning, values, callbacks=(), **options):
-    """Train with evaluations and checkpoints every four of 20 steps; the target is reached at step 10."""
-    trainer = trainer_for(
-        bert(),
-        folder,
-        [pruning, *callbacks],
-        **{"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 4},
-        metric_for_best_model="score",
-        greater_is_better=True,
-        load_best_model_at_end=True,
-        **options,
-    )
-    trainer.compute_metrics = scores(*values)
-    return trainer
-
-
-@pytest.mark.parametrize("limit", [None, 1, 2])
-def test_the_best_model_is_one_at_the_target(limit, folder):
-    pruning = Pruning(TARGET)
-    trainer = best_of(folder, pruning, [0.9, 0.8, 0.6, 0.7, 0.5], save_total_limit=limit)
-    trainer.train()
-    assert trainer.state.best_model_checkpoint == str(folder / "checkpoint-16")
-    assert trainer.state.best_metric == 0.7
-    assert_pruned(pruning.pruner)
-    saved = BertForSequenceClassification.from_pretrained(folder / "checkpoint-16")
-    assert identical(dict(trainer.model.state_dict()), dict(saved.state_dict()))
-    assert (folder / "checkpoint-16").exists()
-
-
-def test_the_best_model_of_a_resumed_run_is_one_at_the_target(folder):
-    trainer = best_of(folder, Pruning(TARGET), [0.9, 0.8, 0.6, 0.7, 0.5])
-    trainer.train()
-    for step, values in {8: [0.6, 0.7, 0.5], 12: [0.7, 0.5], 16: [0.5]}.items():
-        pruning = Pruning(TARGET)
-        trainer = best_of(folder, pruning, values)
-        trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
-        assert trainer.state.best_model_checkpoint == str(folder / "checkpoint-16")
-        assert_pruned(pruning.pruner)
-
-
-def test_only_the_best_is_saved(folder):
-    pruning = Pruning(TARGET)
-    trainer = trainer_for(
-        bert(), folder, [pruning], eval_strategy="steps", eval_steps=4, save_strategy="best", save_only_model=True,
-        metric_for_best_model="score", greater_is_better=True, load_best_model_at_end=True,
-    )  # fmt: skip
-    trainer.compute_metrics = scores(0.9, 0.8, 0.6, 0.7, 0.5)
-    trainer.train()
-    assert sorted(p.name for p in folder.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-16", "checkpoint-4"]
-    assert_pruned(pruning.pruner)
-
-
-@pytest.mark.parametrize(
-    "options", [{"method": "granet", "end": 0.2, "floor": 2}, {"method": "rigl"}], ids=["granet", "rigl"]
-)
-def test_masks_follow_the_best_model_where_they_still_change(options, folder):
-    # GraNet exchanges weights after the target is reached, and RigL is at the target from the start.
-    pruning = Pruning(TARGET, **options)
-    trainer = best_of(folder, pruning, [0.1, 0.9, 0.8, 0.7, 0.6])
-    trainer.train()
-    assert trainer.state.best_model_checkpoint == str(folder / "checkpoint-8")
-    assert pruning.pruner.step == 8
-    assert_pruned(pruning.pruner)
-    saved = BertForSequenceClassification.from_pretrained(folder / "checkpoint-8")
-    assert identical(dict(trainer.model.state_dict()), dict(saved.state_dict()))
-
-
-def test_no_best_model_at_the_target_is_said(folder):
-    pruning = Pruning(TARGET)
-    trainer = best_of(folder, pruning, [0.8, 0.9], [Stop(11)])
-    with pytest.warns(UserWarning, match=r"reached, at optimizer step 10\. .*checkpoint-8 is less sparse"):
-        trainer.train()
-    assert pruning.pruner.step == 11
-    assert_pruned(pruning.pruner)
-
-
-def test_training_that_stops_early_says_so(folder):
-    pruning = Pruning(TARGET)
-    trainer = trainer_for(bert(), folder, [pruning, Stop(6)])
-    with pytest.warns(UserWarning, match=r"is 8\d\.\d\d% of 90\.00%\. .* step 6 of 20; pruning ends at step 10"):
-        trainer.train()
-    assert not pruning.pruner.finished
-    pruning.pruner.finish()
-    assert_pruned(pruning.pruner)
-
-
-def test_early_stopping_before_the_target_loads_the_best_model_and_says_so(folder):
-    pruning = Pruning(TARGET, end=1.0)
-    trainer = best_of(folder, pruning, [0.9, 0.8, 0.7, 0.6], [EarlyStoppingCallback(2)])
-    with pytest.warns(UserWarning, match=r"step 12 of 20, and .* has loaded checkpoint-4; .* at step 20\."):
-        trainer.train()
-    saved = BertForSequenceClassification.from_pretrained(folder / "checkpoint-4")
-    assert identical(dict(trainer.model.state_dict()), dict(saved.state_dict()))
-    for name, mask in pruning.pruner.masks.items():
-        assert not saved.get_parameter(name)[~mask].any()
-    assert pruning.pruner.step == 4
-
-
-def test_early_stopping_counts_from_the_target(folder):
-    pruning = Pruning(TARGET)
-    # From the target on, at step 10, nothing is worse than the first score there.
-    trainer = best_of(folder, pruning, [0.9, 0.8, 0.6, 0.7, 0.5], [EarlyStoppingCallback(2)])
-    trainer.train()
-    assert trainer.state.global_step == 20
     assert_pruned(pruning.pruner)
 
 

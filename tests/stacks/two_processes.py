@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 import helpers
 import test_accelerate as plain
-import test_transformers as trainers
+import transformers_runs as trainers
 from fggp.transformers import Pruning
 
 RANK, FOLDER = int(sys.argv[1]), Path(sys.argv[2])
