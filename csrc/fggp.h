@@ -1,8 +1,9 @@
-/* The kernels' C interface: plain pointers and integers, independent of the version of PyTorch.
+/* fggp's C interface.
  *
- * The first part is the sparse runtime. A program is a list of operations on activations at fixed addresses. It is built
- * once for given shapes; each run gets only the addresses of its inputs and outputs. All numbers are float32.
- * The second part is the selection: passes over the weights of a network that is being pruned.
+ * The first part runs pruned networks: load a file that fggp wrote, run it, free it.
+ * The second part is the sparse kernels alone. A program is a list of operations on activations at fixed addresses. It
+ * is built once for given shapes; each run gets only the addresses of its inputs and outputs. All numbers are float32.
+ * The third part is the selection: passes over the weights of a network that is being pruned.
  */
 #ifndef FGGP_H
 #define FGGP_H
@@ -13,6 +14,45 @@
 extern "C" {
 #endif
 #pragma GCC visibility push(default)
+
+/* What functions return. */
+enum { FGGP_OK, FGGP_OUT_OF_MEMORY, FGGP_REFUSED };
+
+/* Types of numbers: float, int64_t, and uint8_t that is 0 or 1. */
+enum { FGGP_F32, FGGP_I64, FGGP_BOOL };
+
+/* A tensor: its elements in row-major order, without gaps. */
+typedef struct {
+    const char *name; /* UTF-8 */
+    int32_t type, rank;
+    const int64_t *shape; /* `rank` sizes */
+    const void *data;
+} fggp_array;
+
+/* A network. Each may be used by one thread at a time. It is not tied to the thread that made it. */
+typedef struct fggp_network fggp_network;
+
+/* Load a network from a file, or from bytes, which are not needed afterwards. `network` is set even if the file is
+ * refused, so that fggp_error() can say why, and must be freed. It is NULL if memory ran out. */
+int32_t fggp_load(const char *path, fggp_network **network);
+int32_t fggp_load_bytes(const void *bytes, int64_t size, fggp_network **network);
+/* The same from a description (docs/network-file.md) and the tensors that it names, which are copied. */
+int32_t fggp_build(const char *description, int64_t length, const fggp_array *tensors, int32_t count,
+                   fggp_network **network);
+void fggp_free(fggp_network *);
+
+/* Why the last function that this network was given to returned FGGP_REFUSED: a sentence in UTF-8. */
+const char *fggp_error(const fggp_network *);
+/* The network's inputs, outputs and metadata, as JSON. */
+const char *fggp_describe(const fggp_network *);
+
+/* Run the network on `threads` threads, the caller's included.
+ *
+ * inputs: by name, in any order. The first run with inputs of new shapes takes longer, because it makes a plan for them.
+ * outputs: set to the network's outputs, in their order, which stay until the network is used again.
+ * Returns FGGP_REFUSED if an input is missing, unknown, or of a wrong type or shape: fggp_error() names it. */
+int32_t fggp_run(fggp_network *, const fggp_array *inputs, int32_t count, int32_t threads, const fggp_array **outputs,
+                 int32_t *output_count);
 
 /* An activation: `groups` × `channels` planes of `height` × `width` pixels, each pixel `lanes` floats wide.
  *
@@ -85,7 +125,7 @@ typedef struct {
 typedef struct fggp_program fggp_program;
 
 /* Raised with every change of this interface: Python refuses kernels that were built for another one. */
-#define FGGP_INTERFACE 3
+#define FGGP_INTERFACE 4
 int32_t fggp_interface(void);
 
 const char *fggp_cpu(void);   /* the processor this build is for: "avx512", "avx2" or "generic" */
@@ -140,7 +180,7 @@ int32_t fggp_add_store(fggp_program *, const fggp_tensor *in, int32_t slot, cons
 /* Run all operations in order, each on `threads` threads, the caller's included (or on fewer if the system provides no
  * more). A program may only run once at a time. The images may fill only some lanes of the last group.
  * seconds: NULL, or an array with a number for each operation, to which its time is added. */
-int32_t fggp_run(fggp_program *, void *const *slots, int32_t images, int32_t threads, double *seconds);
+int32_t fggp_program_run(fggp_program *, void *const *slots, int32_t images, int32_t threads, double *seconds);
 
 /* The type of a layer's numbers. */
 enum { FGGP_FLOAT32, FGGP_BFLOAT16 };

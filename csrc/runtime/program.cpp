@@ -9,24 +9,18 @@
 #include "runtime/operation.h"
 #include "threads/parallel.h"
 #include "runtime/planes.h"
+#include "runtime/program.h"
 #include "runtime/strided.h"
 #include "runtime/tiles.h"
 #include "runtime/transfers.h"
 
-using namespace fggp;
-
-struct fggp_program {
-    std::vector<std::unique_ptr<Operation>> operations;
-    std::vector<float> scratch;
-};
-
-namespace {
+namespace fggp {
 
 constexpr int64_t CACHE_LINE_FLOATS = 16;
 
 /* One run of a program: the state that its threads share. */
 struct ProgramRun {
-    const fggp_program &program;
+    const Program &program;
     Call call;
     double *seconds;
     int64_t scratch; /* floats for each thread */
@@ -34,7 +28,7 @@ struct ProgramRun {
     std::vector<std::atomic<int>> next; /* for each operation, the next task that no thread has taken */
     Barrier barrier;
 
-    ProgramRun(fggp_program &program, const Call &call, int threads, double *seconds)
+    ProgramRun(Program &program, const Call &call, int threads, double *seconds)
         : program(program), call(call), seconds(seconds), next(program.operations.size()) {
         scratch = 0;
         for (auto &operation : program.operations) scratch = std::max(scratch, operation->scratch());
@@ -63,6 +57,20 @@ struct ProgramRun {
         }
     }
 };
+
+void Program::run(const Call &call, int threads, double *seconds) {
+    ProgramRun run(*this, call, threads, seconds);
+    Work work = [](void *context, int thread, int threads) { ((ProgramRun *)context)->work(thread, threads); };
+    run_on_threads(work, &run, threads);
+}
+
+} // namespace fggp
+
+using namespace fggp;
+
+struct fggp_program : Program {};
+
+namespace {
 
 template <class Make> int32_t add(fggp_program *program, const Make &make) {
     return without_throwing([&] { program->operations.push_back(std::unique_ptr<Operation>(make())); });
@@ -127,11 +135,7 @@ int32_t fggp_add_store(fggp_program *p, const fggp_tensor *in, int32_t slot, con
     return add(p, [&] { return new_store(*in, slot, *strides); });
 }
 
-int32_t fggp_run(fggp_program *program, void *const *slots, int32_t images, int32_t threads, double *seconds) {
-    return without_throwing([&] {
-        ProgramRun run(*program, {slots, images}, threads, seconds);
-        Work work = [](void *context, int thread, int threads) { ((ProgramRun *)context)->work(thread, threads); };
-        run_on_threads(work, &run, threads);
-    });
+int32_t fggp_program_run(fggp_program *program, void *const *slots, int32_t images, int32_t threads, double *seconds) {
+    return without_throwing([&] { program->run({slots, images}, threads, seconds); });
 }
 }

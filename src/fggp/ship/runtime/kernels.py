@@ -129,8 +129,8 @@ class Kernels:
         self.library = library
         library.fggp_program_new.restype = c_void_p
         library.fggp_program_free.argtypes = (c_void_p,)
-        library.fggp_run.argtypes = (c_void_p, POINTER(c_void_p), c_int32, c_int32, POINTER(c_double))
-        library.fggp_run.errcheck = raise_if_failed
+        library.fggp_program_run.argtypes = (c_void_p, POINTER(c_void_p), c_int32, c_int32, POINTER(c_double))
+        library.fggp_program_run.errcheck = raise_if_failed
         for name, arguments in _ARGUMENTS_OF_ADD.items():
             function = getattr(library, f"fggp_add_{name}")
             function.argtypes = (c_void_p, *arguments)
@@ -181,7 +181,7 @@ class Program:
             seconds: a C array with a double for each operation, to which its time is added; None: no timing.
         """
         slots = (c_void_p * len(addresses))(*addresses)
-        self._library.fggp_run(self._handle, slots, images, threads, seconds)
+        self._library.fggp_program_run(self._handle, slots, images, threads, seconds)
 
     def __del__(self) -> None:
         self._library.fggp_program_free(self._handle)

@@ -1,0 +1,127 @@
+/* The C interface of networks: no exception leaves it. */
+#include <algorithm>
+#include <cmath>
+#include <new>
+
+#include "fggp.h"
+#include "network/session.h"
+
+using namespace fggp;
+
+struct fggp_network {
+    std::unique_ptr<Session> session; /* NULL: the network was refused when it was made */
+    std::string error, description;
+    std::vector<fggp_array> outputs;
+};
+
+namespace {
+
+/* Constants with at most this share of non-zero elements are held without their zeros. */
+constexpr double SPARSE_FROM = 0.5;
+
+template <class Do> int32_t reporting(fggp_network *network, const Do &action) {
+    try {
+        network->error.clear();
+        action();
+        return FGGP_OK;
+    } catch (const Refused &refused) {
+        network->error = refused.what();
+        return FGGP_REFUSED;
+    } catch (const std::bad_alloc &) {
+        return FGGP_OUT_OF_MEMORY;
+    } catch (const std::length_error &) { /* a container that would be larger than memory */
+        return FGGP_OUT_OF_MEMORY;
+    }
+}
+
+/* The type of a caller's array. */
+TensorType type_of(const fggp_array &array) {
+    if (array.type < FGGP_F32 || array.type > FGGP_BOOL) throw Refused("the type " + std::to_string(array.type) + " is not FGGP_F32, FGGP_I64 or FGGP_BOOL");
+    if (array.rank < 0 || array.rank > 64) throw Refused("a tensor cannot have " + std::to_string(array.rank) + " dimensions");
+    TensorType type{(Type)array.type, Shape(array.shape, array.shape + array.rank)};
+    type.count(); /* refuses what is too large */
+    return type;
+}
+
+std::unique_ptr<Constant> constant_of(const fggp_array &array) {
+    auto constant = std::make_unique<Constant>();
+    constant->name = array.name;
+    constant->type = type_of(array);
+    int64_t count = constant->type.count();
+    auto *floats = (const float *)array.data;
+    auto is_value = [](float x) { return x != 0 || std::signbit(x); };
+    if (constant->type.type == Type::F32 && count <= UINT32_MAX &&
+        std::count_if(floats, floats + count, is_value) <= SPARSE_FROM * count) {
+        constant->sparse = true;
+        for (int64_t i = 0; i < count; i++)
+            if (is_value(floats[i])) constant->positions.push_back((uint32_t)i), constant->values.push_back(floats[i]);
+    } else {
+        auto *bytes = (const uint8_t *)array.data;
+        constant->set_dense({bytes, bytes + constant->type.bytes()});
+    }
+    return constant;
+}
+
+std::string described(const Graph &graph) {
+    std::string text = "{\"inputs\":[";
+    for (auto &input : graph.inputs) {
+        text += (&input == &graph.inputs[0] ? "{" : ",{") + std::string("\"name\":") + json::quoted(input.name) + ",\"type\":\"" + name_of(input.type) + "\",\"shape\":[";
+        for (auto &size : input.sizes.list)
+            text += (&size == &input.sizes.list[0] ? "" : ",") + (size.kind == json::Value::TEXT ? json::quoted(size.text) : std::to_string(size.integer));
+        text += "]}";
+    }
+    text += "],\"outputs\":[";
+    for (auto &output : graph.outputs) text += (&output == &graph.outputs[0] ? "" : ",") + json::quoted(output.name);
+    return text + "]}";
+}
+
+} // namespace
+
+extern "C" {
+
+int32_t fggp_build(const char *description, int64_t length, const fggp_array *tensors, int32_t count,
+                   fggp_network **network) {
+    fggp_network *made = *network = new (std::nothrow) fggp_network;
+    if (!made) return FGGP_OUT_OF_MEMORY;
+    return reporting(made, [&] {
+        std::vector<std::unique_ptr<Constant>> constants;
+        for (int32_t i = 0; i < count; i++) constants.push_back(constant_of(tensors[i]));
+        auto graph = read_graph(json::parse(description, length, "the description"), std::move(constants));
+        made->description = described(*graph);
+        made->session = std::make_unique<Session>(std::move(graph));
+    });
+}
+
+void fggp_free(fggp_network *network) { delete network; }
+
+const char *fggp_error(const fggp_network *network) { return network->error.c_str(); }
+const char *fggp_describe(const fggp_network *network) { return network->description.c_str(); }
+
+int32_t fggp_run(fggp_network *network, const fggp_array *inputs, int32_t count, int32_t threads,
+                 const fggp_array **outputs, int32_t *output_count) {
+    return reporting(network, [&] {
+        if (!network->session) throw Refused("the network was not loaded");
+        const Graph &graph = *network->session->graph;
+        std::vector<Array> given(graph.inputs.size());
+        std::vector<bool> found(graph.inputs.size());
+        for (int32_t i = 0; i < count; i++) {
+            auto input = std::find_if(graph.inputs.begin(), graph.inputs.end(), [&](auto &one) { return one.name == inputs[i].name; });
+            if (input == graph.inputs.end()) throw Refused("the network has no input \"" + std::string(inputs[i].name) + "\"");
+            size_t place = input - graph.inputs.begin();
+            if (found[place]) throw Refused("the input \"" + input->name + "\" is given twice");
+            found[place] = true;
+            given[place] = {type_of(inputs[i]), (void *)inputs[i].data, false};
+        }
+        for (size_t i = 0; i < found.size(); i++)
+            if (!found[i]) throw Refused("the input \"" + graph.inputs[i].name + "\" is missing");
+        auto &arrays = network->session->run(given, std::max(threads, 1));
+        network->outputs.clear();
+        for (size_t i = 0; i < arrays.size(); i++) {
+            auto &type = arrays[i].type;
+            network->outputs.push_back({graph.outputs[i].name.c_str(), (int32_t)type.type, type.rank(), type.shape.data(), arrays[i].data});
+        }
+        *outputs = network->outputs.data();
+        *output_count = (int32_t)network->outputs.size();
+    });
+}
+}
