@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ctypes import CDLL, POINTER, Structure, byref, c_char_p, c_int32, c_int64, c_void_p, cast, string_at
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,10 +38,10 @@ class CArray(Structure):
 
 @cache
 def library() -> CDLL:
-    """The best build for this processor, with the types of its functions."""
-    found = native.load()
+    """The best build for this processor, or the one that FGGP_TEST_LIBRARY names, with the types of its functions."""
+    chosen = os.environ.get("FGGP_TEST_LIBRARY")
+    found = native.open_library(Path(chosen)) if chosen else native.load()
     found.fggp_build.argtypes = (c_char_p, c_int64, POINTER(CArray), c_int32, POINTER(c_void_p))
-    found.fggp_load_bytes.argtypes = (c_char_p, c_int64, POINTER(c_void_p))
     found.fggp_run.argtypes = (c_void_p, POINTER(CArray), c_int32, c_int32, POINTER(POINTER(CArray)), POINTER(c_int32))
     found.fggp_free.argtypes = (c_void_p,)
     for name in ("fggp_error", "fggp_describe"):
