@@ -15,7 +15,11 @@ const std::vector<Array> &Session::run(const std::vector<Array> &inputs, int thr
         if (plans.size() > PLANS_KEPT) plans.pop_back();
     } else
         plans.splice(plans.begin(), plans, plan);
-    return plans.front()->run(inputs, threads);
+    try {
+        return plans.front()->run(inputs, threads);
+    } catch (const Failed &failed) {
+        throw Refused(failed.what());
+    }
 }
 
 } // namespace fggp

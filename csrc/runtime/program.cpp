@@ -23,6 +23,7 @@ struct ProgramRun {
     const Program &program;
     Call call;
     double *seconds;
+    Failure failure;
     int64_t scratch; /* floats for each thread */
     float *memory;   /* the first thread's scratch memory */
     std::vector<std::atomic<int>> next; /* for each operation, the next task that no thread has taken */
@@ -30,6 +31,7 @@ struct ProgramRun {
 
     ProgramRun(Program &program, const Call &call, int threads, double *seconds)
         : program(program), call(call), seconds(seconds), next(program.operations.size()) {
+        this->call.failure = &failure;
         scratch = 0;
         for (auto &operation : program.operations) scratch = std::max(scratch, operation->scratch());
         /* whole cache lines, and an unused one between threads */
@@ -62,6 +64,7 @@ void Program::run(const Call &call, int threads, double *seconds) {
     ProgramRun run(*this, call, threads, seconds);
     Work work = [](void *context, int thread, int threads) { ((ProgramRun *)context)->work(thread, threads); };
     run_on_threads(work, &run, threads);
+    run.failure.check();
 }
 
 } // namespace fggp

@@ -12,7 +12,8 @@ namespace fggp {
 struct Program {
     std::vector<std::unique_ptr<Operation>> operations;
 
-    /* Run all operations in order. One run at a time. seconds: NULL, or a number for each operation to add its time to. */
+    /* Run all operations in order. One run at a time. seconds: NULL, or a number for each operation to add its time to.
+     * Throws Failed if an operation reports a failure. */
     void run(const Call &call, int threads, double *seconds);
 
   private:
