@@ -43,7 +43,7 @@ void fggp_free(fggp_network *);
 
 /* Why the last function that this network was given to returned FGGP_REFUSED: a sentence in UTF-8. */
 const char *fggp_error(const fggp_network *);
-/* The network's inputs, outputs and metadata, as JSON. */
+/* The network's inputs, outputs and the metadata of its file, as JSON. */
 const char *fggp_describe(const fggp_network *);
 
 /* Run the network on `threads` threads, the caller's included.

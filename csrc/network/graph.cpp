@@ -13,6 +13,10 @@ using json::Value;
 
 namespace {
 
+constexpr int64_t VERSION = 1; /* of the description */
+constexpr int64_t OUTPUTS_MAX = 8; /* of an operation; no operator has more than three */
+constexpr int RANK_MAX = 64;
+
 /* An error in the description itself. */
 [[noreturn]] void wrong(const std::string &why) { throw Refused("the network's description is damaged: " + why); }
 
@@ -20,6 +24,13 @@ const Value &need(const Value &object, const char *key, Value::Kind kind, const 
     const Value *found = object.find(key);
     if (!found || found->kind != kind) wrong(std::string(what) + " has no \"" + key + "\", or one of another kind");
     return *found;
+}
+
+/* A later version of the format may give a network entries that change what it computes. */
+void check_keys(const Value &object, std::initializer_list<const char *> known, const char *what) {
+    for (auto &entry : object.object)
+        if (std::none_of(known.begin(), known.end(), [&](const char *key) { return entry.first == key; }))
+            wrong(std::string(what) + " has an entry \"" + entry.first.substr(0, 40) + "\", which this version of fggp does not know");
 }
 
 int64_t operate(const std::string &name, int64_t a, int64_t b) {
@@ -206,12 +217,46 @@ Sizes Graph::sizes_of(const std::vector<TensorType> &given) const {
     return sizes;
 }
 
+/* Infer the types of all values for example sizes, so that operations that do not fit each other are refused at once. */
+static void check_operations(const Graph &graph, const Value &example) {
+    if (example.kind != Value::OBJECT) wrong("its example is no object");
+    std::vector<TensorType> types;
+    for (auto &input : graph.inputs) {
+        TensorType type{input.type, {}};
+        for (auto &size : input.sizes.list) {
+            const Value *value = size.kind == Value::TEXT ? example.find(size.text.c_str()) : &size;
+            if (!value || value->kind != Value::INTEGER) wrong("its example has no size \"" + size.text.substr(0, 40) + "\"");
+            type.shape.push_back(value->integer);
+        }
+        type.count(); /* refuses what is too large */
+        types.push_back(type);
+    }
+    Sizes sizes = graph.sizes_of(types);
+    for (auto &node : graph.nodes) {
+        InputTypes read;
+        for (auto &operand : node.inputs)
+            read.push_back(operand.absent() ? nullptr : operand.constant ? &operand.constant->type : &types[operand.value]);
+        auto made = find_operator(node.op)->infer(node, read, sizes);
+        if (made.size() != node.outputs.size())
+            node.refuse("it has " + std::to_string(node.outputs.size()) + " outputs, not " + std::to_string(made.size()));
+        for (auto &type : made) {
+            if (type.rank() > RANK_MAX) node.refuse("its output has more than " + std::to_string(RANK_MAX) + " dimensions");
+            types.push_back(type);
+        }
+    }
+}
+
 std::unique_ptr<Graph> read_graph(const Value &description, std::vector<std::unique_ptr<Constant>> constants) {
     auto graph = std::make_unique<Graph>();
     std::map<std::string, const Constant *> known;
     for (auto &constant : constants)
         if (!known.emplace(constant->name, constant.get()).second) wrong("it has the tensor \"" + constant->name.substr(0, 80) + "\" twice");
     graph->constants = std::move(constants);
+
+    check_keys(description, {"version", "inputs", "nodes", "outputs", "example"}, "it");
+    const Value *version = description.find("version");
+    if (version && (version->kind != Value::INTEGER || version->integer != VERSION))
+        throw Refused("the network's description has another version than " + std::to_string(VERSION) + ", which this version of fggp reads");
 
     auto operand = [&](const Value &value) {
         Operand found;
@@ -229,6 +274,7 @@ std::unique_ptr<Graph> read_graph(const Value &description, std::vector<std::uni
 
     for (auto &item : need(description, "inputs", Value::LIST, "it").list) {
         Input input;
+        check_keys(item, {"name", "type", "shape"}, "an input");
         input.name = need(item, "name", Value::TEXT, "an input").text;
         input.type = type_named(need(item, "type", Value::TEXT, "an input").text);
         input.sizes = need(item, "shape", Value::LIST, "an input");
@@ -245,16 +291,18 @@ std::unique_ptr<Graph> read_graph(const Value &description, std::vector<std::uni
         for (auto &value : need(item, "in", Value::LIST, "an operation").list) node.inputs.push_back(operand(value));
         int64_t outputs = 1;
         if (const Value *count = item.find("outputs")) outputs = count->kind == Value::INTEGER ? count->integer : 0;
-        if (outputs < 1 || outputs > 1000) wrong("an operation has a wrong number of outputs");
+        if (outputs < 1 || outputs > OUTPUTS_MAX) wrong("an operation has a wrong number of outputs");
         for (int64_t i = 0; i < outputs; i++) node.outputs.push_back(graph->values++);
         node.attributes = item;
         graph->nodes.push_back(std::move(node));
     }
     for (auto &item : need(description, "outputs", Value::LIST, "it").list) {
+        check_keys(item, {"name", "value"}, "an output");
         const Value *value = item.find("value");
         if (!value || value->kind == Value::NONE) wrong("an output has no value");
         graph->outputs.push_back({need(item, "name", Value::TEXT, "an output").text, operand(*value)});
     }
+    if (const Value *example = description.find("example")) check_operations(*graph, *example);
     return graph;
 }
 

@@ -22,6 +22,9 @@ typedef std::map<std::string, int64_t> Sizes;
  * min max. Throws Refused: it is none of these, names an unknown size, divides by 0 or overflows. */
 int64_t evaluate(const json::Value &expression, const Sizes &);
 
+/* Constants with at most this share of non-zero elements are held without their zeros. */
+constexpr double SPARSE_FROM = 0.5;
+
 /* A tensor that the network brings. Only the elements that are not zero are held if it is sparse. */
 class Constant {
   public:
@@ -108,7 +111,8 @@ class Graph {
 };
 
 /* Read a network from its description and its constants. Checks that every operation reads only what exists before it,
- * that every constant is there, and that the library knows every operator. Throws Refused. */
+ * that every constant is there, and that the library knows every operator. If the description has example sizes, the
+ * operations are checked with them. Throws Refused. */
 std::unique_ptr<Graph> read_graph(const json::Value &description, std::vector<std::unique_ptr<Constant>> constants);
 
 } // namespace fggp

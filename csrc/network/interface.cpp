@@ -4,7 +4,9 @@
 #include <new>
 
 #include "fggp.h"
+#include "file/network_file.h"
 #include "network/session.h"
+#include "network/utf8.h"
 
 using namespace fggp;
 
@@ -16,16 +18,13 @@ struct fggp_network {
 
 namespace {
 
-/* Constants with at most this share of non-zero elements are held without their zeros. */
-constexpr double SPARSE_FROM = 0.5;
-
 template <class Do> int32_t reporting(fggp_network *network, const Do &action) {
     try {
         network->error.clear();
         action();
         return FGGP_OK;
     } catch (const Refused &refused) {
-        network->error = refused.what();
+        network->error = as_utf8(refused.what());
         return FGGP_REFUSED;
     } catch (const std::bad_alloc &) {
         return FGGP_OUT_OF_MEMORY;
@@ -62,7 +61,7 @@ std::unique_ptr<Constant> constant_of(const fggp_array &array) {
     return constant;
 }
 
-std::string described(const Graph &graph) {
+std::string described(const Graph &graph, const Metadata &metadata) {
     std::string text = "{\"inputs\":[";
     for (auto &input : graph.inputs) {
         text += (&input == &graph.inputs[0] ? "{" : ",{") + std::string("\"name\":") + json::quoted(input.name) + ",\"type\":\"" + name_of(input.type) + "\",\"shape\":[";
@@ -72,7 +71,20 @@ std::string described(const Graph &graph) {
     }
     text += "],\"outputs\":[";
     for (auto &output : graph.outputs) text += (&output == &graph.outputs[0] ? "" : ",") + json::quoted(output.name);
-    return text + "]}";
+    text += "],\"metadata\":{";
+    for (auto &entry : metadata)
+        text += (&entry == &metadata[0] ? "" : ",") + json::quoted(entry.first) + ":" + json::quoted(entry.second);
+    return text + "}}";
+}
+
+void set_network(fggp_network &made, std::unique_ptr<Graph> graph, const Metadata &metadata) {
+    made.description = described(*graph, metadata);
+    made.session = std::make_unique<Session>(std::move(graph));
+}
+
+void load(fggp_network &made, Span bytes) {
+    NetworkFile file = read_network_file(bytes);
+    set_network(made, std::move(file.graph), file.metadata);
 }
 
 } // namespace
@@ -86,9 +98,29 @@ int32_t fggp_build(const char *description, int64_t length, const fggp_array *te
     return reporting(made, [&] {
         std::vector<std::unique_ptr<Constant>> constants;
         for (int32_t i = 0; i < count; i++) constants.push_back(constant_of(tensors[i]));
-        auto graph = read_graph(json::parse(description, length, "the description"), std::move(constants));
-        made->description = described(*graph);
-        made->session = std::make_unique<Session>(std::move(graph));
+        set_network(*made, read_graph(json::parse(description, length, "the description"), std::move(constants)), {});
+    });
+}
+
+int32_t fggp_load(const char *path, fggp_network **network) {
+    fggp_network *made = *network = new (std::nothrow) fggp_network;
+    if (!made) return FGGP_OUT_OF_MEMORY;
+    return reporting(made, [&] {
+        try {
+            auto bytes = read_bytes(path);
+            load(*made, {bytes.data(), bytes.size()});
+        } catch (const Refused &refused) {
+            throw Refused(std::string(path) + ": " + refused.what());
+        }
+    });
+}
+
+int32_t fggp_load_bytes(const void *bytes, int64_t size, fggp_network **network) {
+    fggp_network *made = *network = new (std::nothrow) fggp_network;
+    if (!made) return FGGP_OUT_OF_MEMORY;
+    return reporting(made, [&] {
+        if (size < 0 || (uint64_t)size > SIZE_MAX) throw Refused("a file cannot have " + std::to_string(size) + " bytes");
+        load(*made, {(const uint8_t *)bytes, (size_t)size});
     });
 }
 

@@ -1,5 +1,6 @@
 #include "network/json.h"
 
+#include <algorithm>
 #include <clocale>
 #include <cmath>
 #include <cstdlib>
@@ -8,6 +9,7 @@
 #include <sstream>
 
 #include "network/types.h"
+#include "network/utf8.h"
 
 namespace fggp::json {
 namespace {
@@ -19,6 +21,7 @@ class Parser {
     Parser(const char *text, size_t length, const char *what) : at(text), end(text + length), what(what) {}
 
     Value document() {
+        if (!is_utf8(at, end - at)) fail("it is not UTF-8");
         Value value = next(0);
         skip_spaces();
         if (at != end) fail("something follows its end");
@@ -78,14 +81,22 @@ class Parser {
                 skip_spaces();
                 if (at == end || *at != '"') fail("a key is no text");
                 std::string key = string();
-                if (value.find(key.c_str())) fail("an object has a key twice");
                 if (!take(':')) fail("a key has no value");
                 value.object.emplace_back(std::move(key), next(depth + 1));
             } while (take(','));
             if (!take('}')) fail("an object does not end");
+            if (has_twin(value)) fail("an object has a key twice");
             return value;
         }
         return number();
+    }
+
+    /* Whether an object has a key twice, in a time that its number of keys cannot make long. */
+    static bool has_twin(const Value &object) {
+        std::vector<const std::string *> keys;
+        for (auto &entry : object.object) keys.push_back(&entry.first);
+        std::sort(keys.begin(), keys.end(), [](auto *a, auto *b) { return *a < *b; });
+        return std::adjacent_find(keys.begin(), keys.end(), [](auto *a, auto *b) { return *a == *b; }) != keys.end();
     }
 
     Value number() {
@@ -110,15 +121,17 @@ class Parser {
         if (text.size() > 64) fail("a number is too long");
         Value value;
         value.kind = Value::NUMBER;
+        if (whole && text.size() <= 19) {
+            value.kind = Value::INTEGER;
+            value.integer = strtoll(text.c_str(), nullptr, 10);
+            value.number = (double)value.integer;
+            return value;
+        }
         /* strtod would read another decimal point in some locales. */
         std::istringstream stream(text);
         stream.imbue(std::locale::classic());
         stream >> value.number;
         if (stream.fail() || !std::isfinite(value.number)) fail("a number is too large");
-        if (whole && text.size() <= 19) {
-            value.kind = Value::INTEGER;
-            value.integer = strtoll(text.c_str(), nullptr, 10);
-        }
         return value;
     }
 

@@ -42,6 +42,8 @@ def library() -> CDLL:
     chosen = os.environ.get("FGGP_TEST_LIBRARY")
     found = native.open_library(Path(chosen)) if chosen else native.load()
     found.fggp_build.argtypes = (c_char_p, c_int64, POINTER(CArray), c_int32, POINTER(c_void_p))
+    found.fggp_load.argtypes = (c_char_p, POINTER(c_void_p))
+    found.fggp_load_bytes.argtypes = (c_char_p, c_int64, POINTER(c_void_p))
     found.fggp_run.argtypes = (c_void_p, POINTER(CArray), c_int32, c_int32, POINTER(POINTER(CArray)), POINTER(c_int32))
     found.fggp_free.argtypes = (c_void_p,)
     for name in ("fggp_error", "fggp_describe"):
@@ -114,6 +116,26 @@ def build(description: Mapping[str, Any] | bytes, tensors: Mapping[str, Tensor] 
     status = library().fggp_build(text, len(text), arrays, len(arrays), byref(handle))
     del kept
     return Network(handle, status)
+
+
+def load(path: Path) -> Network:
+    """A network of a file.
+
+    Raises:
+        Refused: the library refuses it.
+    """
+    handle = c_void_p()
+    return Network(handle, library().fggp_load(os.fsencode(path), byref(handle)))
+
+
+def load_bytes(raw: bytes) -> Network:
+    """A network of a file's bytes.
+
+    Raises:
+        Refused: the library refuses it.
+    """
+    handle = c_void_p()
+    return Network(handle, library().fggp_load_bytes(raw, len(raw), byref(handle)))
 
 
 def run_one(

@@ -26,7 +26,11 @@ def test_free_sizes():
         for batch in (1, 3, 2, 3):
             x = torch.randn(batch, 4)
             assert torch.equal(made.run({"x": x})["y"], x.view(-1))
-        assert made.description == {"inputs": [{"name": "x", "type": "F32", "shape": ["N", 4]}], "outputs": ["y"]}
+        assert made.description == {
+            "inputs": [{"name": "x", "type": "F32", "shape": ["N", 4]}],
+            "outputs": ["y"],
+            "metadata": {},
+        }
 
 
 @pytest.mark.parametrize(

@@ -59,16 +59,20 @@ def save(
         raise ValueError(f"values={values!r} must be torch.bfloat16, or left out to keep every bit")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r:.80} must be a torch.nn.Module: save(model, path)")
-    texts = {**registry.certificate(model), **_checked_metadata(metadata or {})}
+    texts = {**registry.certificate(model), **checked_metadata(metadata or {})}
     for message in registry.complaints(model):
         warnings.warn(f"fggp.save: {message}", UserWarning, stacklevel=2)
-    parts = version2.encode(texts, _coded(model_tensors(model, model.state_dict()), values))
+    parts = version2.encode(texts, coded_tensors(model_tensors(model, model.state_dict()), values))
     with atomic_write(Path(path)) as file:
         file.writelines(parts)
 
 
-def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """A copy of the caller's metadata; refused if a reader would take them for the file's own, or for damage."""
+def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """A copy of the caller's metadata; refused if a reader would take them for the file's own, or for damage.
+
+    Raises:
+        ValueError, TypeError: they are refused.
+    """
     for name, text in metadata.items():
         if not isinstance(name, str) or not isinstance(text, str):
             raise TypeError(f"metadata={{{name!r}: {text!r:.40}}} must be texts by name: use json.dumps")
@@ -84,7 +88,7 @@ def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _coded(tensors: Mapping[str, ModelTensor], values: torch.dtype | None) -> dict[str, Coded | str]:
+def coded_tensors(tensors: Mapping[str, ModelTensor], values: torch.dtype | None) -> dict[str, Coded | str]:
     """The tensors as they are written, by name; for a tied one, the name of the first.
 
     Args:

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from fggp.ship.file import container, frames, planes
-from fggp.ship.file.container import CHECKSUM_BYTES, Header, damaged
+from fggp.ship.file.container import CHECKSUM_BYTES, FileRefusedError, Header, damaged
 from fggp.ship.file.dtypes import CODE_OF_DTYPE, DTYPE_OF_CODE, ROUNDABLE
 from fggp.ship.file.state import ModelTensor
 from fggp.ship.file.stored import StoredTensor, TensorType, check_same_model
 
 PIECE = "tensors"
 GAPS = "gaps"
+NETWORK = "network"
+"""The entry of the index that only a network file has (docs/network-file.md)."""
 LENGTH_BYTES = 4
 """Bytes that hold the length of the index's frame."""
 
@@ -44,12 +46,18 @@ class Coded:
     gaps: Tensor | None
 
 
-def encode(metadata: Mapping[str, str], tensors: Mapping[str, Coded | str]) -> list[bytes]:
+def encode(
+    metadata: Mapping[str, str], tensors: Mapping[str, Coded | str], network: Mapping[str, Any] | None = None
+) -> list[bytes]:
     """All bytes of a file, in parts.
 
     Args:
         metadata: any texts by name.
         tensors: the tensors by name, or the name of an earlier one that a tensor is tied to.
+        network: of a network file, the description of the network.
+
+    Raises:
+        ValueError, TypeError: the description cannot be written as JSON.
     """
     coded = [t for t in tensors.values() if isinstance(t, Coded)]
     data: dict[str, list[bytes]] = {}
@@ -65,8 +73,9 @@ def encode(metadata: Mapping[str, str], tensors: Mapping[str, Coded | str]) -> l
     index = {
         "tensors": [[name, *_entry(t)] for name, t in tensors.items()],
         "frames": {kind: [len(frame) for frame in own] for kind, own in data.items()},
+        **({} if network is None else {NETWORK: network}),
     }
-    head = frames.compress(json.dumps(index, separators=(",", ":")).encode())
+    head = frames.compress(json.dumps(index, separators=(",", ":"), allow_nan=False).encode())
     body = [frame for own in data.values() for frame in own]
     return container.encode(metadata, PIECE, [len(head).to_bytes(LENGTH_BYTES, "little"), head, *body])
 
@@ -148,6 +157,10 @@ def _index(frame: bytes | memoryview, tensors: Mapping[str, ModelTensor]) -> dic
     """The index, which has an entry "tensors" and an entry "frames" of any kind."""
     text = frames.decompress(memoryview(frame), 0, container.description_limit(tensors), "the bytes of its index")
     index = container.parse_json(text, "its index")
+    if isinstance(index, dict) and NETWORK in index:
+        raise FileRefusedError(
+            "is a network file: it holds the operations of a network for fggp's C library to run, and no state of a model"
+        )
     if not isinstance(index, dict) or set(index) != {"tensors", "frames"}:
         raise damaged("its index is not of tensors and frames")
     return index
