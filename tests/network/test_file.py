@@ -150,9 +150,7 @@ def test_loading_a_network_into_a_model_says_what_it_is(tmp_path):
     model = nn.Linear(3, 3)
     before = copy.deepcopy(model)
     write(tmp_path / "f", giving(["weight", "bias"]), dict(model.state_dict()), {})
-    with pytest.raises(
-        ValueError, match=r"f' is a network file: it holds the operations of a network for fggp's C libra"
-    ):
+    with pytest.raises(ValueError, match=r"f' is a network file: it holds a network's operations for fggp's C library"):
         fggp.load(tmp_path / "f", model)
     assert states_equal(model, before)
 

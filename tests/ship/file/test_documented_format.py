@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 from hypothesis import given
-from version2_files import taken_apart
 
 import fggp
 from small_files import bits, each_in_turn, holders, mlp, pruned
+from version2_files import taken_apart
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "small-file.md").read_text()
 

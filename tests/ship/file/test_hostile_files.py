@@ -8,12 +8,12 @@ import torch
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-from version2_files import compressed, enclosed, entry_of, put_together, taken_apart
 
 import fggp
 from altered_files import JSON, edited, load_or_leave, load_or_refuse
 from fggp.ship.file import container, frames
 from small_files import Holder, assert_refused, each_in_turn
+from version2_files import compressed, enclosed, entry_of, put_together, taken_apart
 
 
 def test_putting_together_what_was_taken_apart_changes_nothing(sample):

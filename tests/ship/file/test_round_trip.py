@@ -9,7 +9,6 @@ import version1_files
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from version2_files import entry_of, taken_apart
 
 import fggp
 import helpers
@@ -26,6 +25,7 @@ from small_files import (
     states_equal,
     with_other_bits,
 )
+from version2_files import entry_of, taken_apart
 
 
 def index_entry(path, name):

@@ -2,10 +2,10 @@
 
 import torch
 from torch import nn
-from version2_files import entry_of, put_together, taken_apart
 
 import fggp
 from small_files import Holder, assert_refused, pruned, states_equal
+from version2_files import entry_of, put_together, taken_apart
 
 
 def test_tied_tensors_are_stored_once(tmp_path):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from torch import nn
-from version2_files import entry_of, taken_apart
 
 import fggp
 from small_files import Holder, mlp, pruned, states_equal
+from version2_files import entry_of, taken_apart
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: nn.DataParallel(torch.compile(m))])

@@ -159,7 +159,7 @@ def _index(frame: bytes | memoryview, tensors: Mapping[str, ModelTensor]) -> dic
     index = container.parse_json(text, "its index")
     if isinstance(index, dict) and NETWORK in index:
         raise FileRefusedError(
-            "is a network file: it holds the operations of a network for fggp's C library to run, and no state of a model"
+            "is a network file: it holds a network's operations for fggp's C library to run, not a model's state"
         )
     if not isinstance(index, dict) or set(index) != {"tensors", "frames"}:
         raise damaged("its index is not of tensors and frames")
