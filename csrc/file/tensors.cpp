@@ -43,6 +43,7 @@ TensorType type_of(const std::string &name, const Value &code, const Value &shap
 std::vector<Entry> entries_of(const Value &listed, int64_t limit, Tensors &tensors) {
     if (listed.kind != Value::LIST) damaged("its index has no list of tensors");
     std::vector<Entry> entries;
+    int64_t left = limit;
     std::map<std::string, std::string> first; /* each name -> the constant's */
     for (auto &item : listed.list) {
         auto &fields = item.list;
@@ -61,8 +62,8 @@ std::vector<Entry> entries_of(const Value &listed, int64_t limit, Tensors &tenso
         constant->name = name;
         constant->type = type_of(name, fields[1], fields[2]);
         int64_t elements = constant->type.count(), bytes = constant->type.bytes();
-        if (bytes > limit) throw Refused("the file's tensors would take more than " + std::to_string(limit) + " bytes, which so short a file may not ask for");
-        limit -= bytes;
+        if (bytes > left) throw Refused("the file's tensors would take more than " + std::to_string(limit) + " bytes, which so short a file may not ask for");
+        left -= bytes;
         Entry entry;
         entry.constant = constant.get();
         entry.kind = name_of(constant->type.type);

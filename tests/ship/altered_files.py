@@ -53,3 +53,29 @@ def edited(draw, raw):
             case "flip" if at < len(new):
                 new[at] ^= 1 << draw(st.integers(0, 7))
     return bytes(new)
+
+
+@st.composite
+def restructured(draw, value):
+    """A copy of a JSON value after one to three random edits of what is in it."""
+    value = copy.deepcopy(value)
+    for _ in range(draw(st.integers(1, 3))):
+        inner = value
+        while inner:
+            key = draw(st.sampled_from(list(inner) if isinstance(inner, dict) else range(len(inner))))
+            if isinstance(inner[key], (dict, list)) and inner[key] and draw(st.integers(0, 5)):
+                inner = inner[key]
+            else:
+                break
+        else:
+            break
+        action = draw(st.sampled_from(["replace", "delete", "repeat", "nudge"]))
+        if action == "replace":
+            inner[key] = draw(JSON)
+        elif action == "nudge" and isinstance(inner[key], int):
+            inner[key] += draw(st.integers(-300, 300))
+        elif action == "repeat" and isinstance(inner, list):
+            inner.insert(draw(st.integers(0, len(inner))), copy.deepcopy(inner[key]))
+        elif action == "delete":
+            del inner[key]
+    return value

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fggp
-from altered_files import JSON, edited, load_or_leave, load_or_refuse
+from altered_files import edited, load_or_leave, load_or_refuse, restructured
 from fggp.ship.file import container, frames
 from small_files import Holder, assert_refused, each_in_turn
 from version2_files import compressed, enclosed, entry_of, put_together, taken_apart
@@ -324,25 +324,7 @@ def test_whatever_a_sealed_index_says_a_load_ends_well(sample, data):
     parts = taken_apart(raw)
     made = {kind: [compressed(own) for own in listed] for kind, listed in parts.contents.items()}
     index = {**parts.index, "frames": {kind: [len(frame) for frame in own] for kind, own in made.items()}}
-    for _ in range(data.draw(st.integers(1, 3))):
-        inner = index
-        while inner:
-            key = data.draw(st.sampled_from(list(inner) if isinstance(inner, dict) else range(len(inner))))
-            if isinstance(inner[key], (dict, list)) and inner[key] and data.draw(st.integers(0, 5)):
-                inner = inner[key]
-            else:
-                break
-        else:
-            break
-        action = data.draw(st.sampled_from(["replace", "delete", "repeat", "nudge"]))
-        if action == "replace":
-            inner[key] = data.draw(JSON)
-        elif action == "nudge" and isinstance(inner[key], int):
-            inner[key] += data.draw(st.integers(-300, 300))
-        elif action == "repeat" and isinstance(inner, list):
-            inner.insert(data.draw(st.integers(0, len(inner))), copy.deepcopy(inner[key]))
-        elif action == "delete":
-            del inner[key]
+    index = data.draw(restructured(index))
     load_or_refuse(path, put_together(parts, made, compressed(json.dumps(index).encode())), model)
 
 
