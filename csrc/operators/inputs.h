@@ -6,20 +6,19 @@
 
 namespace fggp {
 
-/* Refuses a node that reads fewer than `least` or more than `most` tensors, or leaves out one of the first `least`. */
-inline void check_inputs(const Node &node, const InputTypes &inputs, size_t least, size_t most) {
-    bool enough = inputs.size() >= least && inputs.size() <= most;
-    for (size_t i = 0; enough && i < least; i++) enough = inputs[i] != nullptr;
-    if (!enough)
-        node.refuse("it reads " + std::to_string(least) + (most > least ? " or more" : "") +
-                    (least == 1 && most == 1 ? " tensor" : " tensors"));
+/* An input that may be left out; NULL if it is. */
+template <class Item> const Item *optional(const std::vector<const Item *> &inputs, size_t i) {
+    return i < inputs.size() ? inputs[i] : nullptr;
 }
 
+/* Refuses a node that reads fewer than `least` or more than `most` tensors, or leaves out one of the first `least`. */
+void check_inputs(const Node &, const InputTypes &, size_t least, size_t most);
 /* Refuses an input of another type, where `what` names it. */
-inline void check_type(const Node &node, const TensorType &input, Type type, const char *what) {
-    if (input.type != type)
-        node.refuse(std::string(what) + " is " + text_of(input) + ", and must be " + name_of(type));
-}
+void check_type(const Node &, const TensorType &input, Type, const char *what);
+/* Refuses an input of another shape than this one, or that is not F32, unless it is left out. */
+void check_floats(const Node &, const TensorType *input, const Shape &, const char *what);
+/* Refuses an input of fewer dimensions. */
+void check_rank(const Node &, const TensorType &input, int least, const char *what);
 
 /* The product of the sizes of the dimensions from `begin` to before `end`. */
 inline int64_t product(const Shape &shape, int begin, int end) {

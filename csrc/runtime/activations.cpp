@@ -2,44 +2,12 @@
  * makes that easy. Sigmoid and SiLU, which large networks apply most, are computed in single precision. */
 #include "runtime/activations.h"
 
-#include <algorithm>
 #include <cmath>
+
+#include "runtime/functions.h"
 
 namespace fggp {
 namespace {
-
-constexpr int HALF = LANES / 2;
-
-typedef double dvec __attribute__((vector_size(HALF * 8)));
-typedef int64_t lvec __attribute__((vector_size(HALF * 8)));
-typedef float half_vec __attribute__((vector_size(HALF * 4)));
-typedef float loose_half_vec __attribute__((vector_size(HALF * 4), aligned(4), may_alias));
-
-dvec wide(double x) { return x - dvec{}; }
-dvec limited(dvec x, double low, double high) { /* keeps NaN */
-    x = x < low ? wide(low) : x;
-    return x > high ? wide(high) : x;
-}
-
-/* 2ⁿ · (1 + rest) = eˣ for |x| ≤ 700, to 2⁻³². */
-struct Exponential {
-    dvec power, rest; /* 2ⁿ, and a number between -0.3 and 0.42 */
-    explicit Exponential(dvec x) {
-        constexpr double ROUND = 0x1.8p52; /* adding it rounds to an integer, which the lowest bits then hold */
-        dvec rounded = x * 1.4426950408889634 + ROUND;
-        power = (dvec)(((lvec)rounded << 52) + (1023LL << 52));
-        dvec r = x - (rounded - ROUND) * 0.69314718055994531;
-        dvec p = r * (1.0 / 40320) + 1.0 / 5040;
-        p = p * r + 1.0 / 720;
-        p = p * r + 1.0 / 120;
-        p = p * r + 1.0 / 24;
-        p = p * r + 1.0 / 6;
-        p = p * r + 0.5;
-        rest = r * r * p + r;
-    }
-    dvec value() const { return power * rest + power; }
-    dvec minus_one() const { return power * rest + (power - 1.0); } /* eˣ - 1, also for small x */
-};
 
 /* x · y where y is in [0, 1] and less than 2⁻¹⁵⁰ from `zero_from` down, and x · 0 there: -0 or, for -∞, NaN. */
 dvec gated(dvec x, dvec y, double zero_from) { return x * (x < zero_from ? dvec{} : y); }
@@ -56,19 +24,8 @@ dvec gelu_tanh(dvec x) { /* x · sigmoid(2u), where u is what tanh is applied to
     return gated(x, 1.0 / (Exponential(limited(-2.0 * u, -700, 700)).value() + 1.0), -30);
 }
 
-/* The share of a normal distribution below x is half of erfc(|x| / √2), or one minus that.
- * erfc(z) = exp(-z²) · t · P(t) with t = 1 / (1 + 0.3 z). P is fitted by least squares of the relative error on
- * 0 ≤ z ≤ 10.7, which is below 10⁻⁹ there. */
-dvec gelu(dvec x) {
-    static const double P[] = {0.16927881867407818, 0.16873688686389786, 0.16710245018122652,
-                               0.11286288293837825, 0.25821168801282186, -0.26331192873141194,
-                               0.74436396259439469, -0.81237118614944582, 0.72701710699412184,
-                               -0.32663078442064379, 0.054740102806472873};
-    dvec z = limited((x < 0.0 ? -x : x) * 0.70710678118654752, 0, 25);
-    dvec t = 1.0 / (z * 0.3 + 1.0);
-    dvec p = wide(P[10]);
-    for (int i = 9; i >= 0; i--) p = p * t + P[i];
-    dvec tail = 0.5 * t * p * Exponential(-z * z).value();
+dvec gelu(dvec x) { /* the share of a normal distribution below x is half of erfc(|x| / √2), or one minus that */
+    dvec tail = 0.5 * complementary_error(limited((x < 0.0 ? -x : x) * 0.70710678118654752, 0, 25));
     return gated(x, x < 0.0 ? tail : 1.0 - tail, -30);
 }
 
@@ -78,10 +35,9 @@ dvec mish(dvec x) { /* tanh(log(1 + eˣ)) as a fraction in eˣ */
     return gated(x, n / (n + 2.0), -120);
 }
 
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#ifdef FGGP_FMA
 
 vec magnitude(vec v) { return (vec)((ivec)v & 0x7fffffff); }
-vec multiply_add(vec a, vec b, vec c) { return a * b + c; } /* rounded once: the compiler may contract it */
 
 /* 1 + e⁻ˣ for x ≥ FAST_FROM, rounded little more than once. */
 constexpr float FAST_FROM = -80;
@@ -166,31 +122,7 @@ dvec silu(dvec x) { return gated(x, sigmoid(x), -120); }
 
 #endif
 
-/* Calls change(p) for each `step` floats, a vector or half of one; for the last ones, which are fewer, in a copy. */
-template <class Change> void in_steps(float *data, int64_t floats, int step, const Change &change) {
-    int64_t whole = floats - floats % step;
-    for (int64_t i = 0; i < whole; i += step) change(data + i);
-    if (whole < floats) {
-        float rest[LANES] = {};
-        std::copy(data + whole, data + floats, rest);
-        change(rest);
-        std::copy(rest, rest + (floats - whole), data + whole);
-    }
-}
-
-/* Apply a function to each vector. */
-template <class Function> void in_float(float *data, int64_t floats, const Function &function) {
-    in_steps(data, floats, LANES, [&](float *p) { store(p, function(load(p))); });
-}
-
-template <class Function> void in_double(float *data, int64_t floats, const Function &function) {
-    in_steps(data, floats, HALF, [&](float *p) {
-        dvec x = __builtin_convertvector(*(const loose_half_vec *)p, dvec);
-        *(loose_half_vec *)p = __builtin_convertvector(function(x), half_vec);
-    });
-}
-
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#ifdef FGGP_FMA
 
 bool all_from(float least, const float *data, int64_t floats) {
     vec below = {};
@@ -204,17 +136,17 @@ bool all_from(float least, const float *data, int64_t floats) {
 
 template <class Fast, class Any> void in_float_if_fast(float *data, int64_t floats, const Fast &fast, const Any &any) {
     if (all_from(FAST_FROM, data, floats))
-        in_float(data, floats, fast);
+        in_float(data, floats, fast, data);
     else
-        in_float(data, floats, any);
+        in_float(data, floats, any, data);
 }
 void apply_sigmoid(float *data, int64_t floats) { in_float_if_fast(data, floats, fast_sigmoid, sigmoid); }
 void apply_silu(float *data, int64_t floats) { in_float_if_fast(data, floats, fast_silu, silu); }
 
 #else
 
-void apply_sigmoid(float *data, int64_t floats) { in_double(data, floats, sigmoid); }
-void apply_silu(float *data, int64_t floats) { in_double(data, floats, silu); }
+void apply_sigmoid(float *data, int64_t floats) { in_double(data, floats, sigmoid, data); }
+void apply_silu(float *data, int64_t floats) { in_double(data, floats, silu, data); }
 
 #endif
 
@@ -228,20 +160,20 @@ Activation::Activation(const fggp_activation &function)
 void Activation::apply(float *data, int64_t floats, const int32_t *mask) const {
     double a = function.a, b = function.b, c = function.c;
     switch (function.kind) {
-    case FGGP_LEAKY_RELU: in_double(data, floats, [&](dvec x) { return x < 0.0 ? x * a : x; }); break;
+    case FGGP_LEAKY_RELU: in_double(data, floats, [&](dvec x) { return x < 0.0 ? x * a : x; }, data); break;
     case FGGP_ELU:
-        in_double(data, floats, [&](dvec x) {
-            return x > 0.0 ? x * b : Exponential(limited(x * c, -700, 700)).minus_one() * a;
-        });
+        in_double(
+            data, floats,
+            [&](dvec x) { return x > 0.0 ? x * b : Exponential(limited(x * c, -700, 700)).minus_one() * a; }, data);
         break;
-    case FGGP_HARD_SIGMOID: in_double(data, floats, hard_sigmoid); break;
-    case FGGP_HARD_SWISH: in_double(data, floats, [&](dvec x) { return x * hard_sigmoid(x); }); break;
+    case FGGP_HARD_SIGMOID: in_double(data, floats, hard_sigmoid, data); break;
+    case FGGP_HARD_SWISH: in_double(data, floats, [&](dvec x) { return x * hard_sigmoid(x); }, data); break;
     case FGGP_SIGMOID: apply_sigmoid(data, floats); break;
     case FGGP_SILU: apply_silu(data, floats); break;
-    case FGGP_TANH: in_double(data, floats, tanh_of); break;
-    case FGGP_GELU: in_double(data, floats, gelu); break;
-    case FGGP_GELU_TANH: in_double(data, floats, gelu_tanh); break;
-    case FGGP_MISH: in_double(data, floats, mish); break;
+    case FGGP_TANH: in_double(data, floats, tanh_of, data); break;
+    case FGGP_GELU: in_double(data, floats, gelu, data); break;
+    case FGGP_GELU_TANH: in_double(data, floats, gelu_tanh, data); break;
+    case FGGP_MISH: in_double(data, floats, mish, data); break;
     }
     if (mask && !keeps_zero) {
         int32_t *bits = (int32_t *)data;

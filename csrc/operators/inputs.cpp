@@ -1,0 +1,30 @@
+#include "operators/inputs.h"
+
+namespace fggp {
+
+void check_inputs(const Node &node, const InputTypes &inputs, size_t least, size_t most) {
+    bool enough = inputs.size() >= least && inputs.size() <= most;
+    for (size_t i = 0; enough && i < least; i++) enough = inputs[i] != nullptr;
+    if (!enough)
+        node.refuse("it reads " + std::to_string(least) + (most > least ? " or more" : "") +
+                    (least == 1 && most == 1 ? " tensor" : " tensors"));
+}
+
+void check_type(const Node &node, const TensorType &input, Type type, const char *what) {
+    if (input.type != type)
+        node.refuse(std::string(what) + " is " + text_of(input) + ", and must be " + name_of(type));
+}
+
+void check_floats(const Node &node, const TensorType *input, const Shape &shape, const char *what) {
+    TensorType right{Type::F32, shape};
+    if (input && *input != right)
+        node.refuse(std::string(what) + " is " + text_of(*input) + ", and must be " + text_of(right));
+}
+
+void check_rank(const Node &node, const TensorType &input, int least, const char *what) {
+    if (input.rank() < least)
+        node.refuse(std::string(what) + " is " + text_of(input) + ", and must have " + std::to_string(least) +
+                    " dimensions or more");
+}
+
+} // namespace fggp

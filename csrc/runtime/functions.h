@@ -1,0 +1,168 @@
+/* Vectors of doubles, the functions that several kernels compute in vectors, and loops that apply them. */
+#ifndef FGGP_FUNCTIONS_H
+#define FGGP_FUNCTIONS_H
+
+#include <algorithm>
+#include <cmath>
+
+#include "vectors.h"
+
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define FGGP_FMA 1
+#endif
+
+namespace fggp {
+
+constexpr int HALF = LANES / 2;
+
+typedef double dvec __attribute__((vector_size(HALF * 8)));
+typedef int64_t lvec __attribute__((vector_size(HALF * 8)));
+typedef uint64_t ulvec __attribute__((vector_size(HALF * 8)));
+typedef float half_vec __attribute__((vector_size(HALF * 4)));
+typedef float loose_half_vec __attribute__((vector_size(HALF * 4), aligned(4), may_alias));
+typedef double loose_dvec __attribute__((vector_size(HALF * 8), aligned(4), may_alias));
+
+inline dvec wide(double x) { return x - dvec{}; }
+inline dvec limited(dvec x, double low, double high) { /* keeps NaN */
+    x = x < low ? wide(low) : x;
+    return x > high ? wide(high) : x;
+}
+inline dvec load_wide(const float *p) { return __builtin_convertvector(*(const loose_half_vec *)p, dvec); }
+inline void store_narrow(float *p, dvec v) { *(loose_half_vec *)p = __builtin_convertvector(v, half_vec); }
+
+inline bool any(lvec mask) {
+    int64_t all = 0;
+    for (int k = 0; k < HALF; k++) all |= mask[k];
+    return all != 0;
+}
+inline double sum_of(dvec v) {
+    double sum = 0;
+    for (int k = 0; k < HALF; k++) sum += v[k];
+    return sum;
+}
+
+/* Rounded once where the processor has such an instruction: the compiler may contract it. */
+inline vec multiply_add(vec a, vec b, vec c) { return a * b + c; }
+
+/* 2ⁿ · (1 + rest) = eˣ for |x| ≤ 700, to 2⁻³². */
+struct Exponential {
+    dvec power, rest; /* 2ⁿ, and a number between -0.3 and 0.42 */
+    explicit Exponential(dvec x) {
+        constexpr double ROUND = 0x1.8p52; /* adding it rounds to an integer, which the lowest bits then hold */
+        dvec rounded = x * 1.4426950408889634 + ROUND;
+        power = (dvec)(((lvec)rounded << 52) + (1023LL << 52));
+        dvec r = x - (rounded - ROUND) * 0.69314718055994531;
+        dvec p = r * (1.0 / 40320) + 1.0 / 5040;
+        p = p * r + 1.0 / 720;
+        p = p * r + 1.0 / 120;
+        p = p * r + 1.0 / 24;
+        p = p * r + 1.0 / 6;
+        p = p * r + 0.5;
+        rest = r * r * p + r;
+    }
+    dvec value() const { return power * rest + power; }
+    dvec minus_one() const { return power * rest + (power - 1.0); } /* eˣ - 1, also for small x */
+};
+
+/* eˣ of floats; a float's overflow and underflow come from the conversion. */
+inline dvec exponential(dvec x) { return Exponential(limited(x, -700, 700)).value(); }
+
+#ifdef FGGP_FMA
+
+/* eˣ for all floats, within 1 unit in the last place. */
+inline vec exponential(vec x) {
+    constexpr float ROUND = 0x1.8p23f;  /* as in Exponential */
+    x = x < -105.0f ? splat(-105) : x; /* which gives 0 */
+    x = x > 89.0f ? splat(89) : x;     /* which gives infinity */
+    vec rounded = multiply_add(x, splat(1.44269504f), splat(ROUND));
+    vec n = rounded - ROUND;
+    vec r = multiply_add(n, splat(-0x1.62e4p-1f), x); /* ln 2 in two parts; the product with the first is exact */
+    r = multiply_add(n, splat(-0x1.7f7d1cp-20f), r);
+    vec p = multiply_add(r, splat(1.0f / 5040), splat(1.0f / 720));
+    p = multiply_add(p, r, splat(1.0f / 120));
+    p = multiply_add(p, r, splat(1.0f / 24));
+    p = multiply_add(p, r, splat(1.0f / 6));
+    p = multiply_add(p, r, splat(0.5f));
+    vec value = multiply_add(r * r, p, r) + 1.0f;
+    ivec k = (ivec)rounded - (ivec)splat(ROUND);
+    ivec first = k >> 1; /* in two steps, because 2^k may be no normal number */
+    return value * (vec)((first + 127) << 23) * (vec)((k - first + 127) << 23);
+}
+
+#else
+
+inline vec exponential(vec x) {
+    float all[LANES];
+    store(all, x);
+    store_narrow(all, exponential(load_wide(all)));
+    store_narrow(all + HALF, exponential(load_wide(all + HALF)));
+    return load(all);
+}
+
+#endif
+
+/* log(1 + x) to 2⁻³⁸ for x > -1; u is 1 + x, rounded, and no denormal number. */
+inline dvec logarithm(dvec u, dvec x) {
+    constexpr int64_t LEAST = 0x3fe6a09e667f3bcdLL; /* of √½: u = 2ⁿ · m with m from √½ to √2 */
+    constexpr int64_t MAGIC = 0x4330000000000000LL; /* 2⁵²: it turns small integers into doubles */
+    ulvec biased = ((ulvec)((lvec)u - LEAST) + (1023ULL << 52)) >> 52; /* n + 1023, which is positive */
+    lvec n = (lvec)biased - 1023;
+    dvec m = (dvec)((lvec)u - (n << 52));
+    dvec f = n == 0 ? x : m - 1.0; /* x has what is lost in u */
+    dvec s = f / (f + 2.0), z = s * s;
+    dvec p = z * (1.0 / 13) + 1.0 / 11;
+    p = p * z + 1.0 / 9;
+    p = p * z + 1.0 / 7;
+    p = p * z + 1.0 / 5;
+    p = p * z + 1.0 / 3;
+    dvec exponent = (dvec)((lvec)biased + MAGIC) - (0x1p52 + 1023);
+    return exponent * 0.69314718055994531 + (s + s) * (p * z + 1.0);
+}
+inline dvec special_logarithm(dvec u, dvec result) { /* of 0, infinity, negative numbers and NaN */
+    result = u == 0.0 ? wide(-INFINITY) : result;
+    result = u == (double)INFINITY ? u : result;
+    return u >= 0.0 ? result : wide(NAN);
+}
+inline dvec logarithm(dvec x) { return special_logarithm(x, logarithm(x, x - 1.0)); }
+inline dvec logarithm_of_one_plus(dvec x) { return special_logarithm(x + 1.0, logarithm(x + 1.0, x)); }
+
+/* erfc(z) = exp(-z²) · t · P(t) for 0 ≤ z ≤ 25, where t = 1 / (1 + 0.3 z). P is fitted by least squares of the relative
+ * error on 0 ≤ z ≤ 10.7, which is below 10⁻⁹ there. */
+inline dvec complementary_error(dvec z) {
+    static const double P[] = {0.16927881867407818, 0.16873688686389786, 0.16710245018122652,
+                               0.11286288293837825, 0.25821168801282186, -0.26331192873141194,
+                               0.74436396259439469, -0.81237118614944582, 0.72701710699412184,
+                               -0.32663078442064379, 0.054740102806472873};
+    dvec t = 1.0 / (z * 0.3 + 1.0);
+    dvec p = wide(P[10]);
+    for (int i = 9; i >= 0; i--) p = p * t + P[i];
+    return t * p * Exponential(-z * z).value();
+}
+
+/* Calls change(out + i, in + i, …) for i = 0, STEP, …; for the last floats, if fewer, with copies that are followed by
+ * zeros. */
+template <int STEP, class Change, class... In>
+void in_steps(float *out, int64_t floats, const Change &change, const In *...in) {
+    int64_t i = 0;
+    for (; i + STEP <= floats; i += STEP) change(out + i, (in + i)...);
+    if (i == floats) return;
+    struct Rest {
+        float all[STEP] = {};
+        Rest(const float *from, int64_t count) { std::copy(from, from + count, all); }
+    };
+    float result[STEP];
+    change(result, Rest(in + i, floats - i).all...);
+    std::copy(result, result + (floats - i), out + i);
+}
+/* Apply a function to each vector of floats. `out` may be an input. */
+template <class Function, class... In>
+void in_float(float *out, int64_t floats, const Function &function, const In *...in) {
+    in_steps<LANES>(out, floats, [&](float *o, const In *...p) { store(o, function(load(p)...)); }, in...);
+}
+template <class Function, class... In>
+void in_double(float *out, int64_t floats, const Function &function, const In *...in) {
+    in_steps<HALF>(out, floats, [&](float *o, const In *...p) { store_narrow(o, function(load_wide(p)...)); }, in...);
+}
+
+} // namespace fggp
+#endif
