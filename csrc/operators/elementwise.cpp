@@ -15,15 +15,22 @@ namespace {
 typedef void (*Kernel)(const void *const *in, void *out, int64_t count);
 
 /* A function that the compiler vectorises: of one number, or of two. */
+constexpr int STEP = 32;
 template <class In, class Out, class Function> void each(const void *const *in, void *out, int64_t count) {
-    const In *__restrict a = (const In *)in[0];
-    Out *__restrict to = (Out *)out;
-    for (int64_t i = 0; i < count; i++) to[i] = Function::of(a[i]);
+    in_steps<STEP>(
+        (Out *)out, count,
+        [](Out *__restrict to, const In *__restrict a) {
+            for (int i = 0; i < STEP; i++) to[i] = Function::of(a[i]);
+        },
+        (const In *)in[0]);
 }
 template <class In, class Out, class Function> void each_pair(const void *const *in, void *out, int64_t count) {
-    const In *__restrict a = (const In *)in[0], *__restrict b = (const In *)in[1];
-    Out *__restrict to = (Out *)out;
-    for (int64_t i = 0; i < count; i++) to[i] = Function::of(a[i], b[i]);
+    in_steps<STEP>(
+        (Out *)out, count,
+        [](Out *__restrict to, const In *__restrict a, const In *__restrict b) {
+            for (int i = 0; i < STEP; i++) to[i] = Function::of(a[i], b[i]);
+        },
+        (const In *)in[0], (const In *)in[1]);
 }
 /* Functions of vectors of doubles. */
 template <class Function> void each_double(const void *const *in, void *out, int64_t count) {
@@ -422,14 +429,16 @@ void make_binary(const Node &node, const InputArrays &inputs, const std::vector<
 }
 
 template <class T> void choose(const void *const *in, void *out, int64_t count) {
-    const uint8_t *__restrict condition = (const uint8_t *)in[0];
-    const T *__restrict a = (const T *)in[1], *__restrict b = (const T *)in[2];
-    T *__restrict to = (T *)out;
-    for (int64_t i = 0; i < count; i++) to[i] = condition[i] ? a[i] : b[i];
+    in_steps<STEP>(
+        (T *)out, count,
+        [](T *__restrict to, const uint8_t *__restrict condition, const T *__restrict a, const T *__restrict b) {
+            for (int i = 0; i < STEP; i++) to[i] = condition[i] ? a[i] : b[i];
+        },
+        (const uint8_t *)in[0], (const T *)in[1], (const T *)in[2]);
 }
 std::vector<TensorType> infer_where(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 3, 3);
-    if (inputs[0]->type != BOOL) node.refuse("its condition is BOOL, not " + text_of(*inputs[0]));
+    check_type(node, *inputs[0], BOOL, "its condition");
     if (inputs[1]->type != inputs[2]->type)
         node.refuse("it reads two tensors of one type, not " + text_of(*inputs[1]) + " and " + text_of(*inputs[2]));
     return {{inputs[1]->type, broadcast_shape(node, {&inputs[0]->shape, &inputs[1]->shape, &inputs[2]->shape})}};
@@ -443,7 +452,7 @@ void make_where(const Node &, const InputArrays &inputs, const std::vector<Array
 
 std::vector<TensorType> infer_activate(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 1);
-    check_type(node, *inputs[0], F32);
+    check_type(node, *inputs[0], F32, "its input");
     if (!node.has("activation")) node.refuse("it has no \"activation\"");
     node.activation();
     return {*inputs[0]};
@@ -456,8 +465,8 @@ void make_activate(const Node &node, const InputArrays &inputs, const std::vecto
 
 std::vector<TensorType> infer_add(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 2, 2);
-    check_type(node, *inputs[0], F32);
-    check_floats(node, inputs[1], inputs[0]->shape, "second input");
+    check_type(node, *inputs[0], F32, "its input");
+    check_floats(node, inputs[1], inputs[0]->shape, "its second input");
     node.activation();
     return {*inputs[0]};
 }
@@ -468,10 +477,10 @@ void make_add(const Node &node, const InputArrays &inputs, const std::vector<Arr
 
 std::vector<TensorType> infer_gate(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 2, 2);
-    check_type(node, *inputs[0], F32);
+    check_type(node, *inputs[0], F32, "its input");
     const Shape &shape = inputs[0]->shape;
     if (shape.size() != 4) node.refuse("it reads a tensor of 4 dimensions, not " + text_of(*inputs[0]));
-    check_floats(node, inputs[1], {shape[0], shape[1], 1, 1}, "gate");
+    check_floats(node, inputs[1], {shape[0], shape[1], 1, 1}, "its gate");
     node.activation();
     return {*inputs[0]};
 }
@@ -486,11 +495,11 @@ void scale_and_shift(const void *const *in, void *out, int64_t count) {
 }
 std::vector<TensorType> infer_affine(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 3);
-    check_type(node, *inputs[0], F32);
+    check_type(node, *inputs[0], F32, "its input");
     const Shape &shape = inputs[0]->shape;
-    if (shape.size() < 2) node.refuse("it reads a tensor of 2 dimensions or more, not " + text_of(*inputs[0]));
-    check_floats(node, optional(inputs, 1), {shape[1]}, "scale");
-    check_floats(node, optional(inputs, 2), {shape[1]}, "shift");
+    check_rank(node, *inputs[0], 2, "its input");
+    check_floats(node, optional(inputs, 1), {shape[1]}, "its scale");
+    check_floats(node, optional(inputs, 2), {shape[1]}, "its shift");
     node.activation();
     return {*inputs[0]};
 }

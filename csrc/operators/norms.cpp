@@ -41,7 +41,7 @@ struct Moments {
     }
 };
 
-/* 1 / √(mean of the squares + ε) */
+/* The same without a mean, for rms_norm: 1 / √(mean of the squares + ε). */
 float inverse_of_squares(const float *x, int64_t count, double epsilon) {
     dvec squares[2] = {};
     int64_t i = 0;
@@ -72,10 +72,10 @@ Shape normalised(const Node &node, const Shape &shape) {
 
 std::vector<TensorType> infer_row_norm(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, node.op == "layer_norm" ? 3 : 2);
-    check_type(node, *inputs[0], Type::F32);
+    check_type(node, *inputs[0], Type::F32, "its input");
     Shape row = normalised(node, inputs[0]->shape);
-    check_floats(node, optional(inputs, 1), row, "weight");
-    check_floats(node, optional(inputs, 2), row, "bias");
+    check_floats(node, optional(inputs, 1), row, "its weight");
+    check_floats(node, optional(inputs, 2), row, "its bias");
     epsilon_of(node);
     return {*inputs[0]};
 }
@@ -118,14 +118,14 @@ void make_row_norm(const Node &node, const InputArrays &inputs, const std::vecto
 
 std::vector<TensorType> infer_group_norm(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 3);
-    check_type(node, *inputs[0], Type::F32);
+    check_type(node, *inputs[0], Type::F32, "its input");
     const Shape &shape = inputs[0]->shape;
-    if (shape.size() < 2) node.refuse("it reads a tensor of 2 dimensions or more, not " + text_of(*inputs[0]));
+    check_rank(node, *inputs[0], 2, "its input");
     int64_t groups = node.integer("groups");
     if (groups < 1 || shape[1] % groups)
         node.refuse("\"groups\" is " + std::to_string(groups) + "; it must divide the " + std::to_string(shape[1]) + " channels");
-    check_floats(node, optional(inputs, 1), {shape[1]}, "weight");
-    check_floats(node, optional(inputs, 2), {shape[1]}, "bias");
+    check_floats(node, optional(inputs, 1), {shape[1]}, "its weight");
+    check_floats(node, optional(inputs, 2), {shape[1]}, "its bias");
     epsilon_of(node);
     return {*inputs[0]};
 }
@@ -146,11 +146,6 @@ void make_group_norm(const Node &node, const InputArrays &inputs, const std::vec
         for (int64_t r = rows.begin; r < rows.end; r++) {
             Moments m(x + r * row, row, epsilon);
             int64_t first = r % groups * channels;
-            if (area == 1) { /* no dimensions after the channels */
-                finish_row(to + r * row, x + r * row, row, weight ? weight + first : nullptr, bias ? bias + first : nullptr,
-                           [&](vec v) { return ((v - m.high) - m.low) * m.inverse; });
-                continue;
-            }
             for (int64_t c = 0; c < channels; c++) {
                 float w = weight ? weight[first + c] : 1, b = bias ? bias[first + c] : 0;
                 int64_t at = r * row + c * area;
@@ -236,7 +231,7 @@ void softmax_columns(float *out, const float *x, int64_t count, int64_t stride, 
 
 std::vector<TensorType> infer_softmax(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 1);
-    check_type(node, *inputs[0], Type::F32);
+    check_type(node, *inputs[0], Type::F32, "its input");
     if (inputs[0]->rank() || node.integer("dim") < -1 || node.integer("dim") > 0) node.dimension("dim", inputs[0]->rank());
     node.flag("log", false);
     return {*inputs[0]};

@@ -139,20 +139,28 @@ inline dvec complementary_error(dvec z) {
     return t * p * Exponential(-z * z).value();
 }
 
-/* Calls change(out + i, in + i, …) for i = 0, STEP, …; for the last floats, if fewer, with copies that are followed by
- * zeros. */
-template <int STEP, class Change, class... In>
-void in_steps(float *out, int64_t floats, const Change &change, const In *...in) {
-    int64_t i = 0;
-    for (; i + STEP <= floats; i += STEP) change(out + i, (in + i)...);
-    if (i == floats) return;
-    struct Rest {
-        float all[STEP] = {};
-        Rest(const float *from, int64_t count) { std::copy(from, from + count, all); }
-    };
-    float result[STEP];
-    change(result, Rest(in + i, floats - i).all...);
-    std::copy(result, result + (floats - i), out + i);
+/* Write the first `bytes` bytes, and zeros up to `all` bytes. A call, because it is needed in many places. */
+__attribute__((noinline)) inline const void *padded(void *to, const void *from, size_t bytes, size_t all) {
+    memcpy(to, from, bytes);
+    memset((char *)to + bytes, 0, all - bytes);
+    return to;
+}
+/* Calls change(out + i, in + i, …) for i = 0, STEP, …; for the last elements, if they are fewer than STEP, with copies
+ * that are followed by zeros. `change` is in the code once, which keeps it small. */
+template <int STEP, class Change, class Out, class... In>
+void in_steps(Out *out, int64_t count, const Change &change, const In *...in) {
+    alignas(64) char copies[sizeof...(In)][STEP * 8];
+    Out result[STEP], *to = out;
+    int64_t rest = count % STEP, end = count - rest;
+    for (;;) {
+        for (int64_t i = 0; i < end; i += STEP) change(to + i, (in + i)...);
+        if (rest == 0 || to == result) break;
+        int n = 0;
+        ((in = (const In *)padded(copies[n++], in + end, rest * sizeof(In), STEP * sizeof(In))), ...);
+        to = result;
+        end = STEP;
+    }
+    if (rest) memcpy(out + (count - rest), result, rest * sizeof(Out));
 }
 /* Apply a function to each vector of floats. `out` may be an input. */
 template <class Function, class... In>
