@@ -29,15 +29,18 @@ from fggp.ship.file.load import load
 from fggp.ship.file.save import save
 from fggp.ship.runtime.compiled import Compiled, compile
 from fggp.weights.averages import Average
+from fggp.weights.granularity import NM, Blocks, Rows
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FGGP",
     "GMP",
+    "NM",
     "SET",
     "SNIP",
     "Average",
+    "Blocks",
     "Compiled",
     "Exchange",
     "GraNet",
@@ -51,6 +54,7 @@ __all__ = [
     "Pruner",
     "Random",
     "RigL",
+    "Rows",
     "Schedule",
     "Score",
     "StaticERK",

@@ -118,7 +118,9 @@ def active_count(sparsity: float, total: int) -> int:
     return round((1 - sparsity) * total)
 
 
-def apportion(total: int, shares: Sequence[int], caps: Sequence[int], floors: Sequence[int] | None = None) -> list[int]:
+def apportion(
+    total: int, shares: Sequence[int | Fraction], caps: Sequence[int], floors: Sequence[int] | None = None
+) -> list[int]:
     """Split a number of weights over layers in proportion to ``shares``, none above its cap or below its floor.
 
     A layer that would exceed its cap gets its cap, and the rest is split over the other layers, until no layer exceeds
@@ -148,13 +150,13 @@ def apportion(total: int, shares: Sequence[int], caps: Sequence[int], floors: Se
         above = [i for i in above if i not in set(low)]
 
 
-def _apportion(total: int, shares: Sequence[int], caps: Sequence[int]) -> list[int]:
+def _apportion(total: int, shares: Sequence[int | Fraction], caps: Sequence[int]) -> list[int]:
     """`apportion` without floors."""
     parts = list(caps)
     free = [i for i, cap in enumerate(caps) if cap > 0]
     left = total - sum(cap for i, cap in enumerate(caps) if i not in set(free))
     while free:
-        unit = Fraction(left, sum(shares[i] for i in free))
+        unit = Fraction(left) / sum(shares[i] for i in free)
         full = [i for i in free if unit * shares[i] >= caps[i]]
         if not full:
             break

@@ -26,12 +26,16 @@ class Score:
         needs_gradient: whether ``of`` reads `Block.grad`.
         ties: the score that ranks weights whose scores are equal. Weights that are equal in all tie-breakers are
             ranked by position (parameter order, then flat index).
+        positional: whether ``of`` reads nothing but positions and the layer's name, as random numbers do. A group of
+            weights (`fggp.Blocks`, `fggp.Rows`) then has the score of its own position. Otherwise it has the mean of
+            its weights' scores.
     """
 
     name: str
     of: Callable[[Block], Tensor]
     needs_gradient: bool = False
     ties: Score | None = None
+    positional: bool = False
 
     @property
     def formula(self) -> Formula | None:
@@ -86,7 +90,7 @@ It is the first-order change of the loss when the weight is removed (Molchanov e
 """
 
 
-position = Score("position", lambda block: block.position)
+position = Score("position", lambda block: block.position, positional=True)
 """The flat index in the full weight: it ranks weights of a layer whose scores and tie-breakers are all equal."""
 
 
@@ -100,7 +104,7 @@ def largest(score: Score) -> Score:
     of: Callable[[Block], Tensor] = (
         (lambda block: -score.of(block)) if formula is None else replace(formula, negated=not formula.negated)
     )
-    return Score(f"largest {score.name}", of, score.needs_gradient, ties)
+    return Score(f"largest {score.name}", of, score.needs_gradient, ties, score.positional)
 
 
 def random(seed: int, step: int) -> Score:
@@ -108,7 +112,9 @@ def random(seed: int, step: int) -> Score:
 
     It is the same on every device, process and sharding, and independent of the global generators.
     """
-    return Score("random", lambda block: splitmix64(block.position, _salt(seed, step, block.layer.name)))
+    return Score(
+        "random", lambda block: splitmix64(block.position, _salt(seed, step, block.layer.name)), positional=True
+    )
 
 
 def _salt(seed: int, step: int, name: str) -> int:

@@ -12,8 +12,9 @@ from fggp.masks.optimizer_state import zero_weights_and_state
 from fggp.masks.packing import digest
 from fggp.masks.zeroing import zero_pruned
 from fggp.selection.chains import count_marked_each
-from fggp.weights.dtensor import local, placed_as
-from fggp.weights.layers import Layer
+from fggp.selection.patterns import allowed
+from fggp.weights.dtensor import Part, local, placed_as
+from fggp.weights.layers import Layer, flatten
 from fggp.weights.optimizers import Optimizers
 from fggp.weights.processes import Processes
 from fggp.weights.prunable import Prunable
@@ -34,6 +35,8 @@ class Masks:
         total: the number of weights.
         active: how many of them are not pruned.
         counts: how many of each weight tensor are not pruned.
+        units: the same in the units that are pruned, weights or groups of them.
+        allowed: how many of these units may stay; fewer than ``units`` where weights exceed an N:M pattern.
 
     Raises:
         RuntimeError: processes that hold the same weights have different masks for them.
@@ -98,8 +101,18 @@ class Masks:
         self._count(marks)
 
     def _count(self, marks: Sequence[Tensor]) -> None:
-        self.counts = count_marked_each(self.processes.owned, marks, self.processes)
+        self.counts = self.units = self.allowed = count_marked_each(self.processes.owned, marks, self.processes)
         self.active = sum(self.counts)
+        grids = [w.grid for w in self.weights if w.grid is not None]
+        if not grids:
+            return
+        if grids[0].limit is None:
+            parts = zip(grids, self.weights, self._tensors, strict=True)
+            firsts = [grid.firsts(Part.of(w.parameter), mask) for grid, w, mask in parts]
+            self.units = self.allowed = count_marked_each(self.processes.owned, firsts, self.processes)
+        else:
+            layers = flatten(self.weights, owned=self.processes.owned)
+            self.allowed = allowed(layers, self.flat(layers), self.processes)
 
     def flat(self, layers: Sequence[Layer]) -> list[Tensor]:
         """The masks as a selection reads them: bool [n] in memory order for each layer, views."""

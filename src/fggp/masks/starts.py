@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from fggp.schedule import active_count, apportion
-from fggp.scores import random
-from fggp.selection.chains import count_marked_each, select_smallest
+from fggp.scores import Score, random
+from fggp.selection.chains import count_marked_each, keep_smallest
+from fggp.selection.groups import in_groups, of_weights, score_of_groups
 from fggp.selection.rows import keep_rows_of_masks, rows_without_weight
 from fggp.weights.dtensor import local, own_part
 from fggp.weights.layers import flatten
@@ -37,9 +40,13 @@ def starting_masks(
         seed: the seed of random masks.
         processes: those that hold the weights.
 
+    If weights are pruned in groups, random masks keep whole groups, and counts are those of groups; ``"keep"`` keeps
+    the groups that have a weight other than zero. Where weights keep to a pattern, random masks do too, as far as
+    their sparsity allows.
+
     Raises:
-        ValueError: ``init`` is unknown, its masks do not fit the weights, or it leaves no weight in a row that weight
-            norm divides by its norm.
+        ValueError: ``init`` is unknown, its masks do not fit the weights or keep a part of a group, or it leaves no
+            weight in a row that weight norm divides by its norm.
     """
     if isinstance(init, Mapping):
         return _with_all_rows(weights, given_masks(weights, init), processes, "init prunes all of")
@@ -51,45 +58,70 @@ def starting_masks(
         groups = [(range(len(weights)), init_sparsity)] if isinstance(init_sparsity, (int, float)) else init_sparsity
         counts = [0] * len(weights)
         for members, sparsity in groups:
-            shapes = [weights[i].parameter.shape for i in members]
-            active = active_count(sparsity, sum(shape.numel() for shape in shapes))
-            for i, count in zip(members, densities(shapes, active), strict=True):
+            own = [weights[i] for i in members]
+            shapes, units = [w.parameter.shape for w in own], [w.units for w in own]
+            active = active_count(sparsity, sum(units))
+            most = [w.grid.most if w.grid is not None else w.units for w in own]
+            caps = most if active <= sum(most) else units
+            for i, count in zip(members, densities(shapes, active, units, caps), strict=True):
                 counts[i] = count
         return keep_rows_of_masks(weights, random_masks(weights, counts, seed, processes), processes)
     raise ValueError(f"init={init!r} must be 'erk', 'uniform', 'keep' or a mapping from weight names to bool tensors")
 
 
-def erk(shapes: Sequence[torch.Size], active: int) -> list[int]:
+def erk(
+    shapes: Sequence[torch.Size], active: int, units: Sequence[int] | None = None, caps: Sequence[int] | None = None
+) -> list[int]:
     """The number of active weights per layer, Erdős–Rényi-Kernel densities (Evci et al. 2020, arXiv 1911.11134).
 
     A layer's density is proportional to (sum of its dimensions) / (their product), so its number of active weights is
     proportional to the sum of its dimensions.
+
+    Args:
+        shapes: those of the layers.
+        active: the number of active units in all layers, which are weights or groups of weights.
+        units: the number of units in each layer; by default its weights.
+        caps: how many of them may be active; by default all.
     """
-    return apportion(active, [sum(s) for s in shapes], [s.numel() for s in shapes])
+    units = units or [s.numel() for s in shapes]
+    shares = [Fraction(sum(s) * n, s.numel()) for s, n in zip(shapes, units, strict=True)]
+    return apportion(active, shares, caps or units)
 
 
-def uniform(shapes: Sequence[torch.Size], active: int) -> list[int]:
-    """The number of active weights per layer, the same density in each."""
-    return apportion(active, [s.numel() for s in shapes], [s.numel() for s in shapes])
+def uniform(
+    shapes: Sequence[torch.Size], active: int, units: Sequence[int] | None = None, caps: Sequence[int] | None = None
+) -> list[int]:
+    """The number of active weights per layer, the same density in each; the arguments are those of `erk`."""
+    units = units or [s.numel() for s in shapes]
+    return apportion(active, units, caps or units)
 
 
 def random_masks(
     weights: Sequence[Prunable], counts: Sequence[int], seed: int, processes: Processes = ALONE
 ) -> list[Tensor]:
-    """A random mask for each weight with its count of active weights, a function of seed and weight name alone."""
+    """A random mask for each weight with its count of active units, a function of seed and weight name alone."""
     masks = []
     for layer, count in zip(flatten(weights, owned=processes.owned or None), counts, strict=True):
-        marks = [torch.ones(len(layer), dtype=torch.bool, device=layer.weight.device)]
-        select_smallest([layer], marks, layer.total_size, random(seed, 0), count, processes)
-        masks.append(layer.layout.shaped(marks[0]))
+        dense = [torch.ones(len(layer), dtype=torch.bool, device=layer.weight.device)]
+        [marks] = keep_smallest([layer], dense, random(seed, 0), count, processes)
+        masks.append(layer.layout.shaped(marks))
     return masks
 
 
+_NONZERO = Score("not zero", lambda block: block.weight.ne(0).to(block.weight.dtype))
+
+
 def nonzero_masks(weights: Sequence[Prunable], processes: Processes = ALONE) -> list[Tensor]:
-    """The weights that are not zero; all of a weight tensor that `tensors_of_zeros` names."""
-    nonzero = [local(w.parameter) != 0 for w in weights]
-    counts = count_marked_each(processes.owned or [True] * len(weights), nonzero, processes)
-    return [m if count else torch.ones_like(m) for m, count in zip(nonzero, counts, strict=True)]
+    """The weights that are not zero, or the groups that have some; all of a tensor that `tensors_of_zeros` names."""
+    layers = flatten(weights, owned=processes.owned or None)
+    dense = [torch.ones(len(layer), dtype=torch.bool, device=layer.weight.device) for layer in layers]
+    units, _ = in_groups(layers, dense, processes)
+    score = score_of_groups(units, _NONZERO, processes)
+    nonzero = of_weights(units, [score.of(unit.block(0, len(unit))) > 0 for unit in units])
+    counts = count_marked_each([layer.owned for layer in layers], nonzero, processes)
+    return [
+        layer.layout.shaped(m if n else torch.ones_like(m)) for layer, m, n in zip(layers, nonzero, counts, strict=True)
+    ]
 
 
 def tensors_of_zeros(weights: Sequence[Prunable], processes: Processes = ALONE) -> list[str]:
@@ -140,4 +172,29 @@ def given_masks(weights: Sequence[Prunable], masks: Mapping[str, Tensor]) -> lis
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != w.parameter.shape:
             got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(f"init mask of {w.name!r} is {got}; it must be a bool tensor {list(w.parameter.shape)}")
+        check_granularity([w], [mask.full_tensor() if isinstance(mask, DTensor) else mask], "a mask in init")
     return [own_part(w.parameter, masks[w.name]) for w in weights]
+
+
+def check_granularity(weights: Sequence[Prunable], masks: Sequence[Tensor], what: str) -> None:
+    """Refuse masks that keep a part of a group which is pruned as a whole.
+
+    Args:
+        weights: the weights.
+        masks: for each a bool tensor of its full shape.
+        what: begins the error message.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for w, mask in zip(weights, masks, strict=True):
+        if w.grid is None or w.grid.limit is not None:
+            continue
+        kept = mask[tuple(slice(None, None, step) for step in w.grid.steps)]
+        for d, step in enumerate(w.grid.steps):
+            kept = kept.repeat_interleave(step, d).narrow(d, 0, mask.shape[d])
+        if not torch.equal(kept, mask):
+            raise ValueError(
+                f"{what} keeps a part of a group of {'×'.join(map(str, w.grid.steps))} weights of {w.name!r}: with "
+                f"granularity= it must keep or prune each group as a whole"
+            )

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from fggp.masks import starts
 from fggp.schedule import active_count
 from fggp.scores import Score, largest
-from fggp.selection.chains import count_marked, select_smallest
+from fggp.selection.chains import keep_smallest
 from fggp.selection.rows import keep_rows_of_masks
 from fggp.weights.layers import flatten
 from fggp.weights.prunable import Prunable
@@ -194,12 +194,12 @@ def _gradients(value: Any, theta: Sequence[Tensor], create_graph: bool = False) 
 def _keep_largest(
     weights: Sequence[Prunable], values: Sequence[Tensor], sparsity: float, candidates: Sequence[Tensor] | None = None
 ) -> list[Tensor]:
-    """Masks that keep the weights with the largest values, in the number that ``sparsity`` stands for.
+    """Masks that keep the weights, or groups, with the largest values, in the number that ``sparsity`` stands for.
 
     Args:
         weights: the weights.
         values: for each weight a tensor of its shape.
-        sparsity: the share of zeros over all weights.
+        sparsity: the share of zeros over all weights, or of pruned groups.
         candidates: masks of the weights to choose from; all by default.
 
     Raises:
@@ -216,9 +216,9 @@ def _keep_largest(
     marks = [
         torch.ones(len(layer), dtype=torch.bool, device=layer.weight.device)
         if candidates is None
-        else layer.layout.flat(candidates[i]).clone()
+        else layer.layout.flat(candidates[i])
         for i, layer in enumerate(layers)
     ]
-    total = sum(len(layer) for layer in layers)
-    select_smallest(layers, marks, count_marked(layers, marks), largest(score), active_count(sparsity, total))
-    return [layer.layout.shaped(m) for layer, m in zip(layers, marks, strict=True)]
+    count = active_count(sparsity, sum(w.units for w in weights))
+    kept = keep_smallest(layers, marks, largest(score), count)
+    return [layer.layout.shaped(m) for layer, m in zip(layers, kept, strict=True)]

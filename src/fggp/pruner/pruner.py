@@ -15,7 +15,7 @@ from fggp.caller import warn_caller
 from fggp.graph_breaks import outside_graphs, refuse_capture
 from fggp.masks.masks import Masks
 from fggp.masks.optimizer_state import check_state_format
-from fggp.masks.starts import Init, starting_masks, tensors_of_zeros
+from fggp.masks.starts import Init, check_granularity, starting_masks, tensors_of_zeros
 from fggp.methods import FGGP, Method, OneShot, resolve
 from fggp.model.copies import parameters_like, places_like
 from fggp.model.coverage import coverage
@@ -37,6 +37,7 @@ from fggp.text import listing
 from fggp.weights.averages import Averages
 from fggp.weights.dtensor import local
 from fggp.weights.gradients import LastGradients
+from fggp.weights.granularity import Granularity, divide
 from fggp.weights.optimizers import Optimizers, check_held
 from fggp.weights.processes import Processes
 from fggp.weights.prunable import Prunable
@@ -84,12 +85,16 @@ class Pruner:
             same share of every layer.
         floor: what every layer keeps at least: a number of weights (int) or a share of its weights (float). The total
             stays exact: other layers lose more.
+        granularity: what is pruned as one: blocks of input channels (`fggp.Blocks`) or whole rows (`fggp.Rows`), of
+            which ``sparsity``, ``init_sparsity`` and ``floor`` are then shares and numbers. `fggp.NM` prunes single
+            weights to a pattern of at most N in M. By default single weights, without a pattern.
         include: prune only these weights; see `fggp.model.find.find_prunable`.
         exclude: leave these weights alone; see `fggp.model.find.find_prunable`.
         seed: the seed of all random choices. The global generators are never used.
 
     Attributes:
         method: the method in use.
+        granularity: what is pruned as one; None: single weights.
         step: optimizer steps counted so far.
         last_update: the step of the latest update, 0 before the first.
         coverage: how much of the model can be pruned, and what is left out and why.
@@ -115,6 +120,7 @@ class Pruner:
         init: Init = "erk",
         scope: Scope = "global",
         floor: float | int | None = None,
+        granularity: Granularity | None = None,
         include: Filter | Sequence[Filter] | None = None,
         exclude: Filter | Sequence[Filter] | None = None,
         seed: int = 0,
@@ -126,19 +132,21 @@ class Pruner:
         check_scope(scope, self.method)
         check_seed(seed)
         weights = find_prunable(model, include, exclude)
+        divide(weights, granularity)
         optimizers = _checked(optimizer, weights)
         targets = Targets.of(weights, split_into_budgets(weights, sparsity, schedules), floor)
         processes = Processes.of(model, weights)
         if isinstance(self.method, OneShot):
             check_one_shot(self.method, sparsity, floor, processes)
             chosen = self.method.masks(model, weights, targets.schedule.sparsity, seed)
+            check_granularity(weights, chosen, f"method={self.method.name!r} returned a mask that")
             masks = keep_rows_of_masks(weights, chosen, processes)
         else:
             initial = [(b.layers, b.schedule.init_sparsity) for b in targets.budgets]
             masks = starting_masks(weights, init, initial, seed, processes)
         self._masks = Masks(weights, masks, processes)
         if isinstance(init, Mapping) or init == "keep":  # never with a OneShot: schedule_for refuses that
-            targets = targets.starting_from(self._masks.counts, init_sparsity)
+            targets = targets.starting_from(self._masks.units, self._masks.allowed, init_sparsity)
         if init == "keep" and (names := tensors_of_zeros(weights, processes)):
             warn_caller(
                 f"init='keep' keeps all of {listing(names)}: so a layer starts, with nothing but zeros; none was pruned"
@@ -147,10 +155,10 @@ class Pruner:
         if any(_prunes(each, weights) for each in optimizers.all):
             warn_caller("the optimizer has a Pruner for these weights already: call its remove() first")
 
-        self.scope, self.seed = scope, seed
+        self.scope, self.seed, self.granularity = scope, seed, granularity
         self.step = self.last_update = 0
         self._targets, self._include, self._exclude = targets, include, exclude
-        self._initial_counts = self._masks.counts
+        self._initial_counts = self._masks.units
         self._overdue = self._warned = False
         self._averaged = 0  # the step whose gradients the averages have
         self._reads_gradients = True  # whether the method's last update did
@@ -198,13 +206,13 @@ class Pruner:
 
     @property
     def sparsity(self) -> float:
-        """The share of the prunable weights that is pruned now."""
+        """The share of the prunable weights that is pruned now, whatever is pruned as one."""
         return 1 - self._masks.active / self._masks.total
 
     @property
     def finished(self) -> bool:
         """Whether the final sparsity is reached."""
-        return self._targets.reached(self._masks.counts)
+        return self._targets.reached(self._masks.units)
 
     @property
     def masks(self) -> Mapping[str, Tensor]:
@@ -250,12 +258,13 @@ class Pruner:
         found = {w.name: w for w in find_prunable(self._model, self._include, self._exclude)}
         order = [*dict.fromkeys(k.weight.name for k in known_parameters(self._model))]  # ranks ties
         weights = [{**found, **known}[name] for name in order if name in found or name in known]
+        divide(weights, self.granularity)
         optimizers = _checked(optimizer, weights)
         targets = self._targets.for_weights(weights)
         self._sync(optimizers)
         if len(weights) > len(known):
             counts = dict(zip(known, self._initial_counts, strict=True))
-            self._initial_counts = [counts.get(w.name, w.parameter.numel()) for w in weights]
+            self._initial_counts = [counts.get(w.name, w.units) for w in weights]
             self._masks = self._masks.with_more(weights, Processes.of(self._model, weights))
             self._targets = targets
             self.coverage = coverage(self._model, weights)
@@ -317,7 +326,7 @@ class Pruner:
             raise ValueError(f"method={self.method.name!r} has no schedule: it acts once, when the Pruner is made")
         last = None if end is None else self.method.last_update(end)
         targets = self._targets.changed(
-            self._masks.weights, self._masks.counts, sparsity, begin=begin, end=end, every=every, last=last
+            self._masks.weights, self._masks.units, sparsity, begin=begin, end=end, every=every, last=last
         )
         if targets.schedule.end <= self.step:
             raise ValueError(
@@ -448,7 +457,7 @@ class Pruner:
             has_gradient=gradients.known,
         )
         obstacle = None if at_once else find_obstacle(plan, self.method, self._masks, gradients)
-        if plan.groups or plan.exchange is not None:
+        if plan.rankings or plan.exchange is not None:
             self._reads_gradients = plan.needs_gradient
         if obstacle is None:
             self._gradients.count_update()
@@ -539,6 +548,7 @@ class Pruner:
             method=self.method,
             scope=self.scope,
             seed=self.seed,
+            granularity=self.granularity,
             initial_counts=self._initial_counts,
             masks=self.masks,
             averages=self._averages,
@@ -554,11 +564,11 @@ class Pruner:
         that state.) Pruned weights and their optimizer state are zero when this returns.
 
         Raises:
-            ValueError: the state is damaged, of another model, or of a custom method or schedule that this pruner
-                was not made with. The pruner is then unchanged.
+            ValueError: the state is damaged, of another model or granularity, or of a custom method or schedule that
+                this pruner was not made with. The pruner is then unchanged.
         """
         self._sync()
-        restored = PrunerState.from_dict(state, self._masks.weights, self.method, self._targets)
+        restored = PrunerState.from_dict(state, self._masks.weights, self.method, self._targets, self.granularity)
         self._masks.set([local(mask) for mask in restored.masks.values()])
         asked = self._targets.sparsity
         self.method, self._targets = restored.method, restored.targets
@@ -578,9 +588,10 @@ class Pruner:
 
     def __repr__(self) -> str:
         s = self.schedule
+        units = "" if self.granularity is None else f", granularity={self.granularity}"
         head = (
-            f"Pruner({self.method}, scope={self.scope!r}): sparsity {self.sparsity:.2%} at step {self.step}, from "
-            f"{s.init_sparsity:.2%} at {s.begin} to {s.sparsity:.2%} at {s.end}, every {s.every}"
+            f"Pruner({self.method}, scope={self.scope!r}{units}): sparsity {self.sparsity:.2%} at step {self.step}, "
+            f"from {s.init_sparsity:.2%} at {s.begin} to {s.sparsity:.2%} at {s.end}, every {s.every}"
         )
         findings = [str(f) for f in self.check() if f.kind not in ("unfinished", "never-stepped") or not self._hooks]
         return "\n".join([head, *layer_table(self._masks), *self.coverage.lines(), *findings])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from fggp.schedule import CURVES, Curve, Schedule
 from fggp.weights.averages import Averages
 from fggp.weights.dtensor import own_part, placed_as
 from fggp.weights.gradients import LastGradients
+from fggp.weights.granularity import Granularity
 from fggp.weights.prunable import Prunable
 
 VERSION = 1
@@ -36,6 +37,7 @@ class PrunerState:
         method: the method in use.
         scope: which weights are ranked together.
         seed: the pruner's seed.
+        granularity: what is pruned as one; None: single weights.
         initial_counts: the active weights of each layer when pruning started.
         masks: the masks by weight name, bool; those of sharded weights are DTensors.
         averages: the method's running averages of gradients.
@@ -49,6 +51,7 @@ class PrunerState:
     method: Method | OneShot
     scope: Scope
     seed: int
+    granularity: Granularity | None
     initial_counts: list[int]
     masks: Mapping[str, Tensor]
     averages: Averages
@@ -73,6 +76,7 @@ class PrunerState:
             "floor": self.targets.floor,
             "scope": self.scope,
             "seed": self.seed,
+            "granularity": _granularity_to_dict(self.granularity),
             "start": list(self.initial_counts),
             "shapes": _shapes(weights),
             "masks": {name: _pack(m) for name, m in self.masks.items()},
@@ -82,7 +86,11 @@ class PrunerState:
 
     @staticmethod
     def from_dict(
-        state: Mapping[str, Any], weights: Sequence[Prunable], method: Method | OneShot, targets: Targets
+        state: Mapping[str, Any],
+        weights: Sequence[Prunable],
+        method: Method | OneShot,
+        targets: Targets,
+        granularity: Granularity | None,
     ) -> PrunerState:
         """Read and check what `to_dict` returned; all processes call this together.
 
@@ -91,23 +99,34 @@ class PrunerState:
             weights: the pruner's own weights.
             method: the pruner's own method, which a state of a custom method needs.
             targets: the pruner's own targets: a state of a custom curve needs their curve.
+            granularity: the pruner's own, which must be that of the state.
 
         Raises:
-            ValueError: the state is damaged, of other weights, or of a custom method or curve that is not the
-                pruner's own.
+            ValueError: the state is damaged, of other weights or granularity, or of a custom method or curve that is
+                not the pruner's own.
         """
         try:
-            return PrunerState._read(state, weights, method, targets)
+            return PrunerState._read(state, weights, method, targets, granularity)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"state is damaged, or not the state_dict of a Pruner: {error!r}") from error
 
     @staticmethod
     def _read(
-        state: Mapping[str, Any], weights: Sequence[Prunable], method: Method | OneShot, targets: Targets
+        state: Mapping[str, Any],
+        weights: Sequence[Prunable],
+        method: Method | OneShot,
+        targets: Targets,
+        granularity: Granularity | None,
     ) -> PrunerState:
         if state["version"] != VERSION:
             raise ValueError(f"state has version {state['version']!r}; this fggp reads version {VERSION}")
         _check_shapes(state["shapes"], weights)
+        saved = state.get("granularity")  # earlier versions pruned single weights
+        if saved != _granularity_to_dict(granularity):
+            raise ValueError(
+                f"state was saved with granularity={_granularity_name(saved)}; this Pruner has "
+                f"granularity={granularity}: make it with the same"
+            )
         method = _restore_method(state["method"], method)
         schedule = _restore_schedule(state["schedule"], targets.schedule)
         budgets = _restore_budgets(state.get("targets"), schedule, weights)  # earlier versions had one target
@@ -121,7 +140,18 @@ class PrunerState:
             raise ValueError(f"state is damaged: scope={scope!r}, start={state['start']!r}")
         masks = {w.name: _restore_mask(state["masks"][w.name], w) for w in weights}
         return PrunerState(
-            step, last_update, overdue, targets, method, scope, seed, initial_counts, masks, averages, gradients
+            step,
+            last_update,
+            overdue,
+            targets,
+            method,
+            scope,
+            seed,
+            granularity,
+            initial_counts,
+            masks,
+            averages,
+            gradients,
         )
 
 
@@ -165,6 +195,18 @@ def _restore_method(state: Mapping[str, Any], own: Method | OneShot) -> Method |
     if name in REGISTRY and issubclass(REGISTRY[name], Method):
         return REGISTRY[name](**settings)
     raise ValueError(f"state was saved with the method {name!r} {settings}: make the Pruner with it")
+
+
+def _granularity_to_dict(granularity: Granularity | None) -> dict[str, Any] | None:
+    return None if granularity is None else {"name": type(granularity).__name__, **asdict(granularity)}
+
+
+def _granularity_name(saved: Any) -> str:
+    if saved is None:
+        return "None"
+    settings = dict(saved)
+    name = settings.pop("name")
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
 
 
 def _shapes(weights: Sequence[Prunable]) -> dict[str, list[int]]:

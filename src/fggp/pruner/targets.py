@@ -1,4 +1,7 @@
-"""How many weights stay: the targets of layers, with their schedules, and the floor of each layer."""
+"""How many weights stay: the targets of layers, with their schedules, and the floor of each layer.
+
+If weights are pruned in groups, all counts here are those of groups.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,7 @@ def split_into_budgets(
         schedules: the schedule of each.
     """
     return tuple(
-        Budget(pattern, layers, schedule, sum(weights[i].parameter.numel() for i in layers))
+        Budget(pattern, layers, schedule, sum(weights[i].units for i in layers))
         for (pattern, layers), schedule in zip(split(weights, sparsity).items(), schedules, strict=True)
     )
 
@@ -119,8 +122,10 @@ class Targets:
 
         Raises:
             TypeError: floor is no number.
-            ValueError: floor is out of range, or floors add up to more than a budget leaves.
+            ValueError: floor is out of range, floors add up to more than a budget leaves, or a budget leaves more than
+                an N:M pattern.
         """
+        _check_patterns(weights, budgets)
         return Targets(budgets, floor, layer_floors(weights, floor, budgets))
 
     @cached_property
@@ -146,16 +151,25 @@ class Targets:
         """Whether layers with these numbers of active weights are at their final sparsity."""
         return all(b.active(counts) == b.final for b in self.budgets)
 
-    def starting_from(self, counts: Sequence[int], init_sparsity: float | None) -> Targets:
+    def starting_from(self, counts: Sequence[int], allowed: Sequence[int], init_sparsity: float | None) -> Targets:
         """The same targets, from masks that the user gave.
 
         Args:
             counts: the number of active weights of each layer in these masks.
+            allowed: how many of them an N:M pattern lets stay.
             init_sparsity: the argument of the Pruner.
 
         Raises:
-            ValueError: the masks contradict ``init_sparsity``, or have fewer active weights than a target leaves.
+            ValueError: the masks contradict ``init_sparsity``, or have fewer active weights than a target leaves, or
+                fewer that may stay.
         """
+        for b in self.budgets:
+            if b.active(allowed) < b.final <= b.active(counts):
+                raise ValueError(
+                    f"granularity= lets only {b.active(allowed):,} of the {b.active(counts):,} weights stay that init "
+                    f"keeps; sparsity={b.schedule.sparsity!r} leaves {b.final:,}: it must be at least "
+                    f"{1 - b.active(allowed) / b.total}"
+                )
         budgets = tuple(
             replace(b, schedule=replace(b.schedule, init_sparsity=_given_sparsity(b, b.active(counts), init_sparsity)))
             for b in self.budgets
@@ -226,6 +240,16 @@ class Targets:
         return replace(self, budgets=budgets)
 
 
+def _check_patterns(weights: Sequence[Prunable], budgets: Sequence[Budget]) -> None:
+    for b in budgets:
+        most = sum(w.units if w.grid is None else w.grid.most for w in (weights[i] for i in b.layers))
+        if b.final > most:
+            raise ValueError(
+                f"sparsity={b.schedule.sparsity!r} leaves {b.final:,} of {b.total:,} weights; granularity= lets "
+                f"{most:,} of them stay: it must be at least {1 - most / b.total}"
+            )
+
+
 def layer_floors(weights: Sequence[Prunable], floor: Any, budgets: Sequence[Budget]) -> tuple[int, ...]:
     """The number of active weights below which no layer is pruned.
 
@@ -239,7 +263,8 @@ def layer_floors(weights: Sequence[Prunable], floor: Any, budgets: Sequence[Budg
 
     Raises:
         TypeError: floor is no number.
-        ValueError: floor is out of range, or a budget's floors add up to more than its target leaves.
+        ValueError: floor is out of range, more than a layer's pattern allows, or a budget's floors add up to more than
+            its target leaves.
     """
     if floor is not None and (isinstance(floor, bool) or not isinstance(floor, (int, float))):
         raise TypeError(f"floor={floor!r} must be a number: weights (int), or a share of each layer (float)")
@@ -247,8 +272,13 @@ def layer_floors(weights: Sequence[Prunable], floor: Any, budgets: Sequence[Budg
         raise ValueError(f"floor={floor!r} must be a number of weights (int, at least 0) or a share in [0.0, 1.0]")
     floors = []
     for w in weights:
-        size = w.parameter.numel()
+        size, most = w.units, w.units if w.grid is None else w.grid.most
         asked = 0 if floor is None else floor if isinstance(floor, int) else math.ceil(floor * size)
+        if min(size, asked) > most:
+            raise ValueError(
+                f"floor={floor!r} keeps {min(size, asked):,} of the {size:,} weights of {w.name!r}; granularity= lets "
+                f"{most:,} of them stay: lower floor"
+            )
         floors.append(min(size, max(asked, least_active(w))))
     for b in budgets:
         least = sum(floors[i] for i in b.layers)

@@ -14,7 +14,8 @@ from fggp.pruner.targets import Targets
 from fggp.schedule import apportion
 from fggp.scores import magnitude
 from fggp.selection import passes
-from fggp.selection.chains import Exchange, Marks, TopK, count_marked_each, run_chain, run_exchange
+from fggp.selection.chains import Exchange, TopK, count_marked_each, prune, run_exchange
+from fggp.selection.groups import Marks, in_groups, of_weights
 from fggp.selection.rows import keep_rows
 from fggp.weights.averages import Averages
 from fggp.weights.gradients import Gradients
@@ -26,13 +27,13 @@ Scope = Literal["global", "layer"]
 
 
 @dataclass(frozen=True)
-class Group:
+class Ranking:
     """Layers whose weights an update ranks together.
 
     Args:
         layers: their indices.
-        target: how many of their weights stay active.
-        chain: the chain of Top-K steps that leaves ``target`` of ``active`` weights, as a function of the two.
+        target: how many of their units, which are weights or groups of weights, stay active.
+        chain: the chain of Top-K steps that leaves ``target`` of ``active`` units, as a function of the two.
     """
 
     layers: list[int]
@@ -42,17 +43,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an update does: groups of layers are pruned, and then each layer exchanges weights.
+    """What an update does: layers that are ranked together are pruned, and then each layer exchanges weights.
 
     Args:
-        groups: the layers that are ranked together, and their targets.
-        floors: the number of active weights below which no layer is pruned.
+        rankings: the layers that are ranked together, and their targets.
+        floors: the number of active units below which no layer is pruned.
         exchange: which weights are then dropped and regrown, if any.
         exchanged: the layers in which they are.
         needs_gradient: whether some score of the plan reads gradients.
     """
 
-    groups: list[Group]
+    rankings: list[Ranking]
     floors: list[int]
     exchange: Exchange | None
     exchanged: list[int]
@@ -89,7 +90,8 @@ def plan_update(
         ValueError: the method's chain does not prune the planned number of weights.
     """
     progress = targets.schedule.progress(step)
-    counts, floors = masks.counts, [min(floor, n) for floor, n in zip(targets.floors, masks.counts, strict=True)]
+    counts, allowed = masks.units, masks.allowed
+    floors = [min(floor, n) for floor, n in zip(targets.floors, allowed, strict=True)]
 
     def update(active: int, target: int) -> Update:
         return Update(step, active, max(0, active - target), progress, seed)
@@ -107,27 +109,29 @@ def plan_update(
         if scope == "global":
             ranked.append((layers, target))
         else:
-            own = [[values[i] for i in layers] for values in (initial_counts, counts, floors)]
+            # Once a pattern can hold, every layer keeps to it.
+            caps = allowed if target <= sum(allowed[i] for i in layers) else counts
+            own = [[values[i] for i in layers] for values in (initial_counts, caps, floors)]
             ranked += [([i], part) for i, part in zip(layers, apportion(target, *own), strict=True)]
 
-    groups: list[Group] = []
+    rankings: list[Ranking] = []
     needs_gradient = False
     for layers, target in ranked:
         active = sum(counts[i] for i in layers)
         if active == target:
             continue
         if not any(top.score.needs_gradient for top in chain(active, target)):
-            groups.append(Group(layers, target, chain))
+            rankings.append(Ranking(layers, target, chain))
             continue
         needs_gradient = True
-        for members, cut in _cut_in_proportion(layers, active - target, counts, floors, has_gradient):
+        for members, cut in _cut_in_proportion(layers, active - target, counts, floors, allowed, has_gradient):
             how = chain if has_gradient[members[0]] else _by_magnitude
-            groups.append(Group(members, sum(counts[i] for i in members) - cut, how))
+            rankings.append(Ranking(members, sum(counts[i] for i in members) - cut, how))
 
-    exchange, exchanged = method.exchange(update(masks.active, total_target)), list(range(len(counts)))
+    exchange, exchanged = method.exchange(update(sum(counts), total_target)), list(range(len(counts)))
     if exchange is not None and (exchange.drop.needs_gradient or exchange.grow.needs_gradient):
         needs_gradient, exchanged = True, [i for i in exchanged if has_gradient[i]]
-    return Plan(groups, floors, exchange, exchanged, needs_gradient)
+    return Plan(rankings, floors, exchange, exchanged, needs_gradient)
 
 
 def _by_magnitude(active: int, target: int) -> Sequence[TopK]:
@@ -135,9 +139,16 @@ def _by_magnitude(active: int, target: int) -> Sequence[TopK]:
 
 
 def _cut_in_proportion(
-    layers: Sequence[int], excess: int, counts: Sequence[int], floors: Sequence[int], has_gradient: Sequence[bool]
+    layers: Sequence[int],
+    excess: int,
+    counts: Sequence[int],
+    floors: Sequence[int],
+    allowed: Sequence[int],
+    has_gradient: Sequence[bool],
 ) -> list[tuple[list[int], int]]:
-    """Split the weights to prune over the layers with a gradient and those without: the same share of both.
+    """Split the units to prune over the layers with a gradient and those without: the same share of both.
+
+    Each loses at least what exceeds its pattern, if all that does is pruned.
 
     Returns:
         The layers of each part that loses some, and how many.
@@ -145,7 +156,9 @@ def _cut_in_proportion(
     parts = [[i for i in layers if has_gradient[i]], [i for i in layers if not has_gradient[i]]]
     sizes = [sum(counts[i] for i in part) for part in parts]
     spare = [sum(counts[i] - floors[i] for i in part) for part in parts]
-    return [(part, cut) for part, cut in zip(parts, apportion(excess, sizes, spare), strict=True) if cut]
+    surplus = [sum(counts[i] - allowed[i] for i in part) for part in parts]
+    cuts = apportion(excess, sizes, spare, surplus if sum(surplus) <= excess else None)
+    return [(part, cut) for part, cut in zip(parts, cuts, strict=True) if cut]
 
 
 def find_obstacle(plan: Plan, method: Method, masks: Masks, gradients: Gradients) -> str | None:
@@ -191,41 +204,41 @@ def choose(plan: Plan, masks: Masks, gradients: Gradients, averages: Averages) -
     processes = masks.processes
     layers = flatten(masks.weights, gradients, processes.owned, averages)
     before = masks.flat(layers)
-    active = list(before)
-    for group in plan.groups:
-        for i, kept in _prune(group, layers, active, masks.counts, plan.floors, processes):
+    units, active = in_groups(layers, before, processes)
+    for ranking in plan.rankings:
+        for i, kept in _prune(ranking, units, active, masks.units, plan.floors, processes):
             active[i] = kept
     if plan.exchange is not None:
         ranked = plan.exchanged
-        after = run_exchange([layers[i] for i in ranked], [active[i] for i in ranked], plan.exchange, processes)
+        after = run_exchange([units[i] for i in ranked], [active[i] for i in ranked], plan.exchange, processes)
         for i, kept in zip(ranked, after, strict=True):
             active[i] = kept
-    active = keep_rows(masks.weights, layers, before, active, processes)
+    active = keep_rows(masks.weights, layers, before, of_weights(units, active), processes)
     masks.check_same(active)
     return Choice(layers, active, plan.exchange is not None)
 
 
 def _prune(
-    group: Group,
+    ranking: Ranking,
     layers: Sequence[Layer],
     active: Sequence[torch.Tensor],
     counts: Sequence[int],
     floors: Sequence[int],
     processes: Processes,
 ) -> list[tuple[int, torch.Tensor]]:
-    """Prune a group to its target: the index and the active weights of each of its layers.
+    """Prune layers that are ranked together to their target: the index and the active units of each.
 
     A layer that the ranking would take below its floor is pruned by itself to its floor, and the others are ranked
     again for what remains, until no layer is below its floor.
     """
 
     def run(members: Sequence[int], target: int) -> list[torch.Tensor]:
-        chain = group.chain(sum(counts[i] for i in members), target)
-        pruned = run_chain([layers[i] for i in members], [active[i] for i in members], chain, processes)
+        count, own = sum(counts[i] for i in members), [active[i] for i in members]
+        pruned = prune([layers[i] for i in members], own, count, target, ranking.chain, processes)
         return [p.logical_xor_(active[i]) for i, p in zip(members, pruned, strict=True)]
 
     done: list[tuple[int, torch.Tensor]] = []
-    rest, target = group.layers, group.target
+    rest, target = ranking.layers, ranking.target
     while rest:
         kept = run(rest, target)
         low = set()

@@ -3,19 +3,23 @@
 A Top-K step finds the k-th smallest score (`kth`) and selects the weights that score less (`passes`). Weights that tie
 for the last place are ranked by the score's tie-breakers, then by position. The rank is a total order, so the result is
 unique. It depends on the values alone, not on memory layout, block size, the sample, or the number of processes.
+
+Layers may consist of groups of weights (`fggp.selection.groups`): then groups are counted, ranked and selected. Or
+their weights keep to a pattern (`fggp.selection.patterns`), which says in what order they may be selected.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fggp.scores import Score, largest, position
-from fggp.selection import passes
+from fggp.selection import passes, patterns
+from fggp.selection.groups import Marks, in_groups, of_weights, score_of_groups
 from fggp.selection.kth import find_threshold
 from fggp.selection.one_gpu import select_smallest_joined
 from fggp.selection.passes import EXCLUDED, SELECTED, TIED
@@ -38,7 +42,8 @@ class TopK:
 class Exchange:
     """Regrowth: in each layer drop ⌈share·active⌉ weights, then grow the same number of inactive ones.
 
-    A dropped weight is inactive, so it may grow again at once.
+    A dropped weight is inactive, so it may grow again at once. If weights are pruned in groups, groups are dropped and
+    grown.
 
     Args:
         share: the part of the layer's active weights to exchange, in [0, 1].
@@ -51,8 +56,37 @@ class Exchange:
     grow: Score
 
 
-Marks = list[Tensor]
-"""A set of weights: for each layer a bool tensor [n] in the layer's memory order."""
+def prune(
+    layers: Sequence[Layer],
+    active: Sequence[Tensor],
+    count: int,
+    target: int,
+    chain: Callable[[int, int], Sequence[TopK]],
+    processes: Processes = ALONE,
+) -> Marks:
+    """Prune active weights, or groups, to a target and return those that are pruned.
+
+    If layers keep to a pattern, the weights that exceed it are pruned before all others. Which those are is ranked in
+    each group by the score of the chain's last step; among them, the chain chooses.
+
+    Args:
+        layers: the weights and gradients, ranked together.
+        active: the weights to select from, a bool tensor [n] for each layer; not modified.
+        count: how many these are, on all processes.
+        target: how many of them stay.
+        chain: the chain that leaves a number (its second argument) of a number of active weights (its first).
+        processes: those that hold the weights; all of them call this together.
+    """
+    steps = chain(count, target)
+    if not patterns.has_pattern(layers):
+        return run_chain(layers, active, steps, processes)
+    surplus = patterns.surplus(layers, active, steps[-1].score, processes)
+    exceeding, excess = count_marked(layers, surplus, processes), count - target
+    if exceeding >= excess:
+        return run_chain(layers, surplus, chain(exceeding, exceeding - excess), processes)
+    rest = [a & ~s for a, s in zip(active, surplus, strict=True)]
+    pruned = run_chain(layers, rest, chain(count - exceeding, target), processes)
+    return [p.logical_or_(s) for p, s in zip(pruned, surplus, strict=True)]
 
 
 def run_chain(
@@ -97,9 +131,40 @@ def run_exchange(
         exchanged = math.ceil(exchange.share * count)
         [dropped] = run_chain([layer], [before], [TopK(exchange.drop, exchanged)], processes)
         kept = dropped.logical_xor_(before)
-        [grown] = run_chain([layer], [~kept], [TopK(largest(exchange.grow), exchanged)], processes)
+        inactive = (
+            patterns.growable(layer, before, kept, exchange.grow, processes) if patterns.has_pattern([layer]) else ~kept
+        )
+        [grown] = run_chain([layer], [inactive], [TopK(largest(exchange.grow), exchanged)], processes)
         result.append(kept.logical_or_(grown))
     return result
+
+
+def keep_smallest(
+    layers: Sequence[Layer], marks: Sequence[Tensor], score: Score, k: int, processes: Processes = ALONE
+) -> Marks:
+    """The lowest-ranked weights, in whole groups, and so that patterns are kept to as far as k allows.
+
+    Args:
+        layers: the weights and gradients.
+        marks: the weights to select from, a bool tensor [n] for each layer; not modified.
+        score: what they are ranked by.
+        k: how many weights, or groups, to select.
+        processes: those that hold the weights; all of them call this together.
+    """
+    units, marked = in_groups(layers, marks, processes)
+    found = [m.clone() for m in marked]
+    count = count_marked(units, found, processes)
+    if k < count and patterns.has_pattern(units):
+        first = patterns.leaders(units, found, score, processes)
+        leading = count_marked(units, first, processes)
+        if k < leading:
+            found, count = first, leading
+        else:
+            rest = [m & ~f for m, f in zip(found, first, strict=True)]
+            select_smallest(units, rest, count - leading, score, k - leading, processes)
+            return [f.logical_or_(r) for f, r in zip(first, rest, strict=True)]
+    select_smallest(units, found, count, score, k, processes)
+    return of_weights(units, found)
 
 
 def count_marked(layers: Sequence[Layer], marks: Sequence[Tensor], processes: Processes = ALONE) -> int:
@@ -149,7 +214,9 @@ def select_smallest(
     if k == 0:
         for m in marks:
             m.zero_()
-    elif _on_one_gpu(marks) and not processes.sharded:
+        return
+    score = score_of_groups(layers, score, processes)
+    if _on_one_gpu(marks) and not processes.sharded:
         select_smallest_joined(layers, marks, count, score, k)
     else:
         # During a step each byte is one of three marks. Afterwards it is SELECTED or EXCLUDED again: a bool.

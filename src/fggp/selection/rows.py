@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fggp.scores import Score
-from fggp.selection.chains import Marks, count_marked, count_marked_each, select_smallest
+from fggp.selection.chains import count_marked, count_marked_each, select_smallest
+from fggp.selection.groups import Marks
 from fggp.weights.layers import Layer, flatten
 from fggp.weights.processes import ALONE, Processes
 from fggp.weights.prunable import Prunable

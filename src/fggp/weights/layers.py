@@ -12,6 +12,7 @@ from torch import Tensor
 from fggp.weights.averages import Averages
 from fggp.weights.dtensor import Part, local
 from fggp.weights.gradients import Gradients
+from fggp.weights.grid import Grid
 from fggp.weights.prunable import Prunable
 
 
@@ -79,6 +80,7 @@ class Layer:
         grad_scale: the factor to divide the stored gradient by (under AMP, with an optimizer that unscales by itself).
         owned: whether this process counts these weights; of the processes that hold the same part, one does.
         averages: the method's running averages of gradients (`fggp.Average`), by name, [n] each.
+        grid: the groups in which the weights are pruned, or whose patterns they keep to; None: there are none.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Layer:
     grad_scale: float = 1.0
     owned: bool = True
     averages: Mapping[str, Tensor] = field(default_factory=dict)
+    grid: Grid | None = None
 
     def __len__(self) -> int:
         return self.weight.numel()
@@ -178,5 +181,5 @@ def flatten(
         dtype = torch.float64 if double else torch.float32
         weight = layout.flat(local(w.parameter))
         means = {} if averages is None else {name: layout.flat(a) for name, a in averages.of(w).items()}
-        layers.append(Layer(w.name, layout, weight, grad, dtype, scale, is_owned, means))
+        layers.append(Layer(w.name, layout, weight, grad, dtype, scale, is_owned, means, w.grid))
     return layers

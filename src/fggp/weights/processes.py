@@ -34,6 +34,7 @@ class Processes:
         replicated: whether several processes hold the same part of some weight.
         owned: for each weight, whether this process counts its part. If weights are sharded, the first process that
             holds a part counts it; otherwise every process counts everything.
+        first: whether this is the first process: it counts what all of them have.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Processes:
         self.replicated = any(len(set(owners)) < len(owners) for owners in self._owners)
         self.sharded = any(part.shape != part.full_shape for parts in parts_by_weight for part in parts)
         self.owned = [not self.sharded or owners[rank] == rank for owners in self._owners]
+        self.first = rank == 0
 
     @staticmethod
     def of(model: nn.Module, weights: Sequence[Prunable]) -> Processes:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from fggp.weights.dtensor import is_gathered_for_forward
+from fggp.weights.grid import Grid
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Prunable:
             A weight [n·a, b] of n experts stacks n matrices [a, b].
         norm_dim: the dimension whose rows weight norm divides by their norms, if this is the direction v of a weight
             norm: row i is all of v at index i of that dimension. −1: all of v is one row. None: this is no direction.
+        grid: the groups in which it is pruned, or whose patterns it keeps to; None: single weights, without any.
     """
 
     name: str
@@ -29,6 +31,12 @@ class Prunable:
     owners: list[tuple[nn.Module, str, str]]
     matrices: int = 1
     norm_dim: int | None = None
+    grid: Grid | None = None
+
+    @property
+    def units(self) -> int:
+        """How many units it has that are pruned as one: groups, or single weights."""
+        return self.parameter.numel() if self.grid is None else self.grid.units
 
     @property
     def rows(self) -> int | None:
