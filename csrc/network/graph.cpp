@@ -252,6 +252,7 @@ std::unique_ptr<Graph> read_graph(const Value &description, std::vector<std::uni
     for (auto &constant : constants)
         if (!known.emplace(constant->name, constant.get()).second) wrong("it has the tensor \"" + constant->name.substr(0, 80) + "\" twice");
     graph->constants = std::move(constants);
+    if (const Value *plan = description.find("plan")) graph->plan = *plan;
 
     check_keys(description, {"version", "inputs", "nodes", "outputs", "example"}, "it");
     const Value *version = description.find("version");

@@ -105,6 +105,7 @@ class Graph {
     std::vector<Output> outputs;
     int values = 0;
     std::vector<std::unique_ptr<Constant>> constants;
+    json::Value plan; /* the description's entry "plan": how plans are made, for tests */
 
     /* The free sizes that these shapes of the inputs give. Throws Refused: a shape does not fit; it names the input. */
     Sizes sizes_of(const std::vector<TensorType> &given) const;

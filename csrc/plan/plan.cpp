@@ -1,52 +1,89 @@
 #include "plan/plan.h"
 
-#include <cstring>
-
-#include "operators/operator.h"
+#include <algorithm>
 
 namespace fggp {
 
-Plan::Plan(const Graph &graph, const std::vector<TensorType> &inputs, int) : inputs(inputs), values(graph.values) {
-    Sizes sizes = graph.sizes_of(inputs);
-    auto constant_array = [](const Constant &constant) { return Array{constant.type, (void *)constant.dense(), true}; };
-    auto allocate = [&](int value, const TensorType &type) {
-        memory.emplace_back(type.bytes() / 4 + 32); /* a vector may be read after the end */
-        values[value] = {type, memory.back().data(), false};
-    };
-    for (size_t i = 0; i < inputs.size(); i++) allocate((int)i, inputs[i]);
-    for (auto &node : graph.nodes) {
-        const Operator &op = *find_operator(node.op);
-        std::vector<Array> read;
-        for (auto &operand : node.inputs)
-            read.push_back(operand.absent() ? Array() : operand.constant ? constant_array(*operand.constant) : values[operand.value]);
-        InputTypes types;
-        InputArrays arrays;
-        for (size_t i = 0; i < read.size(); i++) {
-            types.push_back(node.inputs[i].absent() ? nullptr : &read[i].type);
-            arrays.push_back(node.inputs[i].absent() ? nullptr : &read[i]);
+Plan::Plan(const Graph &graph, const std::vector<TensorType> &inputs, const PlanSetting &setting,
+           const ChooseProduct &choose, Tuner &tuner)
+    : inputs(inputs), setting(setting) {
+    Lowering lowered(graph, inputs, setting.batch, setting.lanes, choose);
+    kernels_only = lowered.kernels_only;
+    has_lanes = lowered.has_lanes;
+    any_images = kernels_only && !lowered.has_tokens && setting.lanes > 1;
+    fuse_products(lowered.steps, lowered.storages, tuner);
+
+    std::vector<int> kept;
+    for (auto &place : lowered.outputs)
+        if (place.where == Place::STORAGE) kept.push_back(place.index);
+    memory = std::make_unique<Memory>(lowered.steps, lowered.storages, kept, setting.separate_memory);
+    slots.resize(inputs.size());
+    for (size_t i = 0; i < lowered.storages.size(); i++) slots.push_back(memory->address((int)i));
+
+    weights.reserve(lowered.steps.size()); /* so that they stay where they are */
+    for (auto &step : lowered.steps) {
+        size_t before = program.operations.size();
+        std::vector<const Node *> nodes;
+        if (step.chain.empty()) {
+            step.add(*memory, program.operations);
+            if (step.node) nodes.push_back(step.node);
+        } else {
+            weights.emplace_back();
+            auto &best = tuner.choose(step.chain, lowered.storages, setting.threads);
+            add_chain(step.chain, best.tiling, *memory, weights.back(), program.operations);
+            for (auto &product : step.chain) nodes.push_back(product.node);
         }
-        auto made = op.infer(node, types, sizes);
-        if (made.size() != node.outputs.size()) node.refuse("it has " + std::to_string(node.outputs.size()) + " outputs, not " + std::to_string(made.size()));
-        if (op.same_bytes) {
-            values[node.outputs[0]] = {made[0], read[0].data, read[0].constant};
-            continue;
-        }
-        std::vector<Array> out;
-        for (size_t i = 0; i < made.size(); i++) {
-            allocate(node.outputs[i], made[i]);
-            out.push_back(values[node.outputs[i]]);
-        }
-        op.make(node, arrays, out, sizes, program.operations);
+        steps.push_back({step.runner, nodes, program.operations.size() - before});
     }
-    for (auto &output : graph.outputs)
-        outputs.push_back(output.operand.constant ? constant_array(*output.operand.constant) : values[output.operand.value]);
+    for (size_t i = 0; i < graph.outputs.size(); i++) {
+        const Place &place = lowered.outputs[i];
+        const Operand &operand = graph.outputs[i].operand;
+        if (operand.constant || place.where == Place::CONSTANT) {
+            TensorType type = operand.constant ? operand.constant->type : lowered.types[operand.value];
+            outputs.push_back({type, (void *)place.constant->dense(), true});
+            output_slots.push_back(-1);
+            outputs_are_written = false;
+        } else {
+            outputs.push_back({lowered.types[operand.value], memory->address(place.index), false});
+            output_slots.push_back(lowered.slot_of(place));
+            if (operand.value < (int)inputs.size()) outputs_are_written = false;
+        }
+    }
 }
 
-const std::vector<Array> &Plan::run(const std::vector<Array> &given, int threads) {
-    for (size_t i = 0; i < given.size(); i++)
-        if (int64_t bytes = inputs[i].bytes()) memcpy(values[i].data, given[i].data, bytes);
-    program.run({nullptr, 1}, threads, nullptr);
-    return outputs;
+/* Join consecutive products to chains where that is faster. */
+void Plan::fuse_products(std::vector<Step> &steps, const std::vector<Storage> &storages, Tuner &tuner) {
+    std::vector<Step> fused;
+    for (auto &step : steps) {
+        if (!fused.empty() && can_append(fused.back(), step, storages)) {
+            Step &previous = fused.back();
+            std::vector<Convolve> joined = previous.chain;
+            joined.push_back(step.chain[0]);
+            auto seconds = [&](const std::vector<Convolve> &chain) {
+                return tuner.choose(chain, storages, setting.threads).seconds;
+            };
+            double separate = seconds(previous.chain) + seconds(step.chain);
+            if (seconds(joined) < separate) {
+                previous.chain = std::move(joined);
+                previous.reads.insert(previous.reads.end(), step.reads.begin(), step.reads.end());
+                previous.writes.insert(previous.writes.end(), step.writes.begin(), step.writes.end());
+                continue;
+            }
+        }
+        fused.push_back(std::move(step));
+    }
+    steps = std::move(fused);
+}
+
+void Plan::run(const std::vector<Array> &given, int64_t images, int threads, const std::vector<void *> &addresses,
+               double *seconds) {
+    for (size_t i = 0; i < given.size(); i++) slots[i] = given[i].data;
+    for (size_t i = 0; i < outputs.size(); i++) {
+        if (output_slots[i] < 0) continue;
+        bool elsewhere = i < addresses.size() && addresses[i];
+        slots[output_slots[i]] = elsewhere ? addresses[i] : outputs[i].data;
+    }
+    program.run({slots.data(), any_images ? (int32_t)images : INT32_MAX}, threads, seconds);
 }
 
 } // namespace fggp

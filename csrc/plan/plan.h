@@ -1,28 +1,64 @@
-/* A network prepared for inputs of certain shapes: the memory of all its tensors, and the program that computes them. */
+/* A network prepared for inputs of certain shapes: its memory, and the program that computes it. */
 #ifndef FGGP_PLAN_PLAN_H
 #define FGGP_PLAN_PLAN_H
 
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "network/graph.h"
 #include "network/types.h"
+#include "plan/lowering.h"
+#include "plan/memory.h"
+#include "plan/tiling.h"
 #include "runtime/program.h"
 
 namespace fggp {
 
+struct PlanSetting {
+    int threads = 1;
+    int64_t batch = 1; /* dimension 0 of the network's images */
+    int lanes = 1;     /* the number of images in a cell for such a batch: 1 or a vector's */
+    bool separate_memory = false; /* reuse no memory; slow, for tests to compare with */
+};
+
 class Plan {
   public:
-    /* Throws Refused: the shapes do not fit the network. `graph` must outlive the plan. */
-    Plan(const Graph &graph, const std::vector<TensorType> &inputs, int threads);
+    /* Throws Refused: the shapes do not fit the network. `graph` and what `choose` returns must outlive the plan. */
+    Plan(const Graph &graph, const std::vector<TensorType> &inputs, const PlanSetting &, const ChooseProduct &choose,
+         Tuner &);
 
     const std::vector<TensorType> inputs;
-    /* Run the network on inputs of these types. Returns its outputs, in the plan's memory. */
-    const std::vector<Array> &run(const std::vector<Array> &given, int threads);
+    const PlanSetting setting;
+    bool kernels_only; /* everything runs in the kernels' layout */
+    bool has_lanes;    /* whether the number of lanes matters */
+    bool any_images;   /* whether it can run on fewer images */
+
+    /* Run the network on inputs of these types, or on fewer images if it can. addresses: for each output where to write
+     * it, or NULL for the plan's memory; empty: all NULL. seconds: NULL, or a number for each operation of `steps` to
+     * add its time to. */
+    void run(const std::vector<Array> &given, int64_t images, int threads, const std::vector<void *> &addresses,
+             double *seconds = nullptr);
+    /* The outputs of the last run with images of the plan's number. */
+    std::vector<Array> outputs;
+    /* Whether each output is written by a step, and so can be written elsewhere. */
+    bool outputs_are_written = true;
+
+    struct StepRecord { /* for tables */
+        Runner runner;
+        std::vector<const Node *> nodes;
+        size_t operations;
+    };
+    std::vector<StepRecord> steps;
+    int64_t memory_bytes() const { return memory->bytes; }
 
   private:
-    std::vector<std::vector<float>> memory;
-    std::vector<Array> values; /* by number */
-    std::vector<Array> outputs;
+    void fuse_products(std::vector<Step> &, const std::vector<Storage> &, Tuner &);
+
+    std::unique_ptr<Memory> memory;
+    std::vector<PackedWeights> weights;
+    std::vector<void *> slots;
+    std::vector<int> output_slots; /* -1: a constant */
     Program program;
 };
 

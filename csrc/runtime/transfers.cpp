@@ -23,9 +23,10 @@ struct Store {
 
 template <class Direction> class Transfer final : public Operation {
   public:
-    Transfer(const fggp_tensor &activation, int32_t slot, const fggp_strides &strides)
-        : activation(activation), slot(slot), strides(strides) {
-        block_channels = strides.channel == 1 && strides.pixel > 1 ? CHANNELS_PER_BLOCK : 1;
+    Transfer(const fggp_tensor &activation, int32_t slot, const fggp_strides &strides, int32_t images)
+        : activation(activation), slot(slot), strides(strides), images(images) {
+        bool adjacent = activation.lanes == 1 && strides.channel == 1 && strides.pixel > 1;
+        block_channels = adjacent ? CHANNELS_PER_BLOCK : 1;
         blocks = (activation.channels + block_channels - 1) / block_channels;
     }
 
@@ -46,9 +47,10 @@ template <class Direction> class Transfer final : public Operation {
                 copy_channels(a, b, (int)std::min<int64_t>(block_channels, activation.channels - first));
             else if (activation.lanes == 1)
                 copy_plane(a, b);
-            else
-                copy_group_plane(a, b,
-                                 (int)std::max<int64_t>(0, std::min<int64_t>(LANES, call.images - group * LANES)));
+            else {
+                int64_t present = std::min(call.images, images) - group * LANES;
+                copy_group_plane(a, b, (int)std::max<int64_t>(0, std::min<int64_t>(LANES, present)));
+            }
         }
     }
 
@@ -84,17 +86,38 @@ template <class Direction> class Transfer final : public Operation {
     fggp_tensor activation;
     int32_t slot;
     fggp_strides strides;
+    int32_t images;
     int block_channels; /* copied together */
     int64_t blocks;     /* of channels, in a group */
 };
 
+class CopyIn final : public Operation {
+  public:
+    CopyIn(int32_t slot, void *to, int64_t bytes) : slot(slot), to((char *)to), bytes(bytes) {}
+
+    int tasks(int threads) const override {
+        return (int)std::max<int64_t>(1, std::min<int64_t>(bytes / (4 * MIN_FLOATS_PER_TASK), threads));
+    }
+    void run(int task, int tasks, const Call &call, float *) const override {
+        Range range(bytes, task, tasks);
+        if (range.begin < range.end)
+            memcpy(to + range.begin, (const char *)call.slots[slot] + range.begin, range.end - range.begin);
+    }
+
+  private:
+    int32_t slot;
+    char *to;
+    int64_t bytes;
+};
+
 } // namespace
 
-Operation *new_load(int32_t slot, const fggp_strides &strides, const fggp_tensor &out) {
-    return new Transfer<Load>(out, slot, strides);
+Operation *new_load(int32_t slot, const fggp_strides &strides, const fggp_tensor &out, int32_t images) {
+    return new Transfer<Load>(out, slot, strides, images);
 }
-Operation *new_store(const fggp_tensor &in, int32_t slot, const fggp_strides &strides) {
-    return new Transfer<Store>(in, slot, strides);
+Operation *new_store(const fggp_tensor &in, int32_t slot, const fggp_strides &strides, int32_t images) {
+    return new Transfer<Store>(in, slot, strides, images);
 }
+Operation *new_copy_in(int32_t slot, void *to, int64_t bytes) { return new CopyIn(slot, to, bytes); }
 
 } // namespace fggp

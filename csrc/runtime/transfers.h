@@ -5,7 +5,10 @@
 #include "runtime/operation.h"
 
 namespace fggp {
-Operation *new_load(int32_t slot, const fggp_strides &, const fggp_tensor &out);
-Operation *new_store(const fggp_tensor &in, int32_t slot, const fggp_strides &);
+/* images: of the tensor, if they are fewer than those of a run. */
+Operation *new_load(int32_t slot, const fggp_strides &, const fggp_tensor &out, int32_t images = INT32_MAX);
+Operation *new_store(const fggp_tensor &in, int32_t slot, const fggp_strides &, int32_t images = INT32_MAX);
+/* Copy bytes from the address in a slot. */
+Operation *new_copy_in(int32_t slot, void *to, int64_t bytes);
 } // namespace fggp
 #endif

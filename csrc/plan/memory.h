@@ -1,0 +1,56 @@
+/* Memory for all activations and tensors of one plan: the place of each, and which overwrite others. */
+#ifndef FGGP_PLAN_MEMORY_H
+#define FGGP_PLAN_MEMORY_H
+
+#include <map>
+#include <vector>
+
+#include "plan/steps.h"
+
+namespace fggp {
+
+/* Memory that is zero at first, in huge pages where the system has them. */
+class Block {
+  public:
+    explicit Block(int64_t bytes);
+    ~Block();
+    Block(const Block &) = delete;
+    Block &operator=(const Block &) = delete;
+    char *data;
+
+  private:
+    void *allocated;
+};
+
+/* For each storage that is written in place, the one that it overwrites; -1: none. Each names a candidate in
+ * `may_overwrite`. The candidate is overwritten if no later step uses it and this step uses it only once: in a chain, a
+ * second product could read it after the first one has written. */
+std::vector<int> overwritten_storages(const std::vector<Step> &, const std::vector<Storage> &,
+                                      const std::vector<int> &outputs);
+
+/* A storage goes into free memory, or it overwrites an input of the step that writes it. Memory with padding is reused
+ * only by a storage of the same layout: kernels write only pixels, so that the padding stays zero. */
+class Memory final : public Locations {
+  public:
+    /* outputs: storages that are kept to the end. separate: reuse nothing; slow, for tests to compare with. */
+    Memory(const std::vector<Step> &, const std::vector<Storage> &, const std::vector<int> &outputs, bool separate);
+
+    float *address(int storage) const override { return (float *)(block->data + offsets[storage]); }
+    fggp_tensor tensor(int storage) const override { return storages[storage].layout.tensor(address(storage)); }
+    int64_t bytes = 0;
+
+  private:
+    struct Free {
+        int64_t offset, bytes;
+        int layout; /* the storage whose layout has padding there; -1: none */
+    };
+    int64_t allocate(int storage, std::vector<Free> &free);
+    void release(int storage, std::vector<Free> &free);
+
+    std::vector<Storage> storages;
+    std::vector<int64_t> offsets, sizes;
+    std::unique_ptr<Block> block;
+};
+
+} // namespace fggp
+#endif
