@@ -145,8 +145,9 @@ int64_t Session::piece_of(const std::vector<TensorType> &types, int64_t batch, i
     if (!may_split || batch <= piece) return batch;
     try {
         Plan &plan = plan_for(with_batch(types, piece), piece, LANES, threads);
-        bool independent = plan.kernels_only && plan.outputs_are_written;
-        for (auto &output : plan.outputs) independent = independent && output.type.rank() > 0 && output.type.shape[0] == piece;
+        bool independent = plan.kernels_only;
+        for (auto &output : plan.outputs)
+            independent = independent && !output.constant && output.type.rank() > 0 && output.type.shape[0] == piece;
         if (independent) return piece;
         plans.pop_front();
     } catch (const Refused &) { /* other sizes do not fit: then images are not independent */

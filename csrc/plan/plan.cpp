@@ -1,6 +1,7 @@
 #include "plan/plan.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace fggp {
 
@@ -13,10 +14,10 @@ Plan::Plan(const Graph &graph, const std::vector<TensorType> &inputs, const Plan
     any_images = kernels_only && !lowered.has_tokens && setting.lanes > 1;
     fuse_products(lowered.steps, lowered.storages, tuner);
 
-    std::vector<int> kept;
+    std::vector<int> returned;
     for (auto &place : lowered.outputs)
-        if (place.where == Place::STORAGE) kept.push_back(place.index);
-    memory = std::make_unique<Memory>(lowered.steps, lowered.storages, kept, setting.separate_memory);
+        if (place.where == Place::STORAGE) returned.push_back(place.index);
+    memory = std::make_unique<Memory>(lowered.steps, lowered.storages, returned, setting.separate_memory);
     slots.resize(inputs.size());
     for (size_t i = 0; i < lowered.storages.size(); i++) slots.push_back(memory->address((int)i));
 
@@ -27,6 +28,7 @@ Plan::Plan(const Graph &graph, const std::vector<TensorType> &inputs, const Plan
         if (step.chain.empty()) {
             step.add(*memory, program.operations);
             if (step.node) nodes.push_back(step.node);
+            kept.push_back(std::move(step.add));
         } else {
             weights.emplace_back();
             auto &best = tuner.choose(step.chain, lowered.storages, setting.threads);
@@ -42,11 +44,9 @@ Plan::Plan(const Graph &graph, const std::vector<TensorType> &inputs, const Plan
             TensorType type = operand.constant ? operand.constant->type : lowered.types[operand.value];
             outputs.push_back({type, (void *)place.constant->dense(), true});
             output_slots.push_back(-1);
-            outputs_are_written = false;
         } else {
             outputs.push_back({lowered.types[operand.value], memory->address(place.index), false});
             output_slots.push_back(lowered.slot_of(place));
-            if (operand.value < (int)inputs.size()) outputs_are_written = false;
         }
     }
 }
@@ -78,12 +78,21 @@ void Plan::fuse_products(std::vector<Step> &steps, const std::vector<Storage> &s
 void Plan::run(const std::vector<Array> &given, int64_t images, int threads, const std::vector<void *> &addresses,
                double *seconds) {
     for (size_t i = 0; i < given.size(); i++) slots[i] = given[i].data;
-    for (size_t i = 0; i < outputs.size(); i++) {
-        if (output_slots[i] < 0) continue;
-        bool elsewhere = i < addresses.size() && addresses[i];
-        slots[output_slots[i]] = elsewhere ? addresses[i] : outputs[i].data;
+    std::vector<bool> copied(outputs.size());
+    for (size_t i = 0; i < addresses.size(); i++) {
+        int slot = output_slots[i];
+        /* Something else may read it where it is. */
+        copied[i] = !kernels_only || slot < 0 || slots[slot] != outputs[i].data;
+        if (!copied[i]) slots[slot] = addresses[i];
     }
     program.run({slots.data(), any_images ? (int32_t)images : INT32_MAX}, threads, seconds);
+    for (size_t i = 0; i < addresses.size(); i++) {
+        int slot = output_slots[i];
+        int64_t bytes = outputs[i].type.bytes() / setting.batch * images;
+        if (copied[i] && bytes) memcpy(addresses[i], slot < 0 ? outputs[i].data : slots[slot], bytes);
+    }
+    for (size_t i = 0; i < addresses.size(); i++)
+        if (!copied[i]) slots[output_slots[i]] = outputs[i].data;
 }
 
 } // namespace fggp

@@ -34,15 +34,11 @@ class Plan {
     bool has_lanes;    /* whether the number of lanes matters */
     bool any_images;   /* whether it can run on fewer images */
 
-    /* Run the network on inputs of these types, or on fewer images if it can. addresses: for each output where to write
-     * it, or NULL for the plan's memory; empty: all NULL. seconds: NULL, or a number for each operation of `steps` to
-     * add its time to. */
+    /* Run the network on inputs of these types, or on fewer images if it can. addresses: where to write each output;
+     * empty: to the plan's memory. seconds: NULL, or a number for each operation of `steps` to add its time to. */
     void run(const std::vector<Array> &given, int64_t images, int threads, const std::vector<void *> &addresses,
              double *seconds = nullptr);
-    /* The outputs of the last run with images of the plan's number. */
-    std::vector<Array> outputs;
-    /* Whether each output is written by a step, and so can be written elsewhere. */
-    bool outputs_are_written = true;
+    std::vector<Array> outputs; /* in the plan's memory */
 
     struct StepRecord { /* for tables */
         Runner runner;
@@ -56,7 +52,9 @@ class Plan {
     void fuse_products(std::vector<Step> &, const std::vector<Storage> &, Tuner &);
 
     std::unique_ptr<Memory> memory;
+    /* They own numbers that operations read. */
     std::vector<PackedWeights> weights;
+    std::vector<std::function<void(const Locations &, Operations &)>> kept;
     std::vector<void *> slots;
     std::vector<int> output_slots; /* -1: a constant */
     Program program;
