@@ -254,7 +254,7 @@ std::unique_ptr<Graph> read_graph(const Value &description, std::vector<std::uni
     graph->constants = std::move(constants);
     if (const Value *plan = description.find("plan")) graph->plan = *plan;
 
-    check_keys(description, {"version", "inputs", "nodes", "outputs", "example"}, "it");
+    check_keys(description, {"version", "inputs", "nodes", "outputs", "example", "plan"}, "it");
     const Value *version = description.find("version");
     if (version && (version->kind != Value::INTEGER || version->integer != VERSION))
         throw Refused("the network's description has another version than " + std::to_string(VERSION) + ", which this version of fggp reads");
