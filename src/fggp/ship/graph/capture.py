@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils._pytree import tree_unflatten
 
+from fggp.ship.graph import free_sizes
 from fggp.ship.graph.inplace import MutationError, functional_targets, refuse_changed
 from fggp.ship.graph.operations import Call, Graph, Value, map_leaves
 
@@ -64,7 +65,9 @@ def normalise_example(example_input: Any) -> tuple[tuple[Tensor, ...], dict[str,
     return args, kwargs
 
 
-def capture(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Graph:
+def capture(
+    model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], *, any_size: bool = False
+) -> Graph:
     """Trace a model's computation in evaluation mode.
 
     The model is unchanged afterwards. The graph shares the model's parameters and buffers until `simplify` copies them.
@@ -74,6 +77,8 @@ def capture(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Ten
         args: an example of its positional arguments (`normalise_example`). The batch size is the length of the first
             tensor that is no scalar; dimension 0 of every input of this length is the batch.
         kwargs: an example of its keyword arguments.
+        any_size: besides the batch, leave heights, widths and sequence lengths free, if the same operations serve
+            them all (`fggp.ship.graph.free_sizes`). A Value of an integer then has its expression as its only size.
 
     Returns:
         A graph of Calls. It accepts any batch size (``batch`` is None) if tracing found that the same operations serve
@@ -93,9 +98,10 @@ def capture(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Ten
         # torch warns of its own internals, and of attributes set while tracing, which `evaluation_mode` restores.
         warnings.simplefilter("ignore")
         errors = []
-        for size, strict in [(batch, False), (batch, True), (None, False), (None, True)]:
+        ways = [(batch, False, False), (batch, True, False), (None, False, False), (None, True, False)]
+        for size, strict, all_sizes in [(batch, False, True), *ways] if any_size else ways:
             try:
-                program, targets = _trace(model, args, kwargs, size, strict)
+                program, targets = _trace(model, args, kwargs, size, strict, all_sizes)
             except MutationError:
                 raise
             except Exception as error:
@@ -103,8 +109,10 @@ def capture(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Ten
                 errors.append(error)
                 continue
             symbol = None if size is None else _batch_symbol(program)
+            if all_sizes and not free_sizes.serve_all(program):
+                continue
             if size is None or symbol is not None:
-                shapes = _SymbolicShapes(program, args, kwargs, symbol)
+                shapes = _SymbolicShapes(program, args, kwargs, symbol, any_size)
                 return _graph(program, targets, shapes, batch=batch if size is None else None)
     # The non-strict tracer's error for the example's own sizes points at lines of the model.
     reason = "\n".join([line for line in str(errors[-2]).splitlines() if line.strip()][:3])
@@ -166,7 +174,12 @@ def _attribute_tables(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def _trace(
-    model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], batch: int | None, strict: bool
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    kwargs: Mapping[str, Tensor],
+    batch: int | None,
+    strict: bool,
+    all_sizes: bool,
 ) -> tuple[ExportedProgram, Mapping[fx.Node, OpOverload]]:
     """Export a model.
 
@@ -176,6 +189,7 @@ def _trace(
         kwargs: its keyword arguments.
         batch: a dimension 0 of this length may have any length; None: all sizes are fixed to the example's.
         strict: trace Python itself. That takes longer and fails more often, but notices that ``len(x)`` may vary.
+        all_sizes: leave all of `free_sizes.free_dimensions` free.
 
     Returns:
         The program, and for its nodes that write in place the operators that replace them.
@@ -183,16 +197,20 @@ def _trace(
     dynamic = ShapesCollection()  # type: ignore[no-untyped-call]
 
     def traced_input(x: Tensor) -> Tensor:
-        if batch is None or x.dim() == 0 or len(x) != batch:
+        free = set(free_sizes.free_dimensions(x)) if all_sizes else set()
+        if batch is not None and x.dim() and len(x) == batch:
+            free.add(0)
+        if not free:
             return x
         # torch.export treats sizes 0 and 1 as constants. Detached, because the collection tells tensors by identity.
-        x = torch.cat([x, x]) if batch == 1 else x.detach()
-        dynamic[x] = {0: Dim.AUTO}
+        x = torch.cat([x, x]) if batch == 1 and 0 in free else x.detach()
+        dynamic[x] = dict.fromkeys(sorted(free), Dim.AUTO)
         return x
 
     example = tuple(map(traced_input, args)), {name: traced_input(x) for name, x in kwargs.items()}
     shapes = None if batch is None else dynamic
-    program = torch.export.export(model, *example, dynamic_shapes=shapes, strict=strict)
+    with free_sizes.given_up_early() if all_sizes else nullcontext():
+        program = torch.export.export(model, *example, dynamic_shapes=shapes, strict=strict)
     targets = functional_targets(program)
     if targets is None:
         # A tensor is written while other values share its memory. PyTorch can rewrite the program, which takes long.
@@ -233,6 +251,7 @@ class _SymbolicShapes:
         args: the example's positional arguments.
         kwargs: its keyword arguments.
         batch: the symbol of the batch size; None if that is fixed.
+        any_size: give the other free sizes names too, and integers their expressions.
     """
 
     def __init__(
@@ -241,22 +260,32 @@ class _SymbolicShapes:
         args: tuple[Tensor, ...],
         kwargs: Mapping[str, Tensor],
         batch: Any,
+        any_size: bool,
     ) -> None:
-        self.batch = batch
+        self.batch, self.any_size = batch, any_size
         self._example: dict[Any, int] = {}
+        shapes = []
         for place, node in _input_nodes(program).items():
             example = args[place] if isinstance(place, int) else kwargs[place]
-            for size, actual in zip(node.meta["val"].shape, example.shape, strict=True):
+            shapes.append(node.meta["val"].shape)
+            for size, actual in zip(shapes[-1], example.shape, strict=True):
                 if isinstance(size, torch.SymInt):
                     self._example[size.node.expr] = actual
+        self._names: dict[Any, str] = {} if batch is None else {batch: "N"}
+        if any_size:
+            self._names = free_sizes.names(shapes, self._names)
+        self._symbols = {
+            symbol: sympy.Symbol(name, integer=True, positive=True) for symbol, name in self._names.items()
+        }
 
     def value(self, node: fx.Node) -> Value:
         """A node's output as a `Value`."""
         output = node.meta.get("val")
-        if not isinstance(output, Tensor):
-            return Value(node.name, (), None, ())
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         module = stack[-1][0] if stack else ""
+        if not isinstance(output, Tensor):
+            is_size = self.any_size and isinstance(output, torch.SymInt)
+            return Value(node.name, (), None, (self._any_size(output),) if is_size else (), module)
         shape, sizes = tuple(map(self._example_size, output.shape)), tuple(map(self._any_size, output.shape))
         return Value(node.name, shape, output.dtype, sizes, module)
 
@@ -271,13 +300,13 @@ class _SymbolicShapes:
         actual = size.node.expr.subs(self._example)
         return int(actual) if actual.is_number else -1
 
-    def _any_size(self, size: int | torch.SymInt) -> int | str:
+    def _any_size(self, size: Any) -> int | str:
         if isinstance(size, int):
             return size
         expression = size.node.expr
         if expression.is_number:
             return int(expression)
-        return str(expression) if self.batch is None else re.sub(rf"\b{self.batch}\b", "N", str(expression))
+        return str(expression.xreplace(self._symbols))
 
 
 def _graph(
@@ -288,6 +317,10 @@ def _graph(
     constants = _constants_by_node(program)
     values: dict[fx.Node, Any] = {node: shapes.value(node) for node in inputs.values()}
     batched = next((v for v in values.values() if v.sizes[:1] == ("N",)), None)
+    # Sizes are read from the inputs only: if one were read from another value, that value would seem to be used once
+    # more and would not be fused.
+    places = {size: (values[n], i) for n in inputs.values() for i, size in enumerate(values[n].sizes)}
+    places = {name: place for name, place in places.items() if isinstance(name, str)}
     batch_size: Value | None = None
     ops: list[Call] = []
 
@@ -301,12 +334,13 @@ def _graph(
         elif node.op == "placeholder" and node not in values:
             values[node] = constants[node.name]
         elif node.op == "call_function" and shapes.is_batch(node):
-            # Always read from the input: if it is read from another value, that value seems to be used once more and is
-            # not fused.
             if batch_size is None:
                 batch_size = shapes.value(node)
                 ops.append(Call.of(torch.ops.aten.sym_size.int, (batched, 0), {}, batch_size))
             values[node] = batch_size
+        elif node.op == "call_function" and (value := shapes.value(node)).dtype is None and value.sizes:
+            values[node] = value
+            ops.append(Call.of(free_sizes.evaluate, (value.sizes[0], places), {}, value))
         elif node.op == "call_function":
             values[node] = shapes.value(node)
             given = with_values(node.args), with_values(node.kwargs)

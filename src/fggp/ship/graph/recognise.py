@@ -237,7 +237,7 @@ def _pair(x: int | Sequence[int]) -> Pair:
 
 
 def _is_image(x: Any) -> bool:
-    return isinstance(x, Value) and len(x.shape) == 4 and all(isinstance(s, int) for s in x.sizes[1:])
+    return isinstance(x, Value) and len(x.shape) == 4 and isinstance(x.sizes[1], int)
 
 
 def _are_tensors(*values: Value) -> bool:
