@@ -136,7 +136,7 @@ def serve_all(program: ExportedProgram) -> bool:
     sizes = {size.node.expr: size for size in found if isinstance(size, torch.SymInt) and not size.node.expr.is_number}
     if not sizes:
         return True
-    environment = next(iter(sizes.values())).node.shape_env
+    environment: Any = next(iter(sizes.values())).node.shape_env
     symbols = sorted(set().union(*(expression.free_symbols for expression in sizes)), key=str)
     bounds = {len_ for t in program.state_dict.values() for len_ in t.shape}
     bounds |= {len_ for t in program.constants.values() if isinstance(t, Tensor) for len_ in t.shape}

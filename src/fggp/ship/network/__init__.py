@@ -1,1 +1,1 @@
-"""Network files: whole networks for fggp's C library, described without PyTorch. docs/network-file.md describes them."""
+"""Network files: whole networks for fggp's C library, without PyTorch. docs/network-file.md describes them."""

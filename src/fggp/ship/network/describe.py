@@ -14,9 +14,7 @@ from fggp.ship.graph.operations import Call, Conv2d, Graph, Linear, Op, Value, a
 from fggp.ship.network.aten import HANDLERS
 from fggp.ship.network.description import Description, Inexpressible, UnsupportedError
 from fggp.ship.network.known import known_operation
-from fggp.ship.network.writer import Operand, Writer, file_dtype, with_sizes
-
-VERSION = 1
+from fggp.ship.network.nodes import Operand, Writer, file_dtype, with_sizes
 
 
 def describe(
@@ -68,7 +66,7 @@ def describe(
             found.append((f"the output {name!r}", "", str(error)))
     if found:
         raise UnsupportedError(found)
-    network = {"version": VERSION, "inputs": writer.inputs, "nodes": writer.nodes, "outputs": outputs}
+    network = {"inputs": writer.inputs, "nodes": writer.nodes, "outputs": outputs}
     return Description(network, writer.tensors)
 
 

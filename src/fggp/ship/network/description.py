@@ -14,7 +14,8 @@ class Description:
     """A network without PyTorch.
 
     Args:
-        network: what the file's entry ``network`` holds, as docs/network-file.md defines it; JSON without NaN.
+        network: what the file's entry ``network`` holds, as docs/network-file.md defines it, but for the
+            version; JSON without NaN.
         tensors: float32, int64 or bool, contiguous, by the names that the network reads.
     """
 

@@ -23,7 +23,7 @@ from fggp.ship.graph.operations import (
     Op,
 )
 from fggp.ship.network.description import Inexpressible
-from fggp.ship.network.writer import Operand, Writer
+from fggp.ship.network.nodes import Operand, Writer
 
 
 def known_operation(w: Writer, op: Op, inputs: Sequence[Operand]) -> Operand:

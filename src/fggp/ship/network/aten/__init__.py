@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fggp.ship.network.aten import creation, elementwise, movement, norms, pools, products, recurrent, reductions
-from fggp.ship.network.writer import Handler
+from fggp.ship.network.nodes import Handler
 
 HANDLERS: dict[Any, Handler] = {
     **products.HANDLERS,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fggp.ship.network.description import Inexpressible
-from fggp.ship.network.writer import Operand, Writer, file_dtype
+from fggp.ship.network.nodes import Operand, Writer, file_dtype
 
 
 def operand(w: Writer, x: Any, name: str = "constant") -> Operand:

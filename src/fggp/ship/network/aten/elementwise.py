@@ -11,7 +11,7 @@ from fggp.ship.graph.activations import recognise_activation
 from fggp.ship.graph.operations import Call
 from fggp.ship.network.aten.common import floats, number, operand, result_dtype, sizes_of
 from fggp.ship.network.description import Inexpressible
-from fggp.ship.network.writer import Handler, Operand, Writer
+from fggp.ship.network.nodes import Handler, Operand, Writer
 
 aten = torch.ops.aten
 

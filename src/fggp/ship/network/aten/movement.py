@@ -10,8 +10,8 @@ import torch
 from fggp.ship.graph.operations import Call
 from fggp.ship.network.aten.common import number, operand, result_dtype, sizes_of
 from fggp.ship.network.description import Inexpressible
+from fggp.ship.network.nodes import Handler, Operand, Writer, broadcast
 from fggp.ship.network.sizes import Size, added, divided, expression, multiplied, product
-from fggp.ship.network.writer import Handler, Operand, Writer, broadcast
 
 aten = torch.ops.aten
 

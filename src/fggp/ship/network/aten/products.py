@@ -9,8 +9,8 @@ import torch
 from fggp.ship.graph.operations import Call
 from fggp.ship.network.aten.common import by_dimension, floats, number, optional, sizes_of
 from fggp.ship.network.description import Inexpressible
+from fggp.ship.network.nodes import Handler, Operand, Writer
 from fggp.ship.network.sizes import Size, product
-from fggp.ship.network.writer import Handler, Operand, Writer
 
 aten = torch.ops.aten
 
