@@ -20,8 +20,9 @@ static_assert(TILE_ROWS <= LANES, "pack_rows() stores the rows of a panel as one
 
 constexpr int PANEL = TILE_VECTORS * LANES; /* columns of a panel of b */
 constexpr int64_t DEPTH = 256;              /* the most rows of a panel of b: the panel fits the first-level cache */
-constexpr int64_t A_BLOCK = 96 * 1024, B_BLOCK = 96 * 1024; /* floats; the blocks of a and b fit the second-level cache */
-constexpr int64_t UNPACKED_ROWS = 2 * TILE_ROWS; /* with up to this many rows, packing b does not pay */
+/* Floats of the blocks of a and of b, which fit the second-level cache. */
+constexpr int64_t A_BLOCK = 96 * 1024, B_BLOCK = 96 * 1024;
+constexpr int64_t UNPACKED_ROWS = TILE_ROWS; /* with up to this many rows, packing b does not pay */
 constexpr int64_t DOT_ROWS = 8; /* with up to this many rows, packing b does not pay even if it must be transposed */
 
 /* From `begin` to before `end`. */
@@ -31,6 +32,9 @@ struct Span {
     Span(Range range) : begin(range.begin), end(range.end) {}
 };
 
+constexpr int64_t GROUP = 4; /* panels that are packed at once */
+constexpr int64_t AHEAD = 8; /* rows that are fetched before they are packed */
+
 int64_t up(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 int64_t chunks_of(int64_t depth) { return std::max<int64_t>(1, up(depth, DEPTH)); }
@@ -38,14 +42,22 @@ int64_t most_of_chunk(int64_t depth) { return up(depth, chunks_of(depth)); }
 /* Panels of a are about equally high, because a panel of few rows would not use the processor well. */
 int64_t a_panels(int64_t rows) { return up(rows, TILE_ROWS); }
 int64_t b_panels(int64_t columns) { return up(columns, PANEL); }
-int64_t padded(int64_t columns) { return up(columns, LANES) * LANES; }
+int64_t whole_vectors(int64_t columns) { return up(columns, LANES) * LANES; }
 
-vec load_first(const float *p, int64_t count) {
-    if (count >= LANES) return load(p);
+/* Fewer floats than a vector has are rare, so they are a call, which keeps the code small. */
+__attribute__((noinline)) vec load_part(const float *p, int64_t count) {
     float all[LANES] = {};
-    copy_pieces<LANES / 2>(all, p, count);
+    std::copy(p, p + count, all);
     return load(all);
 }
+__attribute__((noinline)) void store_part(float *p, vec v, int64_t count) {
+    float all[LANES];
+    store(all, v);
+    std::copy(all, all + count, p);
+}
+/* The first `count` floats, at most a vector of them. */
+vec load_up_to(const float *p, int64_t count) { return count >= LANES ? load(p) : load_part(p, count); }
+void store_up_to(float *p, vec v, int64_t count) { count >= LANES ? store(p, v) : store_part(p, v, count); }
 
 /* Exchanges lanes and vectors. */
 template <int STEP, int... I> void exchange(vec &a, vec &b, std::integer_sequence<int, I...>) {
@@ -67,7 +79,7 @@ template <int STEP> inline void transpose(vec (&v)[LANES]) {
     }
 }
 
-/* Pack `rows` ≤ TILE_ROWS rows: element (i, k) to to[k * rows + i]. Up to LANES floats after the last may be written. */
+/* Pack `rows` ≤ TILE_ROWS rows: element (i, k) to to[k * rows + i]. LANES floats after the last may be written. */
 void pack_rows(const Matrix &a, int64_t rows, int64_t depth, float *to) {
     int64_t k = 0;
     if (a.column == 1) {
@@ -90,15 +102,9 @@ void pack_rows(const Matrix &a, int64_t rows, int64_t depth, float *to) {
 /* Pack `count` columns: element (k, j) to to[k * width + j], and zeros from `count` to `width`, whole vectors. */
 void pack_columns(const Matrix &b, int64_t count, int64_t width, int64_t depth, float *to) {
     if (b.column == 1) {
-        if (count == PANEL) {
-            for (int64_t k = 0; k < depth; k++)
-                for (int c = 0; c < TILE_VECTORS; c++)
-                    store(to + k * PANEL + c * LANES, load(b.data + k * b.row + c * LANES));
-            return;
-        }
         for (int64_t k = 0; k < depth; k++)
             for (int64_t j = 0; j < width; j += LANES)
-                store(to + k * width + j, load_first(b.data + k * b.row + j, std::max<int64_t>(0, count - j)));
+                store(to + k * width + j, load_up_to(b.data + k * b.row + j, std::max<int64_t>(0, count - j)));
         return;
     }
     for (int64_t j = 0; j < width; j += LANES) {
@@ -120,17 +126,31 @@ void pack_columns(const Matrix &b, int64_t count, int64_t width, int64_t depth, 
     }
 }
 
-/* A tile of the output, of whole vectors. */
-struct Tile {
-    float *out;
-    int64_t out_row;
-    const float *row_bias, *column_bias, *residual;
-    int64_t residual_row;
-    bool first, last; /* first chunk of the depth: start from zero; last chunk: add bias and residual, and clamp */
-    const Activation *activation;
-};
+/* Pack the first panel of so many columns, or several if that is faster. Returns the number of columns packed. */
+int64_t pack_panels(const Matrix &b, int64_t columns, int64_t depth, float *to) {
+    const int64_t panels = std::min(GROUP, columns / PANEL);
+    if (b.column != 1 || panels == 0) {
+        const int64_t count = std::min<int64_t>(PANEL, columns);
+        pack_columns(b, count, whole_vectors(count), depth, to);
+        return count;
+    }
+    /* Rows that are stored in one piece reach the cache faster in longer pieces. */
+    for (int64_t k = 0; k < depth; k++) {
+        const float *from = b.data + k * b.row;
+        for (int64_t panel = 0; panel < panels; panel++)
+#pragma GCC unroll 4
+            for (int c = 0; c < TILE_VECTORS; c++) {
+                const int64_t column = panel * PANEL + c * LANES;
+                if (k + AHEAD < depth) __builtin_prefetch(from + AHEAD * b.row + column);
+                store(to + (panel * depth + k) * PANEL + c * LANES, load(from + column));
+            }
+    }
+    return panels * PANEL;
+}
 
-template <int R, int C> void run_tile(int64_t depth, const float *a, const float *b, int64_t b_row, const Tile &tile) {
+/* Add the product of a panel of R rows and one of C vectors to a tile of the output, or store it there. */
+template <int R, int C>
+void run_tile(int64_t depth, const float *a, const float *b, int64_t b_row, float *out, int64_t out_row, bool add) {
     /* With few sums, each addition would wait for the previous one; so several depths at once have their own sums. */
     constexpr int CHAINS = R * C >= 8 ? 1 : R * C >= 4 ? 2 : R * C >= 2 ? 4 : 8;
     vec sums[CHAINS][R][C] = {};
@@ -163,26 +183,14 @@ template <int R, int C> void run_tile(int64_t depth, const float *a, const float
 #pragma GCC unroll 8
                 for (int c = 0; c < C; c++) sums[0][r][c] += sums[chain][r][c];
     }
-    const bool clamps = tile.last && tile.activation && tile.activation->clamps;
 #pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-        float *out = tile.out + r * tile.out_row;
+    for (int r = 0; r < R; r++, out += out_row)
 #pragma GCC unroll 8
-        for (int c = 0; c < C; c++) {
-            vec sum = sums[0][r][c];
-            if (!tile.first) sum += load(out + c * LANES);
-            if (tile.last) {
-                if (tile.row_bias) sum += splat(tile.row_bias[r]);
-                if (tile.column_bias) sum += load(tile.column_bias + c * LANES);
-                if (tile.residual) sum += load(tile.residual + r * tile.residual_row + c * LANES);
-            }
-            if (clamps) sum = tile.activation->clamped(sum);
-            store(out + c * LANES, sum);
-        }
-    }
+        for (int c = 0; c < C; c++) store(out + c * LANES, add ? sums[0][r][c] + load(out + c * LANES) : sums[0][r][c]);
 }
 
-typedef void (*Kernel)(int64_t depth, const float *a, const float *b, int64_t b_row, const Tile &);
+typedef void (*Kernel)(int64_t depth, const float *a, const float *b, int64_t b_row, float *out, int64_t out_row,
+                       bool add);
 struct Kernels {
     Kernel kernels[TILE_ROWS][TILE_VECTORS];
     template <int R, int... C> constexpr void fill_row(std::integer_sequence<int, C...>) {
@@ -194,32 +202,35 @@ struct Kernels {
 };
 constexpr Kernels KERNELS{std::make_integer_sequence<int, TILE_ROWS>()};
 
-/* One tile: `rows` × `columns` of the output from (row, column) on. */
-void run_edge(const Gemm &g, Kernel kernel, int64_t rows, int64_t columns, int64_t depth, const float *a,
-              const float *b, int64_t b_row, Tile tile) {
-    float out[TILE_ROWS * PANEL], residual[TILE_ROWS * PANEL], bias[PANEL];
-    float *real_out = tile.out;
-    auto copy = [&](float *to, int64_t to_row, const float *from, int64_t from_row) {
-        for (int64_t r = 0; r < rows; r++) memcpy(to + r * to_row, from + r * from_row, columns * sizeof(float));
-    };
-    /* What lies beside the columns is computed too, from zeros. */
-    if (!tile.first) {
-        std::fill(out, out + rows * PANEL, 0.0f);
-        copy(out, PANEL, real_out, g.out_row);
+/* The same for a tile whose columns do not fill its vectors. What lies beside them is computed too, from zeros. */
+__attribute__((noinline)) void run_edge(Kernel kernel, int64_t rows, int64_t columns, int64_t depth, const float *a,
+                                        const float *b, int64_t b_row, float *out, int64_t out_row, bool add) {
+    float tile[TILE_ROWS * PANEL];
+    kernel(depth, a, b, b_row, tile, PANEL, false);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c += LANES) {
+            float *to = out + r * out_row + c;
+            vec sum = load(tile + r * PANEL + c);
+            if (add) sum += load_up_to(to, columns - c);
+            store_up_to(to, sum, columns - c);
+        }
+}
+
+/* What follows the sums of some rows of a panel. */
+__attribute__((noinline)) void finish(const Gemm &g, Span rows, int64_t column, int64_t count) {
+    const bool clamps = g.activation && g.activation->clamps;
+    if (!g.row_bias && !g.column_bias && !g.residual && !clamps) return;
+    for (int64_t c = 0; c < count; c += LANES) {
+        const vec bias = g.column_bias ? load_up_to(g.column_bias + column + c, count - c) : vec{};
+        for (int64_t row = rows.begin; row < rows.end; row++) {
+            float *out = g.out + row * g.out_row + column + c;
+            vec sum = load_up_to(out, count - c) + bias;
+            if (g.row_bias) sum += splat(g.row_bias[row]);
+            if (g.residual) sum += load_up_to(g.residual + row * g.residual_row + column + c, count - c);
+            if (clamps) sum = g.activation->clamped(sum);
+            store_up_to(out, sum, count - c);
+        }
     }
-    if (tile.residual) {
-        std::fill(residual, residual + rows * PANEL, 0.0f);
-        copy(residual, PANEL, tile.residual, g.residual_row);
-        tile.residual = residual, tile.residual_row = PANEL;
-    }
-    if (tile.column_bias) {
-        std::fill(bias, bias + PANEL, 0.0f);
-        std::copy(tile.column_bias, tile.column_bias + columns, bias);
-        tile.column_bias = bias;
-    }
-    tile.out = out, tile.out_row = PANEL;
-    kernel(depth, a, b, b_row, tile);
-    copy(real_out, g.out_row, out, PANEL);
 }
 
 void activate(const Gemm &g, Span rows, Span columns) {
@@ -229,7 +240,8 @@ void activate(const Gemm &g, Span rows, Span columns) {
 }
 
 /* N scalar products of x with rows of b, whose elements adjoin. */
-template <int N> void dot(const float *x, const float *b, int64_t b_column, int64_t depth, float *sums) {
+template <int N>
+__attribute__((noinline)) void dot(const float *x, const float *b, int64_t b_column, int64_t depth, float *sums) {
     constexpr int CHAINS = N >= 8 ? 1 : 4;
     vec sum[N][CHAINS] = {};
     int64_t k = 0;
@@ -241,9 +253,9 @@ template <int N> void dot(const float *x, const float *b, int64_t b_column, int6
             for (int n = 0; n < N; n++) sum[n][chain] += value * load(b + n * b_column + k + chain * LANES);
         }
     for (; k < depth; k += LANES) {
-        vec value = load_first(x + k, depth - k);
+        vec value = load_up_to(x + k, depth - k);
 #pragma GCC unroll 8
-        for (int n = 0; n < N; n++) sum[n][0] += value * load_first(b + n * b_column + k, depth - k);
+        for (int n = 0; n < N; n++) sum[n][0] += value * load_up_to(b + n * b_column + k, depth - k);
     }
     for (int n = 0; n < N; n++) {
 #pragma GCC unroll 8
@@ -285,10 +297,38 @@ void multiply_by_dots(const Gemm &g, Span columns) {
     activate(g, {0, g.rows}, columns);
 }
 
+bool by_row(const Gemm &g) { return g.rows == 1 && !g.packed_a && !g.packed_b && !g.patches && g.b.column == 1; }
+
+/* C vectors of a row times b, which is read in pieces that are as long as possible. */
+template <int C> __attribute__((noinline)) void row_times(const Gemm &g, int64_t column, int64_t count) {
+    vec sums[C] = {};
+    const float *x = g.a.data, *b = g.b.data + column;
+    for (int64_t k = 0; k < g.depth; k++, x += g.a.column, b += g.b.row) {
+        const vec factor = splat(*x);
+#pragma GCC unroll 16
+        for (int c = 0; c < C; c++) {
+            if (C > 1 && k + AHEAD < g.depth) __builtin_prefetch(b + AHEAD * g.b.row + c * LANES);
+            sums[c] += factor * (C > 1 ? load(b + c * LANES) : load_up_to(b, count));
+        }
+    }
+    for (int c = 0; c < C; c++) store_up_to(g.out + column + c * LANES, sums[c], count - c * LANES);
+}
+
+void multiply_by_row(const Gemm &g, Span columns) {
+    constexpr int64_t MOST = REGISTERS * LANES;
+    int64_t column = columns.begin;
+    for (; column + MOST <= columns.end; column += MOST) row_times<REGISTERS>(g, column, MOST);
+    for (; column < columns.end; column += LANES)
+        row_times<1>(g, column, std::min<int64_t>(LANES, columns.end - column));
+    finish(g, {0, 1}, columns.begin, columns.end - columns.begin);
+    activate(g, {0, 1}, columns);
+}
+
 /* The part of the product whose panels of rows and columns are these. */
 void multiply_part(const Gemm &g, Span row_panels, Span column_panels, float *scratch) {
-    if (by_dots(g))
-        return multiply_by_dots(g, {column_panels.begin * PANEL, std::min(g.columns, column_panels.end * PANEL)});
+    const Span columns = {column_panels.begin * PANEL, std::min(g.columns, column_panels.end * PANEL)};
+    if (by_dots(g)) return multiply_by_dots(g, columns);
+    if (by_row(g)) return multiply_by_row(g, columns);
     const int64_t panels = a_panels(g.rows), chunks = chunks_of(g.depth), most = most_of_chunk(g.depth);
     const int64_t block_rows = std::max<int64_t>(1, A_BLOCK / (std::max<int64_t>(1, most) * TILE_ROWS));
     const int64_t block_columns = std::max<int64_t>(1, B_BLOCK / (std::max<int64_t>(1, most) * PANEL));
@@ -302,14 +342,7 @@ void multiply_part(const Gemm &g, Span row_panels, Span column_panels, float *sc
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             const Range k(g.depth, chunk, chunks);
             const int64_t depth = k.end - k.begin;
-            auto pack_panel = [&](int64_t panel, float *to) {
-                int64_t column = panel * PANEL, count = std::min<int64_t>(PANEL, g.columns - column);
-                if (g.patches)
-                    g.patches->pack(g.batch, k.begin, k.end, column, count, padded(count), to);
-                else
-                    pack_columns({g.b.data + k.begin * g.b.row + column * g.b.column, g.b.row, g.b.column}, count,
-                                 padded(count), depth, to);
-            };
+            int64_t packed_to = column_begin * PANEL; /* columns */
             for (int64_t row_begin = row_panels.begin; row_begin < row_panels.end; row_begin += block_rows) {
                 const int64_t row_end = std::min(row_begin + block_rows, row_panels.end);
                 const int64_t first_row = row_of(row_begin);
@@ -323,35 +356,34 @@ void multiply_part(const Gemm &g, Span row_panels, Span column_panels, float *sc
 
                 for (int64_t j = column_begin; j < column_end; j++) {
                     const int64_t column = j * PANEL, count = std::min<int64_t>(PANEL, g.columns - column);
-                    int64_t width = padded(count);
+                    int64_t width = whole_vectors(count);
                     const float *b;
                     if (g.packed_b)
-                        b = g.packed_b + k.begin * padded(g.columns) + column * depth;
+                        b = g.packed_b + k.begin * whole_vectors(g.columns) + column * depth;
                     else if (in_place && count == PANEL)
                         b = g.b.data + k.begin * g.b.row + column, width = g.b.row;
                     else {
                         float *packed = b_block + (column - column_begin * PANEL) * depth;
-                        if (row_begin == row_panels.begin) pack_panel(j, packed);
+                        if (packed_to <= column && g.patches) {
+                            g.patches->pack(g.batch, k.begin, k.end, column, count, width, packed);
+                            packed_to = column + count;
+                        } else if (packed_to <= column) {
+                            const float *first = g.b.data + k.begin * g.b.row + column * g.b.column;
+                            const int64_t end = std::min(column_end * PANEL, g.columns);
+                            packed_to = column + pack_panels({first, g.b.row, g.b.column}, end - column, depth, packed);
+                        }
                         b = packed;
                     }
                     for (int64_t i = row_begin; i < row_end; i++) {
                         const int64_t row = row_of(i), rows = row_of(i + 1) - row;
-                        const bool last = chunk == chunks - 1;
-                        Tile tile;
-                        tile.out = g.out + row * g.out_row + column;
-                        tile.out_row = g.out_row;
-                        tile.row_bias = last && g.row_bias ? g.row_bias + row : nullptr;
-                        tile.column_bias = last && g.column_bias ? g.column_bias + column : nullptr;
-                        tile.residual = last && g.residual ? g.residual + row * g.residual_row + column : nullptr;
-                        tile.residual_row = g.residual_row;
-                        tile.first = chunk == 0, tile.last = last;
-                        tile.activation = g.activation;
-                        Kernel kernel = KERNELS.kernels[rows - 1][up(count, LANES) - 1];
+                        const Kernel kernel = KERNELS.kernels[rows - 1][up(count, LANES) - 1];
                         const float *panel = a + (row - first_row) * depth;
+                        float *out = g.out + row * g.out_row + column;
                         if (count % LANES == 0)
-                            kernel(depth, panel, b, width, tile);
+                            kernel(depth, panel, b, width, out, g.out_row, chunk > 0);
                         else
-                            run_edge(g, kernel, rows, count, depth, panel, b, width, tile);
+                            run_edge(kernel, rows, count, depth, panel, b, width, out, g.out_row, chunk > 0);
+                        if (chunk == chunks - 1) finish(g, {row, row + rows}, column, count);
                     }
                 }
                 if (chunk == chunks - 1)
@@ -383,18 +415,24 @@ Packed pack_a(const Matrix &a, int64_t rows, int64_t depth) {
     return packed;
 }
 
-Packed pack_b(const Matrix &b, int64_t depth, int64_t columns) {
-    Packed packed(depth * padded(columns));
+int64_t packed_floats(int64_t depth, int64_t columns) { return depth * whole_vectors(columns); }
+
+void pack_b(const Matrix &b, int64_t depth, int64_t columns, float *to) {
     int64_t chunks = chunks_of(depth);
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         Range k(depth, chunk, chunks);
-        for (int64_t column = 0; column < columns; column += PANEL) {
-            int64_t count = std::min<int64_t>(PANEL, columns - column);
-            pack_columns({b.data + k.begin * b.row + column * b.column, b.row, b.column}, count, padded(count),
-                         k.end - k.begin,
-                         packed.data() + k.begin * padded(columns) + column * (k.end - k.begin));
+        for (int64_t column = 0; column < columns;) {
+            int64_t count = pack_panels({b.data + k.begin * b.row + column * b.column, b.row, b.column},
+                                        columns - column, k.end - k.begin, to);
+            to += whole_vectors(count) * (k.end - k.begin);
+            column += count;
         }
     }
+}
+
+Packed pack_b(const Matrix &b, int64_t depth, int64_t columns) {
+    Packed packed(packed_floats(depth, columns));
+    pack_b(b, depth, columns, packed.data());
     return packed;
 }
 
@@ -411,7 +449,8 @@ void multiply(const Gemm &g, float *scratch) {
 
 namespace {
 
-constexpr double WORTH_A_TASK = 1 << 15; /* products: with fewer, starting another task takes as long */
+constexpr double LEAST_PRODUCTS = 1 << 15; /* of a task: with fewer, starting another takes as long */
+constexpr double MANY_PRODUCTS = 1 << 20; /* with so many in a task, further tasks cost little, and balance threads */
 
 class GemmOperation : public Operation {
   public:
@@ -439,10 +478,11 @@ class GemmOperation : public Operation {
     int tasks(int threads) const override {
         if (threads == 1) return 1;
         const double products = (double)gemm.rows * gemm.columns * std::max<int64_t>(1, gemm.depth) * count;
-        const double most = std::min<double>({products / WORTH_A_TASK, 4.0 * threads, 1 << 20});
-        const int wanted = most < threads ? (int)most : (int)most / threads * threads;
+        int64_t wanted = (int64_t)std::min<double>(threads, products / LEAST_PRODUCTS);
+        if (wanted == threads)
+            wanted *= (int64_t)std::min<double>(4, std::max<double>(1, products / threads / MANY_PRODUCTS));
         if (wanted <= 1) return 1;
-        return (int)std::min<int64_t>(wanted, count * split(wanted).tasks());
+        return (int)std::min<int64_t>(wanted, count * split((int)wanted).tasks());
     }
     int64_t scratch() const override { return gemm_scratch(gemm.rows, gemm.columns, gemm.depth); }
 
@@ -486,7 +526,7 @@ class GemmOperation : public Operation {
             g.a = g.b = Matrix(); /* which have no elements, perhaps no address */
             return;
         }
-        if (by_dots(g) && (g.rows == 1 || !constant_b)) return;
+        if (by_row(g) || (by_dots(g) && (g.rows == 1 || !constant_b))) return;
         if (constant_b && !g.patches) {
             copy_b = pack_b(g.b, g.depth, g.columns);
             g.packed_b = copy_b.data();
@@ -520,9 +560,9 @@ class GemmOperation : public Operation {
 
 } // namespace
 
-std::unique_ptr<Operation> new_gemm(const Gemm &gemm, bool constant_a, bool constant_b, const fggp_activation &activation,
+std::unique_ptr<Operation> new_gemm(const Gemm &gemm, bool constant_a, bool constant_b, const fggp_activation &function,
                                     const Batches &batches, std::unique_ptr<Patches> patches) {
-    return std::make_unique<GemmOperation>(gemm, constant_a, constant_b, activation, batches, std::move(patches));
+    return std::make_unique<GemmOperation>(gemm, constant_a, constant_b, function, batches, std::move(patches));
 }
 
 } // namespace fggp

@@ -62,14 +62,17 @@ struct Gemm {
 
 Packed pack_a(const Matrix &a, int64_t rows, int64_t depth);
 Packed pack_b(const Matrix &b, int64_t depth, int64_t columns);
+/* The same into memory of the caller's, which should be aligned to a vector, and how many floats it needs. */
+void pack_b(const Matrix &b, int64_t depth, int64_t columns, float *to);
+int64_t packed_floats(int64_t depth, int64_t columns);
 
 /* Floats of scratch memory for a product of these sizes, or of smaller ones. */
 int64_t gemm_scratch(int64_t rows, int64_t columns, int64_t depth);
 /* The whole product, by the calling thread. For use within operations. */
 void multiply(const Gemm &, float *scratch);
 
-/* Products that differ only in where their matrices start. Product (i, j, …) of the sizes (I, J, …) starts at the dot
- * product of its indices and the strides, in floats; a missing list of strides is all 0. */
+/* Products that differ only in where their matrices start: product (i, j, …) of sizes (I, J, …) at the sum of its
+ * indices times the strides, in floats. An empty list of strides is all 0. */
 struct Batches {
     std::vector<int64_t> sizes, a, b, out, residual;
 };
