@@ -11,7 +11,6 @@ namespace {
 
 const char *const GAPS = "gaps", *const BF16 = "BF16";
 constexpr uint8_t ESCAPE = 255; /* the gap that skips 255 zeros and places no value */
-constexpr size_t RANK_MAX = 64;
 
 /* A tensor in the index. */
 struct Entry {
@@ -25,7 +24,7 @@ std::string quoted(const std::string &name) { return "\"" + name.substr(0, 80) +
 
 TensorType type_of(const std::string &name, const Value &code, const Value &shape) {
     TensorType type;
-    if (code.kind != Value::TEXT || shape.kind != Value::LIST || shape.list.size() > RANK_MAX) damaged("its tensor " + quoted(name) + " has no type and shape");
+    if (code.kind != Value::TEXT || shape.kind != Value::LIST) damaged("its tensor " + quoted(name) + " has no type and shape");
     try {
         type.type = type_named(code.text);
     } catch (const Refused &refused) {

@@ -15,7 +15,6 @@ namespace {
 
 constexpr int64_t VERSION = 1; /* of the description */
 constexpr int64_t OUTPUTS_MAX = 8; /* of an operation; no operator has more than three */
-constexpr int RANK_MAX = 64;
 
 /* An error in the description itself. */
 [[noreturn]] void wrong(const std::string &why) { throw Refused("the network's description is damaged: " + why); }
@@ -240,7 +239,7 @@ static void check_operations(const Graph &graph, const Value &example) {
         if (made.size() != node.outputs.size())
             node.refuse("it has " + std::to_string(node.outputs.size()) + " outputs, not " + std::to_string(made.size()));
         for (auto &type : made) {
-            if (type.rank() > RANK_MAX) node.refuse("its output has more than " + std::to_string(RANK_MAX) + " dimensions");
+            type.count(); /* refuses what is too large */
             types.push_back(type);
         }
     }

@@ -36,7 +36,7 @@ template <class Do> int32_t reporting(fggp_network *network, const Do &action) {
 /* The type of a caller's array. */
 TensorType type_of(const fggp_array &array) {
     if (array.type < FGGP_F32 || array.type > FGGP_BOOL) throw Refused("the type " + std::to_string(array.type) + " is not FGGP_F32, FGGP_I64 or FGGP_BOOL");
-    if (array.rank < 0 || array.rank > 64) throw Refused("a tensor cannot have " + std::to_string(array.rank) + " dimensions");
+    if (array.rank < 0 || array.rank > RANK_MAX) throw Refused("a tensor cannot have " + std::to_string(array.rank) + " dimensions");
     TensorType type{(Type)array.type, Shape(array.shape, array.shape + array.rank)};
     type.count(); /* refuses what is too large */
     return type;

@@ -14,6 +14,8 @@ Type type_named(const std::string &name) {
 
 int64_t count_of(const Shape &shape) {
     constexpr int64_t MOST = int64_t(1) << 37; /* elements, of 8 bytes */
+    if (shape.size() > RANK_MAX)
+        throw Refused("a tensor cannot have " + std::to_string(shape.size()) + " dimensions; " + std::to_string(RANK_MAX) + " are the most");
     int64_t count = 1;
     bool empty = false;
     for (int64_t size : shape) {

@@ -22,7 +22,9 @@ const char *name_of(Type);            /* as in the file: "F32", "I64", "BOOL" */
 Type type_named(const std::string &); /* throws Refused */
 
 typedef std::vector<int64_t> Shape;
-/* The number of elements. Throws Refused if they would take more than 2⁴⁰ bytes, or a size is negative. */
+constexpr int RANK_MAX = 64; /* bounds loops over pairs of dimensions */
+/* The number of elements. Throws Refused if they would take more than 2⁴⁰ bytes, a size is negative, or there are more
+ * than RANK_MAX dimensions. */
 int64_t count_of(const Shape &);
 std::string text_of(const Shape &); /* "[1, 3, 224, 224]" */
 

@@ -245,6 +245,11 @@ def set_network(**entries):
         (set_network(example={"N": 2**40, "M": 2**40}), "is too large"),
         (set_network(example={"N": 1, "M": 3}), r"a \(linear\): "),
         (set_network(example=[]), "its example is no object"),
+        (
+            set_network(nodes=[{"op": "reshape", "in": ["empty"], "shape": [0] * 65}], outputs=[]),
+            "cannot have 65 dimensions",
+        ),
+        (set_network(inputs=[{"name": "x", "type": "F32", "shape": [1] * 65}]), "cannot have 65 dimensions"),
         (set_network(nodes=[{"op": "reshape", "in": [0], "outputs": 9, "shape": []}]), "a wrong number of outputs"),
         (set_index(tensors={}), "no list of tensors"),
         (set_entry("empty", None), 'it has no tensor "empty"'),
@@ -259,7 +264,7 @@ def set_network(**entries):
         (set_field("sparse", 1, "F64"), 'the file\'s tensor "sparse" cannot be part of a network: the type F64 is not'),
         (set_field("sparse", 1, 3), 'its tensor "sparse" has no type and shape'),
         (set_field("sparse", 2, 3), 'its tensor "sparse" has no type and shape'),
-        (set_field("sparse", 2, [1] * 65), 'its tensor "sparse" has no type and shape'),
+        (set_field("sparse", 2, [1] * 65), "a tensor cannot have 65 dimensions; 64 are the most"),
         (set_field("sparse", 2, [16, "40"]), 'its tensor "sparse" has no shape'),
         (set_field("sparse", 2, [16.0, 40]), 'its tensor "sparse" has no shape'),
         (set_field("sparse", 2, [-16, -40]), "a tensor cannot have the shape"),
@@ -294,7 +299,7 @@ def set_network(**entries):
         (set_contents("F32", lambda own: [*own[:3], bytes(1 << 24)]), "hold has 16777216 bytes, and must have"),
         (lambda parts: parts.contents.update(I32=[b"abcd"]), 'it has frames of "I32", which no tensor has values in'),
     ],
-    ids=range(53),
+    ids=range(55),
 )
 def test_hostile_indexes_and_frames_are_refused(raw, change, match):
     parts = taken_apart(raw)
