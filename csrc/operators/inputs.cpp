@@ -1,5 +1,7 @@
 #include "operators/inputs.h"
 
+#include <algorithm>
+
 namespace fggp {
 
 void check_inputs(const Node &node, const InputTypes &inputs, size_t least, size_t most) {
@@ -26,5 +28,11 @@ void check_rank(const Node &node, const TensorType &input, int least, const char
         node.refuse(std::string(what) + " is " + text_of(input) + ", and must have " + std::to_string(least) +
                     " dimensions or more");
 }
+
+Axis::Axis(const Shape &shape, int dim) {
+    for (int d = 0; d < (int)shape.size(); d++) (d < dim ? outer : d == dim ? count : inner) *= shape[d];
+}
+Axis::Axis(const Node &node, const Shape &shape)
+    : Axis(shape, node.dimension("dim", std::max(1, (int)shape.size()))) {}
 
 } // namespace fggp

@@ -20,6 +20,14 @@ void check_floats(const Node &, const TensorType *input, const Shape &, const ch
 /* Refuses an input of fewer dimensions. */
 void check_rank(const Node &, const TensorType &input, int least, const char *what);
 
+/* A tensor as outer × count × inner elements, where the middle one is a dimension. A single number has one, as PyTorch
+ * sees it. */
+struct Axis {
+    int64_t outer = 1, count = 1, inner = 1;
+    Axis(const Shape &, int dim);
+    Axis(const Node &, const Shape &); /* of the attribute "dim" */
+};
+
 /* The product of the sizes of the dimensions from `begin` to before `end`. */
 inline int64_t product(const Shape &shape, int begin, int end) {
     int64_t result = 1;

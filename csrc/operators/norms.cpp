@@ -232,7 +232,7 @@ void softmax_columns(float *out, const float *x, int64_t count, int64_t stride, 
 std::vector<TensorType> infer_softmax(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 1);
     check_type(node, *inputs[0], Type::F32, "its input");
-    if (inputs[0]->rank() || node.integer("dim") < -1 || node.integer("dim") > 0) node.dimension("dim", inputs[0]->rank());
+    node.dimension("dim", std::max(1, inputs[0]->rank()));
     node.flag("log", false);
     return {*inputs[0]};
 }
@@ -242,12 +242,8 @@ void make_softmax(const Node &node, const InputArrays &inputs, const std::vector
     const Shape &shape = out[0].type.shape;
     int64_t elements = out[0].type.count();
     if (!elements) return;
-    int64_t count = 1, inner = 1;
-    if (!shape.empty()) {
-        int dim = node.dimension("dim", (int)shape.size());
-        count = shape[dim];
-        inner = count_of(Shape(shape.begin() + dim + 1, shape.end()));
-    }
+    Axis axis(node, shape);
+    int64_t count = axis.count, inner = axis.inner;
     bool log = node.flag("log", false);
     const float *x = inputs[0]->floats();
     float *to = (float *)out[0].data;

@@ -141,7 +141,7 @@ WRONG: list[tuple[str, list[Tensor | None], dict[str, Any], str]] = [
     ("group_norm", [torch.zeros(6)], {"groups": 1, "epsilon": 0}, "and must have 2 dimensions or more"),
     ("group_norm", [X, torch.zeros(2)], {"groups": 2, "epsilon": 0}, "its weight is F32 [2], and must be F32 [6]"),
     ("softmax", [X], {"dim": 2}, '"dim" is 2, and the tensor has 2 dimensions'),
-    ("softmax", [torch.tensor(1.0)], {"dim": 1}, '"dim" is 1, and the tensor has 0 dimensions'),
+    ("softmax", [torch.tensor(1.0)], {"dim": 1}, '"dim" is 1, and the tensor has 1 dimensions'),
     ("softmax", [X], {"dim": 0, "log": 1}, '"log" is not true or false'),
     ("softmax", [None], {"dim": 0}, "it reads 1 tensor"),
 ]
