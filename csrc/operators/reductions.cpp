@@ -1,12 +1,12 @@
 /* Operators that compute each number of their output from many numbers along some dimensions. */
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "operators/broadcast.h"
 #include "operators/inputs.h"
 #include "operators/loop.h"
 #include "operators/operator.h"
-#include "runtime/functions.h"
 
 namespace fggp {
 namespace {
@@ -80,94 +80,114 @@ struct Parts {
 };
 
 constexpr int64_t COLUMNS = 256;
+constexpr int MANY = 32; /* loops of so many steps are put into vectors */
 
-/* Reduce `count` numbers that lie next to each other. */
-template <class Function, class In, class State> State reduce_row(const In *x, int64_t count, State state) {
-    constexpr int MANY = 32; /* independent states, which the compiler puts into vectors */
+/* A reduction: its states are as many as there are numbers in the output. */
+struct Reduction {
+    const char *name;
+    Type in, out;
+    void (*start)(void *states, int64_t count);
+    void (*row)(void *state, const void *x, int64_t count);      /* adds numbers to one state */
+    void (*columns)(void *states, const void *x, int64_t count); /* adds a number to each state */
+    void (*finish)(void *out, const void *states, int64_t count, int64_t each);
+    bool of_none; /* whether it is defined for no numbers */
+};
+
+template <class Function, class State> void start(void *states, int64_t count) {
+    for (int64_t i = 0; i < count; i++) ((State *)states)[i] = Function::start();
+}
+template <class Function, class In, class State> void add_row(void *state, const void *from, int64_t count) {
+    const In *x = (const In *)from;
+    State sum = *(State *)state;
+    int64_t i = 0;
     if (count >= 2 * MANY) {
         State states[MANY];
-        std::fill(states, states + MANY, Function::start());
-        int64_t vectors = count / MANY;
-        for (int64_t i = 0; i < vectors; i++, x += MANY)
-            for (int k = 0; k < MANY; k++) states[k] = Function::add(states[k], x[k]);
-        for (int k = 0; k < MANY; k++) state = Function::join(state, states[k]);
-        count %= MANY;
+        for (int k = 0; k < MANY; k++) states[k] = Function::start();
+        for (; i + MANY <= count; i += MANY)
+            for (int k = 0; k < MANY; k++) states[k] = Function::add(states[k], x[i + k]);
+        for (int k = 0; k < MANY; k++) sum = Function::join(sum, states[k]);
     }
-    for (int64_t i = 0; i < count; i++) state = Function::add(state, x[i]);
-    return state;
+    for (; i < count; i++) sum = Function::add(sum, x[i]);
+    *(State *)state = sum;
+}
+template <class Function, class In, class State> void add_columns(void *to, const void *from, int64_t count) {
+    const In *__restrict x = (const In *)from;
+    State *__restrict states = (State *)to;
+    int64_t i = 0;
+    for (; i + MANY <= count; i += MANY)
+        for (int k = 0; k < MANY; k++) states[i + k] = Function::add(states[i + k], x[i + k]);
+    for (; i < count; i++) states[i] = Function::add(states[i], x[i]);
+}
+template <class State, class Out> void finish(void *out, const void *states, int64_t count, int64_t) {
+    for (int64_t i = 0; i < count; i++) ((Out *)out)[i] = (Out)((const State *)states)[i];
+}
+void finish_mean(void *out, const void *states, int64_t count, int64_t each) {
+    for (int64_t i = 0; i < count; i++) ((float *)out)[i] = (float)(((const double *)states)[i] / (double)each);
 }
 
-template <class Function, class In, class State, class Out, class Finish>
-void reduce(const In *x, Out *to, const Parts &parts, Operations &operations, const Finish &finish) {
+void reduce(const Reduction &reduction, const Array &in, const Array &out, const Parts &parts, Operations &operations) {
+    const char *x = (const char *)in.data;
+    char *to = (char *)out.data;
+    int64_t in_bytes = bytes_of(reduction.in), out_bytes = bytes_of(reduction.out);
     if (parts.rows) {
         int64_t row = parts.reduced.sizes.back(), count = parts.each ? parts.each / row : 0;
         int kept = (int)parts.kept.sizes.size(), reduced = (int)parts.reduced.sizes.size() - 1;
         operations.push_back(loop(parts.outputs, parts.each, [=](Range range, const Call &, float *) {
             for (int64_t o = range.begin; o < range.end; o++) {
-                const In *from = x + parts.kept.offset(0, o, kept);
-                State state = Function::start();
+                const char *from = x + parts.kept.offset(0, o, kept) * in_bytes;
+                int64_t state; /* of any type */
+                reduction.start(&state, 1);
                 for (int64_t i = 0; i < count; i++)
-                    state = reduce_row<Function>(from + parts.reduced.offset(0, i, reduced), row, state);
-                to[o] = finish(state);
+                    reduction.row(&state, from + parts.reduced.offset(0, i, reduced) * in_bytes, row);
+                reduction.finish(to + o * out_bytes, &state, 1, parts.each);
             }
         }));
         return;
     }
     int64_t row = parts.kept.sizes.empty() ? 1 : parts.kept.sizes.back(), blocks = (row + COLUMNS - 1) / COLUMNS;
     int kept = std::max(0, (int)parts.kept.sizes.size() - 1), reduced = (int)parts.reduced.sizes.size();
-    int64_t pieces = parts.outputs ? parts.outputs / row * blocks : 0;
-    operations.push_back(loop(pieces, parts.each * std::min(row, COLUMNS), [=](Range range, const Call &, float *) {
+    int64_t work = parts.each * std::min(row, COLUMNS);
+    operations.push_back(loop(parts.outputs / row * blocks, work, [=](Range range, const Call &, float *) {
         for (int64_t piece = range.begin; piece < range.end; piece++) {
             int64_t column = piece % blocks * COLUMNS, columns = std::min(COLUMNS, row - column), index = piece / blocks;
-            const In *from = x + parts.kept.offset(0, index, kept) + column;
-            State states[COLUMNS];
-            std::fill(states, states + columns, Function::start());
-            for (int64_t i = 0; i < parts.each; i++) {
-                const In *__restrict here = from + parts.reduced.offset(0, i, reduced);
-                for (int64_t k = 0; k < columns; k++) states[k] = Function::add(states[k], here[k]);
-            }
-            for (int64_t k = 0; k < columns; k++) to[index * row + column + k] = finish(states[k]);
+            const char *from = x + (parts.kept.offset(0, index, kept) + column) * in_bytes;
+            int64_t states[COLUMNS]; /* of any type */
+            reduction.start(states, columns);
+            for (int64_t i = 0; i < parts.each; i++)
+                reduction.columns(states, from + parts.reduced.offset(0, i, reduced) * in_bytes, columns);
+            reduction.finish(to + (index * row + column) * out_bytes, states, columns, parts.each);
         }
     }));
 }
 
 template <template <class, class> class Function, class In, class State, class Out>
-void make(const void *x, void *out, const Parts &parts, Operations &operations) {
-    reduce<Function<In, State>, In, State>((const In *)x, (Out *)out, parts, operations,
-                                           [](State state) { return (Out)state; });
-}
-void make_mean(const void *x, void *out, const Parts &parts, Operations &operations) {
-    double count = (double)parts.each;
-    reduce<Sum<float, double>, float, double>((const float *)x, (float *)out, parts, operations,
-                                              [=](double sum) { return (float)(sum / count); });
+constexpr Reduction reduction(const char *name, Type in, Type out, bool of_none) {
+    typedef Function<In, State> F;
+    return {name, in, out, start<F, State>, add_row<F, In, State>, add_columns<F, In, State>,
+            finish<State, Out>, of_none};
 }
 
-struct Reduction {
-    const char *name;
-    Type in, out;
-    void (*make)(const void *x, void *out, const Parts &, Operations &);
-    bool of_none; /* whether it is defined for no numbers */
-};
 const Reduction REDUCTIONS[] = {
-    {"sum", F32, F32, make<Sum, float, double, float>, true},
-    {"mean", F32, F32, make_mean, true},
-    {"prod", F32, F32, make<Product, float, double, float>, true},
-    {"max", F32, F32, make<Largest, float, float, float>, false},
-    {"min", F32, F32, make<Smallest, float, float, float>, false},
-    {"any", F32, BOOL, make<Any, float, uint8_t, uint8_t>, true},
-    {"all", F32, BOOL, make<All, float, uint8_t, uint8_t>, true},
-    {"sum", I64, I64, make<Sum, int64_t, whole, int64_t>, true},
-    {"prod", I64, I64, make<Product, int64_t, whole, int64_t>, true},
-    {"max", I64, I64, make<Largest, int64_t, int64_t, int64_t>, false},
-    {"min", I64, I64, make<Smallest, int64_t, int64_t, int64_t>, false},
-    {"any", I64, BOOL, make<Any, int64_t, uint8_t, uint8_t>, true},
-    {"all", I64, BOOL, make<All, int64_t, uint8_t, uint8_t>, true},
-    {"sum", BOOL, I64, make<Sum, uint8_t, whole, int64_t>, true},
-    {"prod", BOOL, I64, make<Product, uint8_t, whole, int64_t>, true},
-    {"max", BOOL, BOOL, make<Any, uint8_t, uint8_t, uint8_t>, false},
-    {"min", BOOL, BOOL, make<All, uint8_t, uint8_t, uint8_t>, false},
-    {"any", BOOL, BOOL, make<Any, uint8_t, uint8_t, uint8_t>, true},
-    {"all", BOOL, BOOL, make<All, uint8_t, uint8_t, uint8_t>, true},
+    reduction<Sum, float, double, float>("sum", F32, F32, true),
+    {"mean", F32, F32, start<Sum<float, double>, double>, add_row<Sum<float, double>, float, double>,
+     add_columns<Sum<float, double>, float, double>, finish_mean, true},
+    reduction<Product, float, double, float>("prod", F32, F32, true),
+    reduction<Largest, float, float, float>("max", F32, F32, false),
+    reduction<Smallest, float, float, float>("min", F32, F32, false),
+    reduction<Any, float, uint8_t, uint8_t>("any", F32, BOOL, true),
+    reduction<All, float, uint8_t, uint8_t>("all", F32, BOOL, true),
+    reduction<Sum, int64_t, whole, int64_t>("sum", I64, I64, true),
+    reduction<Product, int64_t, whole, int64_t>("prod", I64, I64, true),
+    reduction<Largest, int64_t, int64_t, int64_t>("max", I64, I64, false),
+    reduction<Smallest, int64_t, int64_t, int64_t>("min", I64, I64, false),
+    reduction<Any, int64_t, uint8_t, uint8_t>("any", I64, BOOL, true),
+    reduction<All, int64_t, uint8_t, uint8_t>("all", I64, BOOL, true),
+    reduction<Sum, uint8_t, whole, int64_t>("sum", BOOL, I64, true),
+    reduction<Product, uint8_t, whole, int64_t>("prod", BOOL, I64, true),
+    reduction<Any, uint8_t, uint8_t, uint8_t>("max", BOOL, BOOL, false),
+    reduction<All, uint8_t, uint8_t, uint8_t>("min", BOOL, BOOL, false),
+    reduction<Any, uint8_t, uint8_t, uint8_t>("any", BOOL, BOOL, true),
+    reduction<All, uint8_t, uint8_t, uint8_t>("all", BOOL, BOOL, true),
 };
 
 bool is_position(const Node &node) { return node.text("function") == "argmax" || node.text("function") == "argmin"; }
@@ -242,8 +262,8 @@ void make_reduce(const Node &node, const InputArrays &inputs, const std::vector<
     const TensorType &type = inputs[0]->type;
     if (!out[0].type.count()) return;
     if (!is_position(node))
-        return reduction_of(node, type.type)
-            .make(inputs[0]->data, out[0].data, Parts(type.shape, dims_of(node, type.rank())), operations);
+        return reduce(reduction_of(node, type.type), *inputs[0], out[0], Parts(type.shape, dims_of(node, type.rank())),
+                      operations);
     Axis axis(type.shape, dims_of(node, type.rank())[0]);
     bool smallest = node.text("function") == "argmin";
     int64_t *to = (int64_t *)out[0].data;
@@ -267,17 +287,20 @@ void make_cumsum(const In *x, Out *to, const Axis &axis, Operations &operations)
         for (int64_t piece = range.begin; piece < range.end; piece++) {
             int64_t column = piece % blocks * COLUMNS, columns = std::min(COLUMNS, axis.inner - column);
             int64_t first = piece / blocks * axis.count * axis.inner + column;
-            const In *from = x + first;
+            const In *__restrict from = x + first;
             Out *__restrict out = to + first;
-            State states[COLUMNS];
-            std::fill(states, states + columns, State(0));
             if (columns == 1) {
                 State sum = 0;
                 for (int64_t i = 0; i < axis.count; i++) out[i * axis.inner] = (Out)(sum += (State)from[i * axis.inner]);
                 continue;
             }
-            for (int64_t i = 0; i < axis.count; i++, from += axis.inner, out += axis.inner)
-                for (int64_t k = 0; k < columns; k++) out[k] = (Out)(states[k] += (State)from[k]);
+            State states[COLUMNS] = {};
+            for (int64_t i = 0; i < axis.count; i++, from += axis.inner, out += axis.inner) {
+                int64_t k = 0;
+                for (; k + MANY <= columns; k += MANY)
+                    for (int j = 0; j < MANY; j++) out[k + j] = (Out)(states[k + j] += (State)from[k + j]);
+                for (; k < columns; k++) out[k] = (Out)(states[k] += (State)from[k]);
+            }
         }
     }));
 }
