@@ -30,12 +30,12 @@ template <class In, class State> struct Product {
 };
 template <class In, class State> struct Largest { /* NaN if there is one */
     static State start() { return std::is_floating_point<State>() ? (State)-INFINITY : (State)INT64_MIN; }
-    static State add(State state, In x) { return (x > state) | (x != x) ? x : state; }
+    static State add(State state, In x) { return ((x > state) | (x != x)) ? x : state; }
     static State join(State a, State b) { return add(a, b); }
 };
 template <class In, class State> struct Smallest {
     static State start() { return std::is_floating_point<State>() ? (State)INFINITY : (State)INT64_MAX; }
-    static State add(State state, In x) { return (x < state) | (x != x) ? x : state; }
+    static State add(State state, In x) { return ((x < state) | (x != x)) ? x : state; }
     static State join(State a, State b) { return add(a, b); }
 };
 template <class In, class State> struct Any {
