@@ -29,6 +29,15 @@ void check_rank(const Node &node, const TensorType &input, int least, const char
                     " dimensions or more");
 }
 
+std::vector<int64_t> numbers_by_dimension(const Node &node, const char *key, int spatial, int64_t least) {
+    auto numbers = node.integers(key, (size_t)spatial);
+    for (int64_t number : numbers)
+        if (number < least || number > (1 << 30))
+            node.refuse(std::string("\"") + key + "\" has " + std::to_string(number) + ", and must have numbers from " +
+                        std::to_string(least) + " to 2^30");
+    return numbers;
+}
+
 Axis::Axis(const Shape &shape, int dim) {
     for (int d = 0; d < (int)shape.size(); d++) (d < dim ? outer : d == dim ? count : inner) *= shape[d];
 }

@@ -174,23 +174,14 @@ int spatial_of(const Node &node, const InputTypes &inputs) {
     return spatial;
 }
 
-/* An attribute with a number for each dimension, each from `least` to 2³¹ - 1. */
-std::vector<int64_t> numbers(const Node &node, const char *key, int spatial, int64_t least) {
-    auto found = node.integers(key, (size_t)spatial);
-    for (int64_t number : found)
-        if (number < least || number > INT32_MAX)
-            node.refuse(std::string("\"") + key + "\" has " + std::to_string(number) + ", and must have numbers from " +
-                        std::to_string(least) + " on");
-    return found;
-}
-
 /* The axes of a pool with a kernel, but for the windows. */
 Axes kernel_axes(const Node &node, const TensorType &in) {
     bool maximum = node.op == "max_pool";
     int spatial = in.rank() - 2;
-    auto kernel = numbers(node, "kernel", spatial, 1), stride = numbers(node, "stride", spatial, 1);
-    auto padding = numbers(node, "padding", spatial, 0);
-    auto dilation = maximum ? numbers(node, "dilation", spatial, 1) : std::vector<int64_t>(spatial, 1);
+    auto kernel = numbers_by_dimension(node, "kernel", spatial, 1);
+    auto stride = numbers_by_dimension(node, "stride", spatial, 1);
+    auto padding = numbers_by_dimension(node, "padding", spatial, 0);
+    auto dilation = maximum ? numbers_by_dimension(node, "dilation", spatial, 1) : std::vector<int64_t>(spatial, 1);
     Axes axes;
     for (int d = 0; d < spatial; d++) {
         axes[AXES - spatial + d] = {in.shape[2 + d], kernel[d], stride[d], padding[d], dilation[d], {}};
