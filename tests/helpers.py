@@ -168,16 +168,19 @@ def run_beside_the_reference(make_model, make_optimizer, steps, naive=("fggp", 0
     """Train identical models, one with a Pruner, one with the reference; compare all bits after every step.
 
     ``before_step(t, model, optimizer)`` is called for both before every step, and may do what a user might do there.
+    The option ``granularity`` is that of the Pruner; ``extents`` and ``limit`` say the same to the reference.
     """
     (model, optimizer), (other, other_optimizer) = twin(make_model, make_optimizer)
     method = REGISTRY[naive[0]](*naive[1:])
+    groups = {name: options.pop(name) for name in ("extents", "limit") if name in options}
     pruner = make_pruner(model, optimizer, method=method, **options)
+    options.pop("granularity", None)
     options = {"sparsity": 0.8, "begin": 0, "end": 6, "every": 2, **options}
     if options.get("init_sparsity") is not None:
         options["initial"] = options.pop("init_sparsity")
         options["masks"] = list(pruner.masks.values())
     options.pop("init", None)
-    by_hand = reference.PrunedTraining(prunable(other), other_optimizer, method=naive, **options)
+    by_hand = reference.PrunedTraining(prunable(other), other_optimizer, method=naive, **options, **groups)
     for t in range(1, steps + 1):
         if before_step:
             before_step(t, model, optimizer)

@@ -4,6 +4,7 @@ It is written from the mathematics alone and shares no code with the library. A 
 is the index of its tensor among the prunable ones, position its flat index in the tensor. It is slow on purpose.
 """
 
+import itertools
 import math
 from fractions import Fraction
 from typing import NamedTuple
@@ -133,6 +134,85 @@ def choose(method, weights, excess, progress=0.0, double=False):
     raise KeyError(name)
 
 
+# Groups
+
+
+def cells(shape, steps):
+    """The cells of a grid over a tensor, in order: the flat positions of the weights in each."""
+    found = {}
+    for position, index in enumerate(itertools.product(*map(range, shape))):
+        found.setdefault(tuple(i // s for i, s in zip(index, steps, strict=True)), []).append((position, index))
+    return [found[cell] for cell in sorted(found)]
+
+
+def mean(numbers, steps, rounded):
+    """The mean of a cell's numbers, a list of (index, number); halves are added up, one dimension after the other."""
+    sums = {tuple(i % s for i, s in zip(index, steps, strict=True)): number for index, number in numbers}
+    for d, step in enumerate(steps):
+        lines = {}
+        for index, number in sums.items():
+            lines.setdefault((*index[:d], 0, *index[d + 1 :]), [0.0] * step)[index[d]] = number
+        sums = {index: added_up(line, rounded) for index, line in lines.items()}
+    [total] = sums.values()
+    return rounded(total / len(numbers))
+
+
+def added_up(numbers, rounded):
+    """The sum of numbers: the second half is added to the first, until one is left."""
+    while len(numbers) > 1:
+        half = math.ceil(len(numbers) / 2)
+        numbers = [
+            rounded(numbers[i] + numbers[half + i]) if half + i < len(numbers) else numbers[i] for i in range(half)
+        ]
+    return numbers[0]
+
+
+def groups_of(weights, shapes, steps, double=False, product=False):
+    """Groups as `Weight`: their index in the grid, and the means of |θ| and |g|; or of |θ·g|, and 1.
+
+    A group is active if its weights are: all of them are given, or none.
+    """
+    rounded = float if double else _float32
+    given = {(w.layer, w.position): w for w in weights}
+    found = []
+    for layer, (shape, step) in enumerate(zip(shapes, steps, strict=True)):
+        for number, cell in enumerate(cells(shape, step)):
+            if (layer, cell[0][0]) not in given:
+                continue
+            members = [(index, given[layer, position]) for position, index in cell]
+            if product:
+                scores = [(i, abs(rounded(w.theta * w.grad))) for i, w in members]
+                found.append(Weight(layer, number, mean(scores, step, rounded), 1.0))
+            else:
+                theta, grad = ([(i, abs(w[field])) for i, w in members] for field in (2, 3))
+                found.append(Weight(layer, number, mean(theta, step, rounded), mean(grad, step, rounded)))
+    return found
+
+
+def surplus(weights, shapes, steps, limit, key):
+    """The active weights that exceed a pattern: all but the ``limit`` highest-ranked ones of each cell."""
+    found = []
+    for layer, (shape, step) in enumerate(zip(shapes, steps, strict=True)):
+        for cell in cells(shape, step):
+            positions = {position for position, _ in cell}
+            active = [w for w in weights if w.layer == layer and w.position in positions]
+            found += smallest(active, max(0, len(active) - limit), key)
+    return found
+
+
+LAST_KEY = {"fggp": by_magnitude, "gmp": by_magnitude, "magnitude-first": by_gradient, "gradient-only": by_gradient}
+"""The key of the last step of a method's chain."""
+
+
+def choose_in_pattern(method, weights, excess, shapes, steps, limit):
+    """`choose`, of weights that keep to a pattern: those that exceed it first."""
+    exceeding = surplus(weights, shapes, steps, limit, LAST_KEY[method[0]])
+    if len(exceeding) >= excess:
+        return choose(method, exceeding, excess)
+    rest = [w for w in weights if w not in exceeding]
+    return exceeding + choose(method, rest, excess - len(exceeding))
+
+
 # Training
 
 
@@ -145,6 +225,8 @@ class PrunedTraining:
         method: (name, *hyper-parameters).
         masks: the masks to start from; dense by default.
         initial: s_ini, if it is not the sparsity of the masks.
+        extents: for each weight the extent of its groups in each dimension, if weights are pruned in groups.
+        limit: how many weights stay in a group at most, if single weights are pruned to a pattern.
     """
 
     def __init__(self, parameters, optimizer, sparsity, begin, end, every, method=("fggp", 0.5), **options):
@@ -153,14 +235,28 @@ class PrunedTraining:
         self.scope = options.pop("scope", "global")
         masks = options.pop("masks", None) or [torch.ones(p.shape, dtype=torch.bool) for p in self.parameters]
         self.masks = [m.clone(memory_format=torch.contiguous_format) for m in masks]
-        self.total = sum(p.numel() for p in self.parameters)
-        self.start = [int(m.sum()) for m in self.masks]
+        self.shapes = [tuple(p.shape) for p in self.parameters]
+        self.extents, self.limit = options.pop("extents", None), options.pop("limit", None)
+        if self.extents is not None:
+            self.extents = [tuple(map(min, s, shape)) for s, shape in zip(self.extents, self.shapes, strict=True)]
+        self.in_groups = self.extents is not None and self.limit is None
+        units = self.units([p.grad for p in self.parameters], [torch.ones_like(m) for m in self.masks])
+        self.total = len(units)
+        self.start = [sum(w.layer == i for w in self.units([None] * len(self.masks))) for i in range(len(self.masks))]
         self.initial = options.pop("initial", 1 - sum(self.start) / self.total)
         assert not options
         self.t, self.pending, self.updates = 0, False, []
         self.last = {}  # the last gradient of each layer that a step left without one; None before the first
         self.gaps = set()  # the layers that a step since the last update left without one
         self.zero()
+
+    def units(self, grads, masks=None):
+        """What is pruned as one: the active weights, or groups."""
+        weights = weights_of(self.parameters, grads, masks or self.masks)
+        if not self.in_groups:
+            return weights
+        double = any(p.dtype == torch.float64 for p in self.parameters)
+        return groups_of(weights, self.shapes, self.extents, double, self.method[0] == "taylor")
 
     def gradients(self, keep):
         """The gradients to rank by: the last one of a layer that a step left without, None if there never was one."""
@@ -189,7 +285,7 @@ class PrunedTraining:
         if self.pending:
             return
         s = sparsity(t, self.final, self.begin, self.end, self.initial)
-        weights = weights_of(self.parameters, grads, self.masks)
+        weights = self.units(grads)
         double = any(p.dtype == torch.float64 for p in self.parameters)
         progress = min(1.0, (t - self.begin) / (self.end - self.begin))
         target = min(active_count(s, self.total), len(weights))
@@ -204,6 +300,10 @@ class PrunedTraining:
             seen = [w for w in group if grads[w.layer] is not None or self.method == ("gmp",)]
             unseen = [w for w in group if w not in seen]
             of_seen, of_unseen = share_out(excess, [len(seen), len(unseen)], [len(seen), len(unseen)])
+            if self.limit is not None:
+                assert not unseen
+                self.chosen += choose_in_pattern(self.method, seen, of_seen, self.shapes, self.extents, self.limit)
+                continue
             self.chosen += choose(self.method, seen, of_seen, progress, double) if of_seen else []
             self.chosen += choose(("gmp",), unseen, of_unseen)
         # Those that had one at each step since the last update are like any other layer again.
@@ -215,7 +315,10 @@ class PrunedTraining:
         self.t += 1
         if self.chosen is not None:
             for w in self.chosen:
-                self.masks[w.layer].view(-1)[w.position] = False
+                cell = [w.position]
+                if self.in_groups:
+                    cell = [p for p, _ in cells(self.shapes[w.layer], self.extents[w.layer])[w.position]]
+                self.masks[w.layer].view(-1)[cell] = False
             self.updates.append(self.t)
         self.zero()
 

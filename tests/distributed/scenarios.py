@@ -95,6 +95,55 @@ def fsdp_methods(folder):
         beside_one_process(sharded(helpers.mlp()), helpers.mlp(), 6, method=method, scope="layer")
 
 
+def fsdp_groups(folder):
+    """Blocks, rows and patterns, over parts that end inside groups too: those of transposed convolutions do."""
+
+    def transposed():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(2, 7, 3), nn.ReLU(), nn.ConvTranspose2d(7, 5, 2), nn.Flatten(), nn.Linear(125, 3)
+        )
+
+    for granularity in (fggp.Blocks(4), fggp.Rows(), fggp.NM(2, 4)):
+        options = {"granularity": granularity, "sparsity": 0.55, "floor": 2}
+        beside_one_process(sharded(helpers.convnet()), helpers.convnet(), 6, init_sparsity=0.3, **options)
+        for method in ("fggp", EXCHANGES["granet"]):
+            beside_one_process(
+                sharded(transposed()), transposed(), 6, ties=True, scope="layer", method=method, **options
+            )
+    pruner, _ = beside_one_process(sharded(transposed()), transposed(), 6, granularity=fggp.Blocks(4), sparsity=0.5)
+    masks = {name: whole(mask) for name, mask in pruner.masks.items()}
+    for init in (masks, "keep"):
+        given, plain = sharded(transposed()), transposed()
+        for p, mask in zip((w for w in plain.parameters() if w.ndim > 1), masks.values(), strict=True):
+            p.data.mul_(mask)
+        for p, theirs in zip(given.parameters(), plain.parameters(), strict=True):
+            p.data.copy_(distribute_tensor(theirs.data, p.device_mesh, p.placements))
+        _, kept = beside_one_process(given, plain, 6, granularity=fggp.Blocks(4), sparsity=0.8, init=init)
+        assert not any((kept.masks[name] & ~mask).any() for name, mask in masks.items())
+
+
+def tensor_parallel_groups(folder):
+    """Blocks of rows and of columns, which end inside rows and groups."""
+
+    def model():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 3))
+
+    plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+    for granularity in (fggp.Blocks(4), fggp.Rows(), fggp.NM(2, 4)):
+        for method in ("fggp", EXCHANGES["rigl"]):
+            beside_one_process(
+                parallelize_module(model(), world(), plan),
+                model(),
+                6,
+                granularity=granularity,
+                method=method,
+                sparsity=0.6,
+                floor=1,
+            )
+
+
 def fsdp_ties(folder):
     """Gradients that are mostly equal, over parts that are uneven, and empty for some."""
     for model, method in (

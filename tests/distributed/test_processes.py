@@ -13,6 +13,8 @@ HERE = Path(__file__).parent
 SIZES = {
     "fsdp_methods": 2,
     "fsdp_ties": 3,
+    "fsdp_groups": 3,
+    "tensor_parallel_groups": 2,
     "fsdp_mixed_precision_and_offload": 2,
     "fsdp_with_replicas": 4,
     "averages": 3,

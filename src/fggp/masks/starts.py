@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from fggp.schedule import active_count, apportion
 from fggp.scores import Score, random
 from fggp.selection.chains import count_marked_each, keep_smallest
-from fggp.selection.groups import in_groups, of_weights, score_of_groups
+from fggp.selection.groups import by_value, in_groups, of_weights
 from fggp.selection.rows import keep_rows_of_masks, rows_without_weight
 from fggp.weights.dtensor import local, own_part
 from fggp.weights.layers import flatten
@@ -116,8 +116,8 @@ def nonzero_masks(weights: Sequence[Prunable], processes: Processes = ALONE) -> 
     layers = flatten(weights, owned=processes.owned or None)
     dense = [torch.ones(len(layer), dtype=torch.bool, device=layer.weight.device) for layer in layers]
     units, _ = in_groups(layers, dense, processes)
-    score = score_of_groups(units, _NONZERO, processes)
-    nonzero = of_weights(units, [score.of(unit.block(0, len(unit))) > 0 for unit in units])
+    valued, value = by_value(units, _NONZERO, processes)
+    nonzero = of_weights(units, [value.of(unit.block(0, len(unit))) > 0 for unit in valued])
     counts = count_marked_each([layer.owned for layer in layers], nonzero, processes)
     return [
         layer.layout.shaped(m if n else torch.ones_like(m)) for layer, m, n in zip(layers, nonzero, counts, strict=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fggp.scores import Score, largest, position
 from fggp.selection import passes, patterns
-from fggp.selection.groups import Marks, in_groups, of_weights, score_of_groups
+from fggp.selection.groups import Marks, by_value, in_groups, of_weights
 from fggp.selection.kth import find_threshold
 from fggp.selection.one_gpu import select_smallest_joined
 from fggp.selection.passes import EXCLUDED, SELECTED, TIED
@@ -214,9 +214,7 @@ def select_smallest(
     if k == 0:
         for m in marks:
             m.zero_()
-        return
-    score = score_of_groups(layers, score, processes)
-    if _on_one_gpu(marks) and not processes.sharded:
+    elif _on_one_gpu(marks) and not processes.sharded:
         select_smallest_joined(layers, marks, count, score, k)
     else:
         # During a step each byte is one of three marks. Afterwards it is SELECTED or EXCLUDED again: a bool.
@@ -236,11 +234,12 @@ def _select_marked(
 
     ``count`` weights have that mark; 0 < k < count.
     """
-    threshold = find_threshold(layers, marks, eligible_mark, count, score, k, processes)
+    valued, value = by_value(layers, score, processes)
+    threshold = find_threshold(valued, marks, eligible_mark, count, value, k, processes)
     tied_to_select = k - threshold.below
     all_tied_selected = tied_to_select == threshold.equal
     passes.apply_threshold(
-        layers, marks, score, eligible_mark, threshold.value, SELECTED if all_tied_selected else TIED
+        valued, marks, value, eligible_mark, threshold.value, SELECTED if all_tied_selected else TIED
     )
     if all_tied_selected:
         return

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fggp.scores import Score
+from fggp.scores import Formula, Quantity, Score
 from fggp.weights.dtensor import Part
 from fggp.weights.grid import Grid
 from fggp.weights.layers import Block, Layer, Layout
@@ -96,10 +96,10 @@ def of_weights(layers: Sequence[Layer], marks: Sequence[Tensor]) -> Marks:
     return [_expanded(layer, m) if isinstance(layer, GroupLayer) else m for layer, m in zip(layers, marks, strict=True)]
 
 
-def score_of_groups(layers: Sequence[Layer], score: Score, processes: Processes = ALONE) -> Score:
-    """A score for the elements of these layers: itself for weights, its mean for groups.
+def by_value(layers: Sequence[Layer], score: Score, processes: Processes = ALONE) -> tuple[Sequence[Layer], Score]:
+    """For layers of groups: layers whose ``weight`` is the groups' score, and the score that reads it, without ties.
 
-    The means are computed once, when they are first read, and live as long as the returned score.
+    Unchanged for layers of weights, and for positional scores, which groups have like weights.
 
     Args:
         layers: of weights, or of groups.
@@ -107,21 +107,19 @@ def score_of_groups(layers: Sequence[Layer], score: Score, processes: Processes 
         processes: those that hold the weights; all of them call this together.
     """
     if score.positional or not any(isinstance(layer, GroupLayer) for layer in layers):
-        return score
-    means: dict[str, Tensor] = {}
-    for layer in layers:
-        if isinstance(layer, GroupLayer) and layer.whole:  # its processes must exchange scores at the same time
-            means[layer.name] = _means(layer, score.of, processes)
+        return layers, score
+    # A formula keeps its sign, so that the C++ kernels read the means.
+    negated = score.formula is not None and score.formula.negated
+    of = _value if score.formula is None else Formula(Quantity.WEIGHT, negated)
+    valued = [
+        replace(layer, weight=_means(layer, score.of, processes)) if isinstance(layer, GroupLayer) else layer
+        for layer in layers
+    ]
+    return valued, Score(score.name, of, score.needs_gradient)
 
-    def of(block: Block) -> Tensor:
-        layer = block.layer
-        assert isinstance(layer, GroupLayer)
-        if layer.name not in means:
-            means[layer.name] = _means(layer, score.of, processes)
-        return means[layer.name][block.where]
 
-    ties = None if score.ties is None else score_of_groups(layers, score.ties, processes)
-    return Score(score.name, of, score.needs_gradient, ties)
+def _value(block: Block) -> Tensor:
+    return block.layer.weight[block.where]
 
 
 def cut_layers(layers: Sequence[Layer], processes: Processes) -> list[bool]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fggp.scores import Score
 from fggp.selection import bracket
 from fggp.selection.bracket import Counts, Search, Threshold
+from fggp.selection.groups import by_value
 from fggp.selection.keys import INT_OF_SIZE
 from fggp.weights.layers import Layer
 
@@ -42,7 +43,8 @@ def select_smallest_joined(layers: Sequence[Layer], marks: Sequence[Tensor], cou
 
 def _select_joined(layers: Sequence[Layer], marks: Tensor, count: int, score: Score, k: int) -> None:
     """Narrow ``marks``, [N] over all layers, in place to the k weights that rank lowest."""
-    scores = torch.cat([score.of(layer.block(0, len(layer))) for layer in layers])
+    valued, value = by_value(layers, score)
+    scores = torch.cat([value.of(layer.block(0, len(layer))) for layer in valued])
     threshold = _find_threshold(scores, marks, Search(score.name, k, count))
     tied_to_select = k - threshold.below
     if tied_to_select == threshold.equal:
@@ -131,15 +133,18 @@ def _tie_order(layers: Sequence[Layer], index: Tensor, ties: Score | None) -> Te
     """
     starts = list(accumulate(map(len, layers), initial=0))
     bounds = torch.searchsorted(index, torch.tensor(starts, device=index.device)).tolist()
-    blocks, positions = [], []
+    found, indices, positions = [], [], []
     for layer, start, first, end in zip(layers, starts, bounds, bounds[1:], strict=False):
         if first < end:
-            blocks.append(layer.block_at(index[first:end] - start))
-            positions.append(blocks[-1].position + start)
+            found.append(layer)
+            indices.append(index[first:end] - start)
+            positions.append(layer.block_at(indices[-1]).position + start)
     # Stable sorts, from the last key to the first.
     keys = [torch.cat(positions)]
     while ties is not None:
-        keys.insert(-1, torch.cat([ties.of(block) for block in blocks]))
+        valued, value = by_value(found, ties)
+        pairs = zip(valued, indices, strict=True)
+        keys.insert(-1, torch.cat([value.of(layer.block_at(where)) for layer, where in pairs]))
         ties = ties.ties
     order = keys[-1].argsort()
     for key in reversed(keys[:-1]):

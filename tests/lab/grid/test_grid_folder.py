@@ -71,6 +71,16 @@ def test_what_is_excluded_may_be_added_to_a_grid_made_before_that_could_be_said(
     }
 
 
+def test_so_may_a_granularity(folder):
+    assert "granularity" not in folder.grid_file.read_text()
+    named = folder.name_runs([*plan(), *plan(method=["fggp", "dense"], granularity=["blocks:4"])])
+    assert {name: run.granularity for name, run in named.items() if name.endswith("0")} == {
+        "fggp-0.95-seed0": None,
+        "fggp-0.95-granularityblocks-4-seed0": "blocks:4",
+        "dense-seed0": None,
+    }
+
+
 def test_a_part_of_the_grid_may_be_run(folder):
     assert list(folder.name_runs(plan(seed=[1]))) == ["fggp-0.95-seed1"]
 

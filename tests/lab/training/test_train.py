@@ -214,6 +214,15 @@ def test_excluded_weights_stay_dense_and_do_not_count(tmp_path, console):
     assert all((state[name] != 0).all() for name in ("features.0.weight", "classifier.weight"))
 
 
+def test_blocks_of_channels_are_pruned_and_recorded(tmp_path, console):
+    record = train(digits(tmp_path / "run", granularity="blocks:4", epochs=2), console)
+    state = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
+    blocks = state["features.3.weight"].unflatten(1, (-1, 4))
+    assert torch.equal((blocks != 0).any(2), (blocks != 0).all(2))
+    assert record["settings"]["granularity"] == "blocks:4"
+    assert record["sparsity"] == pytest.approx(0.9, abs=0.01)
+
+
 def test_excluding_what_is_not_there_is_refused(tmp_path, console):
     with pytest.raises(UsageError, match=r"exclude='head.\*' matches no trainable weight; the model has 'features.0"):
         train(digits(tmp_path / "run", exclude="classifier.weight,head.*"), console)

@@ -18,7 +18,7 @@ from fggp.lab.grid.plan import run_names
 from fggp.lab.training.run_folder import RunFolder
 from fggp.lab.training.settings import ResolvedSettings
 
-AXES = ("data", "model", "method", "sparsity", "init_sparsity", "rate", "exclude", "seed")
+AXES = ("data", "model", "method", "sparsity", "init_sparsity", "rate", "granularity", "exclude", "seed")
 """Settings whose values may be added to a grid; everything else must stay equal."""
 VARY_WITH_METHOD = ("scope", "prune_begin", "prune_end", "every")
 """Settings that may differ between methods of one grid."""

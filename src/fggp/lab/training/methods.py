@@ -1,4 +1,4 @@
-"""Methods by name: the built-in ones, and classes in a file of the user."""
+"""Methods and granularities by name: the built-in ones, and classes of methods in a file of the user."""
 
 import importlib.util
 import inspect
@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fggp import Method, OneShot
+from fggp import NM, Blocks, Method, OneShot, Rows
 from fggp.lab.base.errors import UsageError
 from fggp.methods import REGISTRY
 
@@ -41,6 +41,25 @@ def kind_of(method: str) -> Kind | None:
             f"method is {method!r}; it must be one of {', '.join(METHODS)}, or FILE.py:CLASS for a class of your own"
         )
     return REGISTRY[method]
+
+
+def granularity_of(text: str | None) -> Blocks | Rows | NM | None:
+    """Return what is pruned as one: "blocks:4", "rows", or "2:4"; None is single weights.
+
+    Raises:
+        UsageError: there is no such granularity.
+    """
+    if text is None:
+        return None
+    if text == "rows":
+        return Rows()
+    head, _, tail = text.partition(":")
+    try:
+        return Blocks(int(tail)) if head == "blocks" else NM(int(head), int(tail))
+    except ValueError as error:
+        raise UsageError(
+            f"granularity is {text!r}; it must be blocks:N (N of at least 2), rows, or N:M (N below M)"
+        ) from error
 
 
 def _from_file(file: Path, name: str) -> Kind:

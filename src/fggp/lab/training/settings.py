@@ -11,7 +11,16 @@ import tyro
 from fggp.lab.base import Json
 from fggp.lab.base.options import default_shown_as, require
 from fggp.lab.training.distributed import launched
-from fggp.lab.training.methods import METHODS, acts_once, kind_of, name_of, own_rate, starts_sparse, without_folder
+from fggp.lab.training.methods import (
+    METHODS,
+    acts_once,
+    granularity_of,
+    kind_of,
+    name_of,
+    own_rate,
+    starts_sparse,
+    without_folder,
+)
 
 PRUNE_END_SHARE = {"rigl": 0.75, "set": 1.0}
 """The share of training after which masks are final, for methods where it is not the literature's half."""
@@ -57,6 +66,9 @@ class TrainSettings:
     """For fggp and magnitude-first: the fixed share of active weights that the first step passes to the second."""
     scope: Literal["global", "layer"] = "global"
     """Rank weights over all layers together, or prune every layer to the same sparsity."""
+    granularity: Annotated[str | None, default_shown_as("single weights", "blocks:N|rows|N:M")] = None
+    """What is pruned as one: blocks:4 is blocks of 4 input channels, rows is whole filters. 2:4 prunes single weights,
+    until at most 2 of each 4 are left."""
     exclude: Annotated[str | None, tyro.conf.arg(metavar="NAME,…", help_behavior_hint="(default: none)")] = None
     """Weights that stay dense and do not count in the sparsity: names separated by commas, with * for any characters.
     "classifier.weight,features.0.*" are the last and the first layer of vgg19 and resnet20."""
@@ -143,6 +155,7 @@ class ResolvedSettings(TrainSettings):
             require(name, getattr(self, name), valid, expected)
 
         kind_of(self.method)  # raises an error if there is no such method
+        granularity_of(self.granularity)  # likewise
         if self.method == "dense":
             check("sparsity", self.sparsity == 0, "left out for method 'dense'")
         check("sparsity", 0 <= self.sparsity < 1, "in [0, 1)")
@@ -174,8 +187,9 @@ class ResolvedSettings(TrainSettings):
         # A folder's path differs between machines; its name is enough to tell runs apart.
         kind, _, path = self.data.partition(":")
         data = f"{kind}:{Path(path).resolve().name}" if path else kind
-        if self.exclude is None:
-            del values["exclude"]  # folders of runs made before the option existed have no such key
+        for name in ("granularity", "exclude"):
+            if getattr(self, name) is None:
+                del values[name]  # folders of runs made before the option existed have no such key
         return {**values, "data": data, "method": without_folder(self.method)}
 
 
@@ -183,7 +197,7 @@ def unused_fields(settings: TrainSettings) -> frozenset[str]:
     """Return the settings that make no difference to a run of this method, optimizer and data."""
     unused = set()
     if settings.method == "dense":
-        unused |= {"sparsity", "init_sparsity", "scope", "exclude", "prune_begin", "prune_end", "every"}
+        unused |= {"sparsity", "init_sparsity", "scope", "granularity", "exclude", "prune_begin", "prune_end", "every"}
     elif starts_sparse(settings.method):
         unused.add("init_sparsity")
     if acts_once(settings.method):

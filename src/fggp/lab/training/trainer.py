@@ -158,6 +158,7 @@ class Trainer:
                 method=self._method(),
                 init_sparsity=None if once else settings.init_sparsity,
                 scope=settings.scope,
+                granularity=methods.granularity_of(settings.granularity),
                 exclude=None if settings.exclude is None else settings.exclude.split(","),
                 seed=settings.seed,
             )
