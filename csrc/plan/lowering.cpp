@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "runtime/convolution.h"
+#include "runtime/channel_norm.h"
 #include "runtime/planes.h"
 #include "runtime/transfers.h"
 #include "vectors.h"
@@ -190,6 +190,9 @@ Lowering::Choice Lowering::native_choice(const Node &node, Kind kind) const {
             return like(Native::SUM, kind);
         return {};
     }
+    if ((is(node, "layer_norm") || is(node, "rms_norm")) && values == 1 && node.integer("dims") == 1 &&
+        channel_dimension(in.shape, kind) == rank - 1)
+        return like(Native::NORM, kind);
     if (is(node, "gate") && images && values == 2) return like(Native::GATE, kind);
     if (is(node, "concat") && values == (int)node.inputs.size() &&
         node.dimension("dim", rank) == channel_dimension(in.shape, kind))
@@ -449,6 +452,7 @@ void Lowering::lower(const Node &node, const Choice &choice) {
     case Native::PRODUCT: return lower_product(node, choice, reads);
     case Native::POOL: return lower_pool(node, reads[0]);
     case Native::AFFINE: return lower_affine(node, choice.in, reads[0]);
+    case Native::NORM: return lower_norm(node, reads[0]);
     case Native::COPY: return lower_copy(node, choice.in, reads);
     case Native::ADAPTIVE_AVERAGE:
         return add_step(&node, reads, output_storage(node),
@@ -538,6 +542,21 @@ void Lowering::lower_affine(const Node &node, Kind kind, int read) {
     add_step(&node, {read}, out, [=](const std::vector<fggp_tensor> &in, const fggp_tensor &out) {
         return new_affine(in[0], out, kept->first.empty() ? nullptr : kept->first.data(),
                           kept->second.empty() ? nullptr : kept->second.data(), activation);
+    });
+}
+
+void Lowering::lower_norm(const Node &node, int read) {
+    auto numbers = [&](size_t input) {
+        const Constant *constant = input < node.inputs.size() ? node.inputs[input].constant : nullptr;
+        return constant ? (const float *)constant->dense() : nullptr;
+    };
+    const float *weight = numbers(1), *bias = numbers(2);
+    auto epsilon = (float)node.number("epsilon");
+    bool centred = is(node, "layer_norm");
+    const ActivationLayout &layout = storages[read].layout;
+    int out = output_storage(node, layout.row == layout.width ? read : -1);
+    add_step(&node, {read}, out, [=](const std::vector<fggp_tensor> &in, const fggp_tensor &to) {
+        return new_channel_norm(in[0], to, weight, bias, epsilon, centred);
     });
 }
 

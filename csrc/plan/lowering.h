@@ -51,7 +51,7 @@ class Lowering {
 
   private:
     typedef std::pair<int, Kind> Key; /* a value, and how it is read */
-    enum class Native { NONE, PRODUCT, POOL, ADAPTIVE_AVERAGE, SUM, GATE, AFFINE, COPY, FLATTEN, ALIAS };
+    enum class Native { NONE, PRODUCT, POOL, ADAPTIVE_AVERAGE, SUM, GATE, AFFINE, NORM, COPY, FLATTEN, ALIAS };
     /* How the kernels run an operation, and how they read its inputs and its output. */
     struct Choice {
         Native native = Native::NONE;
@@ -99,6 +99,7 @@ class Lowering {
     static fggp_pool pool_of(const Window &, const fggp_tensor &in, const fggp_tensor &out);
     void lower_pool(const Node &, int read);
     void lower_affine(const Node &, Kind, int read);
+    void lower_norm(const Node &, int read);
     std::vector<int64_t> channel_index(const Node &, Kind) const;
     void lower_copy(const Node &, Kind, const std::vector<int> &reads);
     void lower_operator(const Node &);
