@@ -47,6 +47,7 @@ Session::Session(std::unique_ptr<Graph> given)
     : graph(std::move(given)), choice(setting(*graph, "products") == "kernels"     ? Products::KERNELS
                                       : setting(*graph, "products") == "operators" ? Products::OPERATORS
                                                                                    : Products::MEASURED),
+      tuner(setting(*graph, "tilings") == "first"),
       separate_memory(setting(*graph, "memory") == "separate"), may_split(has_free_batch(*graph)) {
     if (setting(*graph, "pieces") == "no") may_split = false;
     if (setting(*graph, "lanes") == "one") forced_lanes = 1;
@@ -145,10 +146,7 @@ int64_t Session::piece_of(const std::vector<TensorType> &types, int64_t batch, i
     if (!may_split || batch <= piece) return batch;
     try {
         Plan &plan = plan_for(with_batch(types, piece), piece, LANES, threads);
-        bool independent = plan.kernels_only;
-        for (auto &output : plan.outputs)
-            independent = independent && !output.constant && output.type.rank() > 0 && output.type.shape[0] == piece;
-        if (independent) return piece;
+        if (plan.images_independent) return piece;
         plans.pop_front();
     } catch (const Refused &) { /* other sizes do not fit: then images are not independent */
     }

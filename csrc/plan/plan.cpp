@@ -11,7 +11,7 @@ Plan::Plan(const Graph &graph, const std::vector<TensorType> &inputs, const Plan
     Lowering lowered(graph, inputs, setting.batch, setting.lanes, choose);
     kernels_only = lowered.kernels_only;
     has_lanes = lowered.has_lanes;
-    any_images = kernels_only && !lowered.has_tokens && setting.lanes > 1;
+    bool independent = lowered.kernels_only;
     fuse_products(lowered.steps, lowered.storages, tuner);
 
     std::vector<int> returned;
@@ -48,7 +48,11 @@ Plan::Plan(const Graph &graph, const std::vector<TensorType> &inputs, const Plan
             outputs.push_back({lowered.types[operand.value], memory->address(place.index), false});
             output_slots.push_back(lowered.slot_of(place));
         }
+        auto &made = outputs.back();
+        independent = independent && !made.constant && made.type.rank() > 0 && made.type.shape[0] == setting.batch;
     }
+    images_independent = independent;
+    any_images = independent && !lowered.has_tokens && setting.lanes > 1;
 }
 
 /* Join consecutive products to chains where that is faster. */

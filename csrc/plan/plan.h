@@ -30,9 +30,12 @@ class Plan {
 
     const std::vector<TensorType> inputs;
     const PlanSetting setting;
-    bool kernels_only; /* everything runs in the kernels' layout */
-    bool has_lanes;    /* whether the number of lanes matters */
-    bool any_images;   /* whether it can run on fewer images */
+    bool kernels_only;       /* everything runs in the kernels' layout */
+    bool has_lanes;          /* whether the number of lanes matters */
+    /* Whether no image's output depends on another image, if dimension 0 of all inputs is the images: known only where
+     * everything runs in the kernels' layout. */
+    bool images_independent;
+    bool any_images; /* whether it can run on fewer images then */
 
     /* Run the network on inputs of these types, or on fewer images if it can. addresses: where to write each output;
      * empty: to the plan's memory. seconds: NULL, or a number for each operation of `steps` to add its time to. */

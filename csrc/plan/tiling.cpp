@@ -153,8 +153,8 @@ const Tuner::Best &Tuner::choose(const std::vector<Convolve> &chain, const std::
     auto known = found.find(key);
     if (known != found.end()) return known->second;
     std::vector<Tiling> tilings = candidate_tilings(chain, storages);
-    Best best{0, tilings[0]};
-    if (tilings.size() > 1) {
+    Best best{first ? 1.0 : 0, tilings[0]};
+    if (tilings.size() > 1 && !first) {
         TrialMemory memory(chain, storages);
         std::vector<Program> programs(tilings.size());
         std::vector<PackedWeights> weights(tilings.size());

@@ -31,6 +31,9 @@ bool can_append(const Step &, const Step &next, const std::vector<Storage> &);
 /* Finds the fastest tiling by trial, once for each shape of convolution and number of threads. */
 class Tuner {
   public:
+    /* first: take the first candidate, without trials, and fuse whatever can be; so that the results are always the
+     * same, for tests. */
+    explicit Tuner(bool first) : first(first) {}
     struct Best {
         double seconds; /* 0 if there is only one candidate */
         Tiling tiling;
@@ -38,6 +41,7 @@ class Tuner {
     const Best &choose(const std::vector<Convolve> &, const std::vector<Storage> &, int threads);
 
   private:
+    const bool first;
     std::map<std::string, Best> found;
 };
 

@@ -13,6 +13,25 @@ constexpr int CHANNELS_PER_BLOCK = 16;
 /* With fewer floats, a task costs more to hand out than to run. */
 constexpr int64_t MIN_FLOATS_PER_TASK = 8192;
 
+/* Exchange what differs in bit S of row and column, in a square of vectors. */
+template <int S, int... I> void exchange(vec *rows, std::integer_sequence<int, I...>) {
+    for (int i = 0; i < LANES; i++) {
+        if (i & S) continue;
+        vec a = rows[i], b = rows[i + S];
+#if defined(__clang__) || __GNUC__ >= 12
+        rows[i] = __builtin_shufflevector(a, b, (I & S ? LANES + I - S : I)...);
+        rows[i + S] = __builtin_shufflevector(a, b, (I & S ? LANES + I : I + S)...);
+#else
+        rows[i] = __builtin_shuffle(a, b, ivec{(I & S ? LANES + I - S : I)...});
+        rows[i + S] = __builtin_shuffle(a, b, ivec{(I & S ? LANES + I : I + S)...});
+#endif
+    }
+}
+template <int S = 1> void transpose(vec *rows) {
+    exchange<S>(rows, std::make_integer_sequence<int, LANES>());
+    if constexpr (2 * S < LANES) transpose<2 * S>(rows);
+}
+
 /* The direction of a copy. */
 struct Load {
     static void move(float &activation, float &caller) { activation = caller; }
@@ -25,9 +44,12 @@ template <class Direction> class Transfer final : public Operation {
   public:
     Transfer(const fggp_tensor &activation, int32_t slot, const fggp_strides &strides, int32_t images)
         : activation(activation), slot(slot), strides(strides), images(images) {
-        bool adjacent = activation.lanes == 1 && strides.channel == 1 && strides.pixel > 1;
-        block_channels = adjacent ? CHANNELS_PER_BLOCK : 1;
+        block_channels = strides.channel == 1 && strides.pixel > 1 ? CHANNELS_PER_BLOCK : 1;
         blocks = (activation.channels + block_channels - 1) / block_channels;
+        /* Without padding, a plane is one long row. */
+        bool flat = activation.row == activation.width && strides.row == activation.width * strides.pixel;
+        height = flat ? 1 : activation.height;
+        width = flat ? (int64_t)activation.height * activation.width : activation.width;
     }
 
     int tasks(int threads) const override {
@@ -43,52 +65,83 @@ template <class Direction> class Transfer final : public Operation {
             int64_t group = i / blocks, first = i % blocks * block_channels;
             float *a = activation.data + (group * activation.group + first * activation.plane) * activation.lanes;
             float *b = (float *)call.slots[slot] + group * activation.lanes * strides.image + first * strides.channel;
-            if (block_channels > 1)
-                copy_channels(a, b, (int)std::min<int64_t>(block_channels, activation.channels - first));
-            else if (activation.lanes == 1)
-                copy_plane(a, b);
-            else {
-                int64_t present = std::min(call.images, images) - group * LANES;
-                copy_group_plane(a, b, (int)std::max<int64_t>(0, std::min<int64_t>(LANES, present)));
+            int64_t channels = std::min<int64_t>(block_channels, activation.channels - first);
+            int64_t present = std::min(call.images, images) - group * LANES; /* of a group's images */
+            present = std::max<int64_t>(0, std::min<int64_t>(LANES, present));
+            for (int64_t y = 0; y < height; y++) {
+                float *row = a + y * activation.row * activation.lanes, *caller_row = b + y * strides.row;
+                if (activation.lanes > 1)
+                    block_channels > 1 ? group_channels(row, caller_row, channels, present)
+                                       : group_pixels(row, caller_row, present);
+                else if (block_channels > 1)
+                    single_channels(row, caller_row, channels);
+                else
+                    for (int64_t x = 0; x < width; x++) Direction::move(row[x], caller_row[x]);
             }
         }
     }
 
   private:
-    /* A few channels of a single image. */
-    void copy_channels(float *a, float *b, int channels) const {
-        for (int y = 0; y < activation.height; y++)
-            for (int x = 0; x < activation.width; x++)
-                for (int c = 0; c < channels; c++)
-                    Direction::move(a[c * activation.plane + y * activation.row + x],
-                                    b[y * strides.row + x * strides.pixel + c]);
+    /* Copy a square, whose rows in the activation are its columns in the caller's tensor. */
+    static void square(float *a, int64_t a_row, float *b, int64_t b_row) {
+        constexpr bool LOADS = std::is_same<Direction, Load>::value;
+        float *from = LOADS ? b : a, *to = LOADS ? a : b;
+        int64_t from_row = LOADS ? b_row : a_row, to_row = LOADS ? a_row : b_row;
+        vec rows[LANES];
+        for (int i = 0; i < LANES; i++) rows[i] = load(from + i * from_row);
+        transpose(rows);
+        for (int i = 0; i < LANES; i++) store(to + i * to_row, rows[i]);
     }
 
-    /* One plane of a single image. */
-    void copy_plane(float *a, float *b) const {
-        for (int y = 0; y < activation.height; y++)
-            for (int x = 0; x < activation.width; x++)
-                Direction::move(a[y * activation.row + x], b[y * strides.row + x]);
-    }
-
-    /* One plane of a group of images. A load fills the lanes of missing images with zeros; a store skips them. */
-    void copy_group_plane(float *a, float *b, int present) const {
-        for (int y = 0; y < activation.height; y++)
-            for (int x = 0; x < activation.width; x++) {
-                float *pixel = a + (y * activation.row + x) * LANES;
-                float *caller_pixel = b + y * strides.row + x * strides.pixel;
-                for (int lane = 0; lane < present; lane++)
-                    Direction::move(pixel[lane], caller_pixel[lane * strides.image]);
-                if (std::is_same<Direction, Load>::value) std::fill(pixel + present, pixel + LANES, 0.0f);
+    /* A row of a few adjacent channels of a single image. */
+    void single_channels(float *a, float *b, int64_t channels) const {
+        for (int64_t x = 0; x < width; x += LANES)
+            for (int64_t c = 0; c < channels; c += LANES) {
+                int64_t across = std::min<int64_t>(LANES, width - x), deep = std::min<int64_t>(LANES, channels - c);
+                float *from = a + c * activation.plane + x, *caller = b + x * strides.pixel + c;
+                if (across == LANES && deep == LANES) {
+                    square(from, activation.plane, caller, strides.pixel);
+                    continue;
+                }
+                for (int64_t i = 0; i < across; i++)
+                    for (int64_t k = 0; k < deep; k++)
+                        Direction::move(from[k * activation.plane + i], caller[i * strides.pixel + k]);
             }
+    }
+
+    /* A row of one channel of a group of images. */
+    void group_pixels(float *a, float *b, int64_t present) const {
+        int64_t x = 0;
+        if (present == LANES && strides.pixel == 1)
+            for (; x + LANES <= width; x += LANES) square(a + x * LANES, LANES, b + x, strides.image);
+        for (; x < width; x++) group_pixel(a + x * LANES, b + x * strides.pixel, present);
+    }
+
+    /* A row of a few adjacent channels of a group of images. */
+    void group_channels(float *a, float *b, int64_t channels, int64_t present) const {
+        int64_t plane = activation.plane * LANES;
+        for (int64_t x = 0; x < width; x++) {
+            int64_t c = 0;
+            float *pixel = a + x * LANES, *caller = b + x * strides.pixel;
+            if (present == LANES)
+                for (; c + LANES <= channels; c += LANES) square(pixel + c * plane, plane, caller + c, strides.image);
+            for (; c < channels; c++) group_pixel(pixel + c * plane, caller + c, present);
+        }
+    }
+
+    /* A pixel of a group. A load fills the lanes of missing images with zeros; a store skips them. */
+    void group_pixel(float *pixel, float *caller, int64_t present) const {
+        for (int64_t lane = 0; lane < present; lane++) Direction::move(pixel[lane], caller[lane * strides.image]);
+        if (std::is_same<Direction, Load>::value) std::fill(pixel + present, pixel + LANES, 0.0f);
     }
 
     fggp_tensor activation;
     int32_t slot;
     fggp_strides strides;
     int32_t images;
-    int block_channels; /* copied together */
-    int64_t blocks;     /* of channels, in a group */
+    int64_t block_channels; /* copied together */
+    int64_t blocks;         /* of channels, in a group */
+    int64_t height, width;  /* of a plane as it is copied */
 };
 
 class CopyIn final : public Operation {
