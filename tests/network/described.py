@@ -65,9 +65,7 @@ class Described:
         self.nodes.append({"op": op, "name": f"node{len(self.nodes)}", "in": list(read), **kept})
 
         def run(values: list[Tensor]) -> Tensor:
-            given = [
-                None if i is None else self.tensors[i].double() if isinstance(i, str) else values[i] for i in read
-            ]
+            given = [None if i is None else self.tensors[i].double() if isinstance(i, str) else values[i] for i in read]
             return compute(*given)
 
         self._compute.append(run)

@@ -39,7 +39,14 @@ def grow(draw, net, images, vectors):
                     return
             groups, outputs = (channels, channels) if kind == "depthwise" else (1, draw(st.integers(1, 20)))
             made = net.conv(
-                x, outputs, kernel, density=density, activation=activation, groups=groups, bias=draw(st.booleans()), **settings
+                x,
+                outputs,
+                kernel,
+                density=density,
+                activation=activation,
+                groups=groups,
+                bias=draw(st.booleans()),
+                **settings,
             )
             images.append(made)
         case "pointwise":
@@ -69,7 +76,9 @@ def grow(draw, net, images, vectors):
                 images.append(net.max_pool(x, kernel, stride=stride, padding=padding, ceil=ceil))
             else:
                 count = draw(st.booleans())
-                images.append(net.average_pool(x, kernel, stride=stride, padding=padding, ceil=ceil, count_padding=count))
+                images.append(
+                    net.average_pool(x, kernel, stride=stride, padding=padding, ceil=ceil, count_padding=count)
+                )
         case "adaptive":
             images.append(net.adaptive_average_pool(x, *draw(pairs(1, 4))))
         case "linear":
@@ -146,13 +155,18 @@ PLANS = st.fixed_dictionaries(
     optional={
         "memory": st.just("separate"),
         "lanes": st.sampled_from(["one", "vector"]),
-        "products": st.just("kernels"),
+        "products": st.sampled_from(["kernels", "operators"]),
         "pieces": st.just("no"),
     },
 )
 
 
-@given(made=networks() | networks_of_tokens(), plan=PLANS, batches=st.lists(BATCHES, min_size=1, max_size=3), threads=st.sampled_from([1, 2]))
+@given(
+    made=networks() | networks_of_tokens(),
+    plan=PLANS,
+    batches=st.lists(BATCHES, min_size=1, max_size=3),
+    threads=st.sampled_from([1, 2]),
+)
 def test_networks_compute_what_pytorch_does(made, plan, batches, threads):
     net, outputs = made
     net.plan = plan
