@@ -86,6 +86,25 @@ def over_nccl(day: Day) -> dict[str, Any]:
     return {"backend": backend, **same}
 
 
+def two_of_four(day: Day) -> dict[str, bool]:
+    """Whether weights that were pruned to 2:4 convert to PyTorch's semi-structured form, and multiply as before."""
+    torch.manual_seed(0)
+    model = nn.Linear(256, 128, bias=False).to(day.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    fggp.Pruner(model, optimizer, sparsity=0.5, begin=0, end=4, every=1, granularity=fggp.NM(2, 4))
+    for _ in range(4):
+        model.weight.grad = torch.randn_like(model.weight)
+        optimizer.step()
+    weight = model.weight.detach().half()
+    found = {"at most 2 of 4": bool((weight.view(-1, 4) != 0).sum(1).max() <= 2)}
+    if day.rehearse:  # there is no such form on a CPU
+        return found
+    x = torch.randn(64, 256, device=day.device, dtype=torch.half)
+    converted = torch.sparse.to_sparse_semi_structured(weight)
+    same = torch.allclose(nn.functional.linear(x, converted), nn.functional.linear(x, weight), rtol=1e-2, atol=1e-2)
+    return {**found, "converted": torch.equal(converted.to_dense(), weight), "same product": same}
+
+
 def main() -> None:
     day = Day.given()
     if not day.rehearse and not torch.cuda.is_available():
@@ -105,6 +124,7 @@ def main() -> None:
     day.measure("check", "images", lambda: images.unpack(packed / "images.npz", packed / "images.pt"))
     day.measure("check", "same masks as on a CPU", lambda: beside_a_cpu(day))
     day.measure("check", "same masks with a process group", lambda: over_nccl(day))
+    day.measure("check", "two of four", lambda: two_of_four(day))
     day.measure("check", "tests", finished_tests)
 
 

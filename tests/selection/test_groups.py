@@ -13,7 +13,7 @@ from cases import KEYS, SCORES
 from fggp.scores import gradient, magnitude, random
 from fggp.selection import chains, groups, kth, passes
 from fggp.selection.chains import Exchange, TopK, keep_smallest, prune, run_chain, run_exchange
-from fggp.selection.groups import in_groups, of_weights
+from fggp.selection.groups import by_value, in_groups, of_weights
 from fggp.weights.dtensor import Part
 from fggp.weights.grid import Grid
 from fggp.weights.layers import Layer, Layout
@@ -282,3 +282,18 @@ def test_a_random_score_of_groups_depends_on_their_number_in_the_weight():
     [found] = run_chain(units, marks, [TopK(random(1, 2), 3)])
     [expected] = run_chain([other], [torch.ones(8, dtype=torch.bool)], [TopK(random(1, 2), 3)])
     assert torch.equal(found, expected)
+
+
+@pytest.mark.usefixtures("sizes")
+@given(data=st.data(), shape=st.sampled_from([(3, 10), (2, 9, 3, 3), (12, 5), (70,), (4, 1, 7)]))
+def test_means_to_the_last_bit(data, shape):
+    """Sums are rounded, so their order shows: it is the same in every memory layout, and that of the reference."""
+    [grid] = data.draw(grids([shape]))
+    theta = torch.randn(shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    layout = Layout(Part.of(theta), tuple(data.draw(st.permutations(range(theta.ndim)))))
+    layer = Layer("w", layout, layout.flat(theta).contiguous(), None, grid=grid)
+    units, _ = in_groups([layer], [torch.ones(len(layer), dtype=torch.bool)])
+    [unit], value = by_value(units, magnitude)
+    found = unit.layout.shaped(value.of(unit.block(0, len(unit)))).reshape(-1).tolist()
+    weights = reference.weights_of([theta], [None], [torch.ones(shape, dtype=torch.bool)])
+    assert found == [w.theta for w in reference.groups_of(weights, [shape], [grid.steps])]

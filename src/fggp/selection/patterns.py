@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fggp.scores import Score, largest
-from fggp.selection.groups import Marks, assembled, cut_layers
+from fggp.selection.groups import PIECE_SIZE, Marks, assembled, cut_layers
 from fggp.weights.layers import Layer
 from fggp.weights.processes import ALONE, Processes
 
@@ -80,14 +80,18 @@ def _limit(layer: Layer) -> int:
 
 
 def _counts(layers: Sequence[Layer], marks: Sequence[Tensor], processes: Processes) -> list[Tensor]:
-    """How many weights of each group are marked: int16, for each layer in the shape of its groups.
+    """How many weights of each group are marked: ints, for each layer in the shape of its groups.
 
     Of a layer that some process's part cuts inside a group, all processes have all groups.
     """
     found = []
     for layer, own, whole in zip(layers, marks, cut_layers(layers, processes), strict=True):
         cells = _cells(layer, own, whole, processes)
-        found.append(torch.stack(cells).sum(0, dtype=torch.int16))
+        dtype = torch.int8 if len(cells) < 64 else torch.int32  # short numbers are fast
+        count = torch.zeros_like(cells[0], dtype=dtype)
+        for cell in cells:
+            count += cell
+        found.append(count)
     return found
 
 
@@ -115,14 +119,27 @@ def _lowest(
             continue
         marked = _cells(layer, own, whole, processes)
         keys = _keys(layer, score, whole, processes)
-        ahead = [torch.zeros_like(quota) for _ in marked]  # how many marked ones of its group rank below each
-        for i in range(len(marked)):
-            for j in range(i):
-                first = _precedes([key[j] for key in keys], [key[i] for key in keys])
-                ahead[i] += marked[j] & first
-                ahead[j] += marked[i] & ~first
-        result.append(_from_cells(layer, [m & (a < quota) for m, a in zip(marked, ahead, strict=True)], whole))
+        chosen = torch.empty((*quota.shape, len(marked)), dtype=torch.bool, device=quota.device)
+        line = max(1, quota[:1].numel() * len(marked))
+        size = max(1, PIECE_SIZE // line) if quota.device.type == "cpu" else len(quota)
+        for start in range(0, len(quota), max(1, size)):
+            piece = slice(start, start + size)
+            ranked = [[v[piece].contiguous() for v in values] for values in (marked, *keys)]
+            for place, lowest in enumerate(_lowest_of_each(ranked[0], ranked[1:], quota[piece])):
+                chosen[piece, ..., place] = lowest
+        result.append(_from_cells(layer, chosen, whole))
     return result
+
+
+def _lowest_of_each(marked: Sequence[Tensor], keys: Sequence[Sequence[Tensor]], quota: Tensor) -> list[Tensor]:
+    """`_lowest` for groups given by their elements: for each of these bool, and the keys to rank it by."""
+    ahead = [torch.zeros_like(quota) for _ in marked]  # how many marked ones of its group rank below each
+    for i in range(len(marked)):
+        for j in range(i):
+            first = _precedes([key[j] for key in keys], [key[i] for key in keys])
+            ahead[i] += marked[j] & first
+            ahead[j] += marked[i] & ~first
+    return [m & (a < quota) for m, a in zip(marked, ahead, strict=True)]
 
 
 def _keys(layer: Layer, score: Score, whole: bool, processes: Processes) -> list[list[Tensor]]:
@@ -172,10 +189,10 @@ def _cells(layer: Layer, flat: Tensor, whole: bool, processes: Processes) -> lis
     return list(torch.unflatten(shaped, d, (shaped.shape[d] // step, step)).unbind(d + 1))
 
 
-def _from_cells(layer: Layer, cells: Sequence[Tensor], whole: bool) -> Tensor:
-    """The inverse of `_cells`, flat, of this process's part."""
+def _from_cells(layer: Layer, cells: Tensor, whole: bool) -> Tensor:
+    """The inverse of `_cells`, of this process's part, [n]; the elements of a group lie along the last dimension."""
     d, _ = _divided(layer)
     part = layer.layout.part
     length = part.full_shape[d] if whole else part.shape[d]
-    shaped = torch.stack(list(cells), d + 1).flatten(d, d + 1).narrow(d, 0, length)
+    shaped = cells.movedim(-1, d + 1).flatten(d, d + 1).narrow(d, 0, length)
     return layer.layout.flat(part.cut_from(shaped) if whole else shaped).contiguous()
