@@ -48,6 +48,7 @@ Plan::Plan(const Graph &graph, const std::vector<TensorType> &inputs, const Plan
             outputs.push_back({lowered.types[operand.value], memory->address(place.index), false});
             output_slots.push_back(lowered.slot_of(place));
         }
+        stored.push_back(kernels_only && operand.value >= (int)inputs.size());
         auto &made = outputs.back();
         independent = independent && !made.constant && made.type.rank() > 0 && made.type.shape[0] == setting.batch;
     }
@@ -85,8 +86,7 @@ void Plan::run(const std::vector<Array> &given, int64_t images, int threads, con
     std::vector<bool> copied(outputs.size());
     for (size_t i = 0; i < addresses.size(); i++) {
         int slot = output_slots[i];
-        /* Something else may read it where it is. */
-        copied[i] = !kernels_only || slot < 0 || slots[slot] != outputs[i].data;
+        copied[i] = !stored[i] || slot < 0 || slots[slot] != outputs[i].data; /* or it is an earlier output too */
         if (!copied[i]) slots[slot] = addresses[i];
     }
     program.run({slots.data(), any_images ? (int32_t)images : INT32_MAX}, threads, seconds);

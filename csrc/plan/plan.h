@@ -60,6 +60,9 @@ class Plan {
     std::vector<std::function<void(const Locations &, Operations &)>> kept;
     std::vector<void *> slots;
     std::vector<int> output_slots; /* -1: a constant */
+    /* Whether each output is stored from the kernels' layout at the end, and so may be stored elsewhere: nothing else
+     * reads it where it is. */
+    std::vector<bool> stored;
     Program program;
 };
 
