@@ -107,8 +107,12 @@ namespace {
 
 /* Write the first element `count` times. */
 template <class T> void repeat(char *to, const char *from, int64_t count) {
-    T value = *(const T *)from;
-    for (int64_t i = 0; i < count; i++) ((T *)to)[i] = value;
+    constexpr int MANY = 64 / sizeof(T); /* a loop of this length is put into vectors */
+    T value = *(const T *)from, *out = (T *)to;
+    int64_t i = 0;
+    for (; i + MANY <= count; i += MANY)
+        for (int k = 0; k < MANY; k++) out[i + k] = value;
+    for (; i < count; i++) out[i] = value;
 }
 void repeat(char *to, const char *from, int64_t count, int bytes) {
     if (bytes == 4) repeat<int32_t>(to, from, count);

@@ -7,6 +7,7 @@
 #include "operators/inputs.h"
 #include "operators/loop.h"
 #include "operators/operator.h"
+#include "runtime/functions.h"
 
 namespace fggp {
 namespace {
@@ -30,12 +31,18 @@ template <class In, class State> struct Product {
 };
 template <class In, class State> struct Largest { /* NaN if there is one */
     static State start() { return std::is_floating_point<State>() ? (State)-INFINITY : (State)INT64_MIN; }
-    static State add(State state, In x) { return ((x > state) | (x != x)) ? x : state; }
+    template <class T> static T add(T state, T x) { /* also of vectors */
+        state = x > state ? x : state;
+        return x != x ? x : state;
+    }
     static State join(State a, State b) { return add(a, b); }
 };
 template <class In, class State> struct Smallest {
     static State start() { return std::is_floating_point<State>() ? (State)INFINITY : (State)INT64_MAX; }
-    static State add(State state, In x) { return ((x < state) | (x != x)) ? x : state; }
+    template <class T> static T add(T state, T x) { /* also of vectors */
+        state = x < state ? x : state;
+        return x != x ? x : state;
+    }
     static State join(State a, State b) { return add(a, b); }
 };
 template <class In, class State> struct Any {
@@ -100,12 +107,13 @@ template <class Function, class In, class State> void add_row(void *state, const
     const In *x = (const In *)from;
     State sum = *(State *)state;
     int64_t i = 0;
-    if (count >= 2 * MANY) {
-        State states[MANY];
-        for (int k = 0; k < MANY; k++) states[k] = Function::start();
-        for (; i + MANY <= count; i += MANY)
-            for (int k = 0; k < MANY; k++) states[k] = Function::add(states[k], x[i + k]);
-        for (int k = 0; k < MANY; k++) sum = Function::join(sum, states[k]);
+    constexpr int SOME = 16; /* independent states */
+    if (count >= 2 * SOME) {
+        State states[SOME];
+        for (int k = 0; k < SOME; k++) states[k] = Function::start();
+        for (; i + SOME <= count; i += SOME)
+            for (int k = 0; k < SOME; k++) states[k] = Function::add(states[k], x[i + k]);
+        for (int k = 0; k < SOME; k++) sum = Function::join(sum, states[k]);
     }
     for (; i < count; i++) sum = Function::add(sum, x[i]);
     *(State *)state = sum;
@@ -117,6 +125,22 @@ template <class Function, class In, class State> void add_columns(void *to, cons
     for (; i + MANY <= count; i += MANY)
         for (int k = 0; k < MANY; k++) states[i + k] = Function::add(states[i + k], x[i + k]);
     for (; i < count; i++) states[i] = Function::add(states[i], x[i]);
+}
+/* The same for the choice of a float, which compilers do not put into vectors. */
+template <class Function> void choose_row(void *state, const void *from, int64_t count) {
+    const float *x = (const float *)from;
+    float &chosen = *(float *)state;
+    int64_t i = 0;
+    if (count >= LANES) {
+        vec all = load(x);
+        for (i = LANES; i + LANES <= count; i += LANES) all = Function::add(all, load(x + i));
+        for (int k = 0; k < LANES; k++) chosen = Function::add(chosen, (float)all[k]);
+    }
+    for (; i < count; i++) chosen = Function::add(chosen, x[i]);
+}
+template <class Function> void choose_columns(void *to, const void *from, int64_t count) {
+    float *states = (float *)to;
+    in_float(states, count, [](vec state, vec x) { return Function::add(state, x); }, states, (const float *)from);
 }
 template <class State, class Out> void finish(void *out, const void *states, int64_t count, int64_t) {
     for (int64_t i = 0; i < count; i++) ((Out *)out)[i] = (Out)((const State *)states)[i];
@@ -160,6 +184,10 @@ void reduce(const Reduction &reduction, const Array &in, const Array &out, const
     }));
 }
 
+template <class Function> constexpr Reduction choice(const char *name) {
+    return {name, F32, F32, start<Function, float>, choose_row<Function>, choose_columns<Function>, finish<float, float>,
+            false};
+}
 template <template <class, class> class Function, class In, class State, class Out>
 constexpr Reduction reduction(const char *name, Type in, Type out, bool of_none) {
     typedef Function<In, State> F;
@@ -172,8 +200,8 @@ const Reduction REDUCTIONS[] = {
     {"mean", F32, F32, start<Sum<float, double>, double>, add_row<Sum<float, double>, float, double>,
      add_columns<Sum<float, double>, float, double>, finish_mean, true},
     reduction<Product, float, double, float>("prod", F32, F32, true),
-    reduction<Largest, float, float, float>("max", F32, F32, false),
-    reduction<Smallest, float, float, float>("min", F32, F32, false),
+    choice<Largest<float, float>>("max"),
+    choice<Smallest<float, float>>("min"),
     reduction<Any, float, uint8_t, uint8_t>("any", F32, BOOL, true),
     reduction<All, float, uint8_t, uint8_t>("all", F32, BOOL, true),
     reduction<Sum, int64_t, whole, int64_t>("sum", I64, I64, true),

@@ -71,9 +71,10 @@ inline dvec exponential(dvec x) { return Exponential(limited(x, -700, 700)).valu
 
 /* eˣ for all floats, within 1 unit in the last place. */
 inline vec exponential(vec x) {
-    constexpr float ROUND = 0x1.8p23f;  /* as in Exponential */
-    x = x < -105.0f ? splat(-105) : x; /* which gives 0 */
-    x = x > 89.0f ? splat(89) : x;     /* which gives infinity */
+    constexpr float ROUND = 0x1.8p23f; /* as in Exponential */
+    ivec none = x < -104.0f;           /* gives 0, but not by underflow, which takes processors long */
+    x = none ? vec{} : x;
+    x = x > 89.0f ? splat(89) : x; /* which gives infinity */
     vec rounded = multiply_add(x, splat(1.44269504f), splat(ROUND));
     vec n = rounded - ROUND;
     vec r = multiply_add(n, splat(-0x1.62e4p-1f), x); /* ln 2 in two parts; the product with the first is exact */
@@ -86,17 +87,19 @@ inline vec exponential(vec x) {
     vec value = multiply_add(r * r, p, r) + 1.0f;
     ivec k = (ivec)rounded - (ivec)splat(ROUND);
     ivec first = k >> 1; /* in two steps, because 2^k may be no normal number */
-    return value * (vec)((first + 127) << 23) * (vec)((k - first + 127) << 23);
+    value = value * (vec)((first + 127) << 23) * (vec)((k - first + 127) << 23);
+    return none ? vec{} : value;
 }
 
 #else
 
 inline vec exponential(vec x) {
+    ivec none = x < -104.0f; /* gives 0, but not by underflow, which takes processors long */
     float all[LANES];
-    store(all, x);
+    store(all, none ? vec{} : x);
     store_narrow(all, exponential(load_wide(all)));
     store_narrow(all + HALF, exponential(load_wide(all + HALF)));
-    return load(all);
+    return none ? vec{} : load(all);
 }
 
 #endif
