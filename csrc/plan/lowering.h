@@ -43,6 +43,7 @@ class Lowering {
     bool kernels_only = true; /* everything runs in the kernels' layout */
     bool has_tokens = false;  /* something reads all images as one */
     bool has_lanes = false;   /* the number of lanes matters */
+    bool copies_inputs() const { return !copied.empty(); } /* all of their images */
 
     /* The number of a tensor's address in a program's slots: the inputs first, then the storages. */
     int slot_of(const Place &place) const {

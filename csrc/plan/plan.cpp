@@ -53,7 +53,7 @@ Plan::Plan(const Graph &graph, const std::vector<TensorType> &inputs, const Plan
         independent = independent && !made.constant && made.type.rank() > 0 && made.type.shape[0] == setting.batch;
     }
     images_independent = independent;
-    any_images = independent && !lowered.has_tokens && setting.lanes > 1;
+    any_images = independent && !lowered.has_tokens && !lowered.copies_inputs() && setting.lanes > 1;
 }
 
 /* Join consecutive products to chains where that is faster. */

@@ -228,6 +228,17 @@ def test_outputs_that_are_inputs_or_weights(with_weight):
     assert_close(first, net.expected(inputs, y)[0])
 
 
+def test_fewer_images_than_the_plan_was_made_for():
+    """The sanitizer sees whether an input is read beyond its images."""
+    net, y, _ = residual_network({"lanes": "vector", "products": "kernels"})
+    with closing(net.build(0, y)) as network:
+        for batch in (5, 33, 1, 7):
+            inputs = net.inputs(batch)
+            results = network.run(inputs).values()
+            for result, right in zip(results, net.expected(inputs, 0, y), strict=True):
+                assert_close(result, right)
+
+
 def test_more_sizes_than_plans_are_kept():
     net = Described((3, 1, 1))
     net.conv(net.conv(0, 4, (3, 3), padding=(1, 1), stride=(2, 2)), 4, (3, 3), padding=(1, 1))
