@@ -33,7 +33,8 @@ typedef struct {
 typedef struct fggp_network fggp_network;
 
 /* Load a network from a file, or from bytes, which are not needed afterwards. `network` is set even if the file is
- * refused, so that fggp_error() can say why, and must be freed. It is NULL if memory ran out. */
+ * refused, so that fggp_error() can say why, and must be freed. It is NULL if memory ran out, or if a part of libfggp is
+ * missing. */
 int32_t fggp_load(const char *path, fggp_network **network);
 int32_t fggp_load_bytes(const void *bytes, int64_t size, fggp_network **network);
 /* The same from a description (docs/network-file.md) and the tensors that it names, which are copied. */
@@ -41,7 +42,8 @@ int32_t fggp_build(const char *description, int64_t length, const fggp_array *te
                    fggp_network **network);
 void fggp_free(fggp_network *);
 
-/* Why the last function that this network was given to returned FGGP_REFUSED: a sentence in UTF-8. */
+/* Why the last function that this network was given to did not return FGGP_OK: a sentence in UTF-8. NULL is allowed, and
+ * means the network that could not be made. */
 const char *fggp_error(const fggp_network *);
 /* The network's inputs, outputs and the metadata of its file, as JSON. */
 const char *fggp_describe(const fggp_network *);

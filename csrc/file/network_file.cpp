@@ -1,5 +1,6 @@
 #include "file/network_file.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -100,7 +101,7 @@ std::vector<uint8_t> read_bytes(const char *path) {
     size_t head = fread(first, 1, sizeof first, opened.file);
     check(!ferror(opened.file));
     std::vector<uint8_t> bytes(std::max((size_t)size, head));
-    memcpy(bytes.data(), first, head);
+    std::copy(first, first + head, bytes.begin());
     size_t got = head + fread(bytes.data() + head, 1, bytes.size() - head, opened.file);
     check(!ferror(opened.file));
     bytes.resize(got);

@@ -18,6 +18,8 @@ struct fggp_network {
 
 namespace {
 
+const char *const OUT_OF_MEMORY = "out of memory"; /* so short that a std::string needs none for it */
+
 template <class Do> int32_t reporting(fggp_network *network, const Do &action) {
     try {
         network->error.clear();
@@ -27,10 +29,10 @@ template <class Do> int32_t reporting(fggp_network *network, const Do &action) {
         network->error = as_utf8(refused.what());
         return FGGP_REFUSED;
     } catch (const std::bad_alloc &) {
-        return FGGP_OUT_OF_MEMORY;
     } catch (const std::length_error &) { /* a container that would be larger than memory */
-        return FGGP_OUT_OF_MEMORY;
     }
+    network->error = OUT_OF_MEMORY;
+    return FGGP_OUT_OF_MEMORY;
 }
 
 /* The type of a caller's array. */
@@ -126,7 +128,7 @@ int32_t fggp_load_bytes(const void *bytes, int64_t size, fggp_network **network)
 
 void fggp_free(fggp_network *network) { delete network; }
 
-const char *fggp_error(const fggp_network *network) { return network->error.c_str(); }
+const char *fggp_error(const fggp_network *network) { return network ? network->error.c_str() : OUT_OF_MEMORY; }
 const char *fggp_describe(const fggp_network *network) { return network->description.c_str(); }
 
 int32_t fggp_run(fggp_network *network, const fggp_array *inputs, int32_t count, int32_t threads,
