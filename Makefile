@@ -11,7 +11,7 @@ OLDEST = VENV=.venv-oldest PYTHON=$(OLDEST_PYTHON) LOCK=requirements/oldest.txt
 
 MINUTES ?= 60
 
-.PHONY: help demo test test-oldest lint format fuzz lock picture benchmark faults sanitize clean
+.PHONY: help demo test test-oldest lint format fuzz lock picture benchmark faults sanitize deploy runtime clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -19,18 +19,20 @@ help:  ## list the targets
 demo: $(READY)  ## a tour of a few minutes, offline
 	$(VENV)/bin/fggp demo
 
-test: $(READY)  ## all tests, on all cores
-	$(VENV)/bin/pytest -n auto --dist loadfile --no-loadscope-reorder
+test: $(READY)  ## all tests, on all cores, but those of `make deploy`
+	$(VENV)/bin/pytest -n auto --dist loadfile --no-loadscope-reorder --ignore tests/deploy
 
 test-oldest:  ## the library's and the runtime's tests on the oldest versions that are promised
 	$(MAKE) $(OLDEST) .venv-oldest/.fggp-installed
-	.venv-oldest/bin/pytest -n auto --dist loadfile --no-loadscope-reorder --ignore tests/lab --ignore tests/faults
+	.venv-oldest/bin/pytest -n auto --dist loadfile --no-loadscope-reorder \
+		--ignore tests/lab --ignore tests/faults --ignore tests/deploy
 
 lint: $(READY)  ## linter, formatter, types, import contracts
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	cd runtime && $(abspath $(VENV))/bin/mypy
 
 format: $(READY)  ## mend what the linter and the formatter can
 	$(VENV)/bin/ruff check --fix
@@ -48,6 +50,8 @@ lock: $(READY)  ## resolve all requirements anew: the newest versions, and the o
 	$(VENV)/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --python-version 3.10 --generate-hashes \
 		--no-annotate --extra lab --extra onnx --extra dev --custom-compile-command 'make lock' pyproject.toml \
 		-o requirements/oldest.txt
+	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-annotate \
+		--extra test --custom-compile-command 'make lock' runtime/pyproject.toml -o requirements/runtime.txt
 
 picture: $(READY)  ## docs/images/architecture.png, drawn from the code
 	$(VENV)/bin/python tools/draw_architecture.py
@@ -70,6 +74,21 @@ sanitize: $(READY)  ## the kernels' tests with checked memory accesses and arith
 		$(VENV)/bin/pytest -p no:cacheprovider tests/ship/runtime/test_kernels.py tests/selection/test_native_passes.py \
 		tests/selection/test_all_finite.py tests/masks/test_zeroing.py
 
+# Compilers and emulators that are not installed are left out, and named.
+deploy: runtime $(READY)  ## the library without PyTorch, tried as users would: in C, on other processors, from Python
+	$(VENV)/bin/pytest tests/deploy
+
+# An environment of its own, which has NumPy and no PyTorch.
+runtime: $(READY)  ## fggp-runtime: its wheel, and its tests without PyTorch
+	rm -rf build/wheels
+	$(VENV)/bin/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w build/wheels ./runtime
+	[ -x .venv-runtime/bin/pip ] || $(PYTHON) -m venv .venv-runtime
+	.venv-runtime/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/runtime.txt
+	.venv-runtime/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/wheels/*.whl
+	mkdir -p build/networks
+	$(VENV)/bin/python tests/deploy/network_files.py build/networks
+	FGGP_NETWORKS=build/networks .venv-runtime/bin/pytest runtime
+
 # The last line but one: without a compiler fggp is installed without its kernels, and nothing here should run so.
 $(READY): $(LOCK) pyproject.toml CMakeLists.txt
 	$(PYTHON) -m venv $(VENV)
@@ -80,4 +99,4 @@ $(READY): $(LOCK) pyproject.toml CMakeLists.txt
 	touch $@
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-oldest build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-runtime build .pytest_cache .mypy_cache .ruff_cache .hypothesis
