@@ -106,11 +106,11 @@ inline vec exponential(vec x) {
 
 /* log(1 + x) to 2⁻³⁸ for x > -1; u is 1 + x, rounded, and no denormal number. */
 inline dvec logarithm(dvec u, dvec x) {
-    constexpr int64_t LEAST = 0x3fe6a09e667f3bcdLL; /* of √½: u = 2ⁿ · m with m from √½ to √2 */
-    constexpr int64_t MAGIC = 0x4330000000000000LL; /* 2⁵²: it turns small integers into doubles */
-    ulvec biased = ((ulvec)((lvec)u - LEAST) + (1023ULL << 52)) >> 52; /* n + 1023, which is positive */
-    lvec n = (lvec)biased - 1023;
-    dvec m = (dvec)((lvec)u - (n << 52));
+    constexpr uint64_t LEAST = 0x3fe6a09e667f3bcdULL; /* of √½: u = 2ⁿ · m with m from √½ to √2 */
+    constexpr uint64_t MAGIC = 0x4330000000000000ULL; /* 2⁵²: it turns small integers into doubles */
+    ulvec biased = ((ulvec)u - LEAST + (1023ULL << 52)) >> 52; /* n + 1023, which is positive */
+    ulvec n = biased - 1023;
+    dvec m = (dvec)((ulvec)u - (n << 52));
     dvec f = n == 0 ? x : m - 1.0; /* x has what is lost in u */
     dvec s = f / (f + 2.0), z = s * s;
     dvec p = z * (1.0 / 13) + 1.0 / 11;
@@ -118,7 +118,7 @@ inline dvec logarithm(dvec u, dvec x) {
     p = p * z + 1.0 / 7;
     p = p * z + 1.0 / 5;
     p = p * z + 1.0 / 3;
-    dvec exponent = (dvec)((lvec)biased + MAGIC) - (0x1p52 + 1023);
+    dvec exponent = (dvec)(biased + MAGIC) - (0x1p52 + 1023);
     return exponent * 0.69314718055994531 + (s + s) * (p * z + 1.0);
 }
 inline dvec special_logarithm(dvec u, dvec result) { /* of 0, infinity, negative numbers and NaN */
