@@ -25,7 +25,8 @@ Shape broadcast_shape(const Node &node, const std::vector<const Shape *> &shapes
             if (size == 1) size = other;
             if (other != 1 && other != size) {
                 std::string text;
-                for (auto *one : shapes) text += (text.empty() ? "" : one == shapes.back() ? " and " : ", ") + text_of(*one);
+                for (auto *one : shapes)
+                    text += (text.empty() ? "" : one == shapes.back() ? " and " : ", ") + text_of(*one);
                 node.refuse("the shapes " + text + " cannot be broadcast");
             }
         }

@@ -26,7 +26,8 @@ struct Dimensions {
     /* Drop dimensions of size 1, and merge neighbours that every tensor goes through as if they were one. At least one
      * dimension stays. */
     void simplify();
-    /* The offset of the element of a tensor at this index of the first `count` dimensions, counted in row-major order. */
+    /* The offset of the element of a tensor at this index of the first `count` dimensions, counted in row-major
+     * order. */
     int64_t offset(int tensor, int64_t index, int count) const;
 };
 

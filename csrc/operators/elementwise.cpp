@@ -272,8 +272,8 @@ struct ExactMod {
         return rest != 0 && (b < 0) != (rest < 0) ? rest + b : rest;
     }
 };
-/* a / b rounded down, for quotients of less than 2²², where it is what PyTorch's steps give: no quotient of floats is so
- * near to a whole number that rounding it to a double reaches that. */
+/* a / b rounded down, for quotients of less than 2²², where it is what PyTorch's steps give: no quotient of floats is
+ * so near to a whole number that rounding it to a double reaches that. */
 inline dvec quotient_down(dvec a, dvec b) {
     constexpr double ROUND = 0x1.8p52;
     dvec quotient = a / b, near = (quotient + ROUND) - ROUND;
@@ -383,22 +383,26 @@ void compute(Kernel kernel, const std::vector<const Array *> &inputs, const Arra
              const fggp_activation &activation = {FGGP_IDENTITY, 0, 0, 0}) {
     Broadcast broadcast(out.type.shape, inputs);
     int64_t bytes = bytes_of(out.type.type);
-    operations.push_back(loop(broadcast.blocks(), broadcast.block_size(), broadcast.scratch(),
-                              [=, to = (char *)out.data, after = Activation(activation)](Range range, const Call &, float *scratch) {
-                                  Broadcast::Reader reader(broadcast, scratch);
-                                  for (int64_t block = range.begin; block < range.end; block++) {
-                                      reader.read(block);
-                                      char *here = to + reader.first * bytes;
-                                      kernel(reader.in, here, reader.count);
-                                      activate(after, (float *)here, reader.count);
-                                  }
-                              }));
+    char *to = (char *)out.data;
+    Activation after(activation);
+    auto work = [=](Range range, const Call &, float *scratch) {
+        Broadcast::Reader reader(broadcast, scratch);
+        for (int64_t block = range.begin; block < range.end; block++) {
+            reader.read(block);
+            char *here = to + reader.first * bytes;
+            kernel(reader.in, here, reader.count);
+            activate(after, (float *)here, reader.count);
+        }
+    };
+    operations.push_back(loop(broadcast.blocks(), broadcast.block_size(), broadcast.scratch(), work));
 }
 
 /* Fails the run if a divisor is 0. */
 void refuse_zeros(const Node &node, const Array &divisor, Operations &operations) {
-    std::string why = (node.name.empty() ? node.op : node.name + " (" + node.op + ")") + ": a whole number is divided by ";
-    operations.push_back(loop(divisor.type.count(), 1, [=, numbers = divisor.integers()](Range range, const Call &call, float *) {
+    std::string place = node.name.empty() ? node.op : node.name + " (" + node.op + ")";
+    std::string why = place + ": a whole number is divided by ";
+    const int64_t *numbers = divisor.integers();
+    operations.push_back(loop(divisor.type.count(), 1, [=](Range range, const Call &call, float *) {
         int64_t zeros = 0;
         for (int64_t i = range.begin; i < range.end; i++) zeros += numbers[i] == 0;
         if (zeros) call.failure->report(why, 0);
@@ -541,10 +545,10 @@ std::vector<TensorType> infer_cast(const Node &node, const InputTypes &inputs, c
 }
 void make_cast(const Node &, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
                Operations &operations) {
-    static const Kernel KERNELS[3][3] = {/* from, to, in the order of Type */
-                                         {copy<float>, each<float, int64_t, Truncate>, each<float, uint8_t, NotZero>},
-                                         {each<int64_t, float, ToFloat>, copy<int64_t>, each<int64_t, uint8_t, NotZero>},
-                                         {each<uint8_t, float, ToFloat>, each<uint8_t, int64_t, ToWhole>, copy<uint8_t>}};
+    static const Kernel KERNELS[3][3] = { /* from, to, in the order of Type */
+        {copy<float>, each<float, int64_t, Truncate>, each<float, uint8_t, NotZero>},
+        {each<int64_t, float, ToFloat>, copy<int64_t>, each<int64_t, uint8_t, NotZero>},
+        {each<uint8_t, float, ToFloat>, each<uint8_t, int64_t, ToWhole>, copy<uint8_t>}};
     compute(KERNELS[(int)inputs[0]->type.type][(int)out[0].type.type], inputs, out[0], operations);
 }
 
@@ -567,7 +571,8 @@ std::vector<TensorType> infer_fill(const Node &node, const InputTypes &inputs, c
     else if (type == I64) whole_value(node, "value");
     else if (!(node.has("value") && node.attributes.find("value")->kind == json::Value::FLAG)) {
         int64_t value = whole_value(node, "value");
-        if (value != 0 && value != 1) node.refuse("\"value\" is " + std::to_string(value) + "; a BOOL is true or false");
+        if (value != 0 && value != 1)
+            node.refuse("\"value\" is " + std::to_string(value) + "; a BOOL is true or false");
     }
     return {{type, node.sizes("shape", sizes)}};
 }

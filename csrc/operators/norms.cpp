@@ -82,7 +82,8 @@ std::vector<TensorType> infer_row_norm(const Node &node, const InputTypes &input
 
 /* ((x - mean) · inverse) · weight + bias, where weight and bias may be absent. */
 template <class Center>
-void finish_row(float *out, const float *x, int64_t count, const float *weight, const float *bias, const Center &center) {
+void finish_row(float *out, const float *x, int64_t count, const float *weight, const float *bias,
+                const Center &center) {
     if (weight && bias) in_float(out, count, [&](vec v, vec w, vec b) { return center(v) * w + b; }, x, weight, bias);
     else if (weight) in_float(out, count, [&](vec v, vec w) { return center(v) * w; }, x, weight);
     else if (bias) in_float(out, count, [&](vec v, vec b) { return center(v) + b; }, x, bias);
@@ -123,7 +124,8 @@ std::vector<TensorType> infer_group_norm(const Node &node, const InputTypes &inp
     check_rank(node, *inputs[0], 2, "its input");
     int64_t groups = node.integer("groups");
     if (groups < 1 || shape[1] % groups)
-        node.refuse("\"groups\" is " + std::to_string(groups) + "; it must divide the " + std::to_string(shape[1]) + " channels");
+        node.refuse("\"groups\" is " + std::to_string(groups) + "; it must divide the " +
+                    std::to_string(shape[1]) + " channels");
     check_floats(node, optional(inputs, 1), {shape[1]}, "its weight");
     check_floats(node, optional(inputs, 2), {shape[1]}, "its bias");
     epsilon_of(node);
@@ -253,12 +255,12 @@ void make_softmax(const Node &node, const InputArrays &inputs, const std::vector
             for (int64_t r = rows.begin; r < rows.end; r++) softmax_row(to + r * count, x + r * count, count, log);
         }));
     else if (inner < LANES / 2) /* columns are copied to rows */
-        operations.push_back(loop(elements / count, count * COST, 2 * count, [=](Range rows, const Call &, float *scratch) {
+        operations.push_back(loop(elements / count, count * COST, 2 * count, [=](Range rows, const Call &, float *copy) {
             for (int64_t r = rows.begin; r < rows.end; r++) {
                 int64_t first = r / inner * count * inner + r % inner;
-                for (int64_t i = 0; i < count; i++) scratch[i] = x[first + i * inner];
-                softmax_row(scratch + count, scratch, count, log);
-                for (int64_t i = 0; i < count; i++) to[first + i * inner] = scratch[count + i];
+                for (int64_t i = 0; i < count; i++) copy[i] = x[first + i * inner];
+                softmax_row(copy + count, copy, count, log);
+                for (int64_t i = 0; i < count; i++) to[first + i * inner] = copy[count + i];
             }
         }));
     else {

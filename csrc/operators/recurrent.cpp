@@ -58,7 +58,9 @@ struct Recurrent {
         if (lstm) check_floats(node, optional(inputs, 2), state(), "its first cell state");
     }
 
-    Shape state() const { return batched ? Shape{layers * directions, batch, hidden} : Shape{layers * directions, hidden}; }
+    Shape state() const {
+        return batched ? Shape{layers * directions, batch, hidden} : Shape{layers * directions, hidden};
+    }
     Shape output() const {
         if (!batched) return {steps, directions * hidden};
         return batch_first ? Shape{batch, steps, directions * hidden} : Shape{steps, batch, directions * hidden};

@@ -173,7 +173,8 @@ void reduce(const Reduction &reduction, const Array &in, const Array &out, const
     int64_t work = parts.each * std::min(row, COLUMNS);
     operations.push_back(loop(parts.outputs / row * blocks, work, [=](Range range, const Call &, float *) {
         for (int64_t piece = range.begin; piece < range.end; piece++) {
-            int64_t column = piece % blocks * COLUMNS, columns = std::min(COLUMNS, row - column), index = piece / blocks;
+            int64_t column = piece % blocks * COLUMNS, index = piece / blocks;
+            int64_t columns = std::min(COLUMNS, row - column);
             const char *from = x + (parts.kept.offset(0, index, kept) + column) * in_bytes;
             int64_t states[COLUMNS]; /* of any type */
             reduction.start(states, columns);
@@ -185,8 +186,8 @@ void reduce(const Reduction &reduction, const Array &in, const Array &out, const
 }
 
 template <class Function> constexpr Reduction choice(const char *name) {
-    return {name, F32, F32, start<Function, float>, choose_row<Function>, choose_columns<Function>, finish<float, float>,
-            false};
+    return {name, F32, F32, start<Function, float>, choose_row<Function>, choose_columns<Function>,
+            finish<float, float>, false};
 }
 template <template <class, class> class Function, class In, class State, class Out>
 constexpr Reduction reduction(const char *name, Type in, Type out, bool of_none) {
@@ -247,7 +248,8 @@ std::vector<TensorType> infer_reduce(const Node &node, const InputTypes &inputs,
     bool keep = node.flag("keep", false), position = is_position(node), of_none = false;
     if (position) {
         if (type == BOOL) node.refuse("its function " + node.text("function") + " is not for BOOL");
-        if (dims.size() != 1) node.refuse("\"dims\" has " + std::to_string(dims.size()) + " numbers; a position is along one dimension");
+        if (dims.size() != 1)
+            node.refuse("\"dims\" has " + std::to_string(dims.size()) + " numbers; a position is along one dimension");
         type = I64;
     } else {
         const Reduction &reduction = reduction_of(node, type);
@@ -258,7 +260,8 @@ std::vector<TensorType> infer_reduce(const Node &node, const InputTypes &inputs,
     for (int d = 0; d < (int)shape.size(); d++) {
         bool reduces = std::find(dims.begin(), dims.end(), d) != dims.end();
         if (reduces && shape[d] == 0 && !of_none)
-            node.refuse("the dimension " + std::to_string(d) + " of " + text_of(*inputs[0]) + " has no numbers to choose from");
+            node.refuse("the dimension " + std::to_string(d) + " of " + text_of(*inputs[0]) +
+                        " has no numbers to choose from");
         if (!reduces) out.push_back(shape[d]);
         else if (keep) out.push_back(1);
     }
@@ -269,8 +272,11 @@ std::vector<TensorType> infer_reduce(const Node &node, const InputTypes &inputs,
 template <class T> bool better(T x, T best) { return x > best || (x != x && best == best); }
 
 /* Where along the axis the largest number is, or the smallest. */
-template <class T, bool smallest> void make_position(const T *x, int64_t *to, const Axis &axis, Operations &operations) {
-    auto sign = [](T v) { return smallest ? std::is_floating_point<T>() ? (T)-v : (T)~(int64_t)v : v; }; /* reverses order */
+template <class T, bool smallest>
+void make_position(const T *x, int64_t *to, const Axis &axis, Operations &operations) {
+    auto sign = [](T v) { /* reverses the order for the smallest */
+        return smallest ? std::is_floating_point<T>() ? (T)-v : (T)~(int64_t)v : v;
+    };
     operations.push_back(loop(axis.outer * axis.inner, axis.count, [=](Range range, const Call &, float *) {
         for (int64_t o = range.begin; o < range.end; o++) {
             const T *from = x + o / axis.inner * axis.count * axis.inner + o % axis.inner;
@@ -294,11 +300,12 @@ void make_reduce(const Node &node, const InputArrays &inputs, const std::vector<
                       operations);
     Axis axis(type.shape, dims_of(node, type.rank())[0]);
     bool smallest = node.text("function") == "argmin";
+    const Array &x = *inputs[0];
     int64_t *to = (int64_t *)out[0].data;
     if (type.type == F32)
-        (smallest ? make_position<float, true> : make_position<float, false>)(inputs[0]->floats(), to, axis, operations);
+        (smallest ? make_position<float, true> : make_position<float, false>)(x.floats(), to, axis, operations);
     else
-        (smallest ? make_position<int64_t, true> : make_position<int64_t, false>)(inputs[0]->integers(), to, axis, operations);
+        (smallest ? make_position<int64_t, true> : make_position<int64_t, false>)(x.integers(), to, axis, operations);
 }
 
 /* ---- cumsum ---- */
@@ -319,7 +326,8 @@ void make_cumsum(const In *x, Out *to, const Axis &axis, Operations &operations)
             Out *__restrict out = to + first;
             if (columns == 1) {
                 State sum = 0;
-                for (int64_t i = 0; i < axis.count; i++) out[i * axis.inner] = (Out)(sum += (State)from[i * axis.inner]);
+                for (int64_t i = 0; i < axis.count; i++)
+                    out[i * axis.inner] = (Out)(sum += (State)from[i * axis.inner]);
                 continue;
             }
             State states[COLUMNS] = {};
@@ -352,7 +360,8 @@ std::vector<TensorType> infer_topk(const Node &node, const InputTypes &inputs, c
     int dim = node.dimension("dim", (int)shape.size());
     int64_t count = node.size("count", sizes);
     if (count < 0 || count > shape[dim])
-        node.refuse("\"count\" is " + std::to_string(count) + "; the dimension has " + std::to_string(shape[dim]) + " numbers");
+        node.refuse("\"count\" is " + std::to_string(count) + "; the dimension has " +
+                    std::to_string(shape[dim]) + " numbers");
     if (!node.has("largest")) node.refuse("it has no \"largest\"");
     node.flag("largest", true);
     shape[dim] = count;
@@ -374,9 +383,10 @@ int64_t key_of(float x) { /* NaN is the largest number */
 }
 
 template <class T>
-void make_topk(const T *x, T *values, int64_t *places, const Axis &axis, int64_t count, bool largest, Operations &operations) {
+void make_topk(const T *x, T *values, int64_t *places, const Axis &axis, int64_t count, bool largest,
+               Operations &operations) {
     constexpr int64_t WORK = 4;
-    operations.push_back(loop(axis.outer * axis.inner, axis.count * WORK, count * 4, [=](Range range, const Call &, float *scratch) {
+    auto work = [=](Range range, const Call &, float *scratch) {
         Entry *kept = (Entry *)scratch; /* a heap, the last in order on top */
         for (int64_t r = range.begin; r < range.end; r++) {
             int64_t outer = r / axis.inner, inner = r % axis.inner;
@@ -400,7 +410,8 @@ void make_topk(const T *x, T *values, int64_t *places, const Axis &axis, int64_t
                 places[to] = kept[i].place;
             }
         }
-    }));
+    };
+    operations.push_back(loop(axis.outer * axis.inner, axis.count * WORK, count * 4, work));
 }
 void make_topk(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &sizes,
                Operations &operations) {
