@@ -60,6 +60,7 @@ def test_rehearsal(gpu, tmp_path):
     assert first["images"] == {"images": [40, 10], "same pixels": True}
     assert first["same masks as on a CPU"] == {"without ties": True, "with ties": True}
     assert first["same masks with a process group"] == {"backend": "gloo", "DDP": True, "FSDP2": True}
+    assert first["two of four"] == {"at most 2 of 4": True}
     assert first["tests"]["exit code"] == 0
     assert re.match(r"\d+ skipped, \d+ deselected", first["tests"]["last line"])  # chosen are those for a GPU
     assert [line["value"]["jobs"] for line in found if line["name"] == "captured"] == [1, 2]
