@@ -26,6 +26,7 @@ SIZES = {
     "postponed_together": 2,
     "after_an_evaluation": 2,
     "left_out_of_batches": 2,
+    "last_gradients": 3,
     "weight_norm": 3,
     "zero_redundancy": 2,
     "fsdp_with_quantised_state": 2,

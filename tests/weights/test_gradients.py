@@ -79,7 +79,7 @@ def test_nothing_is_kept_of_weights_that_always_have_a_gradient():
     weight, last = make((4, 3)), LastGradients()
     for _ in range(3):
         weight.parameter.grad = torch.randn(4, 3)
-        last.observe([weight], [1.0])
+        last.observe([weight], [1.0], ALONE)
         read = last.read([weight], [1.0], ALONE)
         assert read.tensors[0].data_ptr() == weight.parameter.grad.data_ptr()
     assert last.state_dict([weight]) == {}
@@ -88,11 +88,11 @@ def test_nothing_is_kept_of_weights_that_always_have_a_gradient():
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_the_last_gradient_is_unscaled_and_finite(scale):
     weight, last = make((4, 3)), LastGradients()
-    last.observe([weight], [1.0])
+    last.observe([weight], [1.0], ALONE)
     kept = torch.randn(4, 3)
     for grad in (kept * scale, torch.full((4, 3), torch.inf), torch.zeros(4, 3)):
         weight.parameter.grad = grad
-        last.observe([weight], [scale])
+        last.observe([weight], [scale], ALONE)
     weight.parameter.grad = None
     read = last.read([weight], [scale], ALONE)
     assert (read.scales, read.known, read.present) == ([1.0], [True], 0)
@@ -106,7 +106,7 @@ def test_each_matrix_of_a_batch_has_its_own_last_gradient(shape, rows):
     second[rows : 2 * rows] = 0  # the second matrix is not used
     for grad in (first, second):
         weight.parameter.grad = grad
-        last.observe([weight], [1.0])
+        last.observe([weight], [1.0], ALONE)
         read = last.read([weight], [1.0], ALONE)
     # Only from the step on that left it out: what the first step had is gone.
     assert torch.equal(read.tensors[0], second)
@@ -114,7 +114,7 @@ def test_each_matrix_of_a_batch_has_its_own_last_gradient(shape, rows):
     third = torch.randn(shape)
     third[:rows] = 0
     weight.parameter.grad = third
-    last.observe([weight], [1.0])
+    last.observe([weight], [1.0], ALONE)
     expected = torch.cat([second[:rows], third[rows:]])
     read = last.read([weight], [1.0], ALONE)
     assert torch.equal(read.tensors[0], expected)
@@ -123,11 +123,11 @@ def test_each_matrix_of_a_batch_has_its_own_last_gradient(shape, rows):
 
 def test_a_gradient_is_let_go_that_was_there_from_one_update_to_the_next():
     weight, last = make((4, 3)), LastGradients()
-    last.observe([weight], [1.0])
+    last.observe([weight], [1.0], ALONE)
     last.count_update()
     weight.parameter.grad = torch.ones(4, 3)
     for _ in range(2):
-        last.observe([weight], [1.0])
+        last.observe([weight], [1.0], ALONE)
     assert last.state_dict([weight])
     last.count_update()
     assert last.state_dict([weight]) == {}
@@ -136,12 +136,12 @@ def test_a_gradient_is_let_go_that_was_there_from_one_update_to_the_next():
 def test_a_weight_is_named_that_had_none_since_the_update_before():
     weight, last = make((4, 3)), LastGradients()
     for update in range(1, 5):
-        last.observe([weight], [1.0])
+        last.observe([weight], [1.0], ALONE)
         last.read([weight], [1.0], ALONE)
         last.count_update()
         assert last.without(3) == (["w"] if update >= 3 else [])
     weight.parameter.grad = torch.ones(4, 3)
-    last.observe([weight], [1.0])
+    last.observe([weight], [1.0], ALONE)
     weight.parameter.grad = None
     last.read([weight], [1.0], ALONE)
     last.count_update()
@@ -154,3 +154,10 @@ def test_a_damaged_state_is_refused(given_shape):
     state = {"w": {"gap": False, "value": torch.ones(given_shape, dtype=dtype), "known": torch.tensor(True)}}
     with pytest.raises(ValueError, match=r"the last gradient of weight 'w' is torch\..* must be a floating-point"):
         LastGradients.restored(state, [make((4, 3))])
+
+
+def test_a_state_of_another_number_of_matrices_is_refused():
+    state = {"w": {"gap": False, "value": torch.ones(6, 3), "known": torch.ones(2, dtype=torch.bool)}}
+    assert LastGradients.restored(state, [make((6, 3), matrices=2)]).state_dict([make((6, 3), matrices=2)])
+    with pytest.raises(ValueError, match="the last gradient of weight 'w' is known for 2 matrices: it must be for 3"):
+        LastGradients.restored(state, [make((6, 3), matrices=3)])

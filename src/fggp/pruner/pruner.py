@@ -424,7 +424,9 @@ class Pruner:
         step = self.step + 1
         updates_to_come = self._overdue or step <= self.schedule.last_update
         if updates_to_come and self._reads_gradients:
-            self._gradients.observe(self._masks.weights, self._steps.gradient_scales(self._masks.weights))
+            self._gradients.observe(
+                self._masks.weights, self._steps.gradient_scales(self._masks.weights), self._masks.processes
+            )
         if not self._steps.completes:
             return
         # Hooks run twice in a step that calls its base class's step.
@@ -460,7 +462,8 @@ class Pruner:
         if plan.rankings or plan.exchange is not None:
             self._reads_gradients = plan.needs_gradient
         if obstacle is None:
-            self._gradients.count_update()
+            if self._reads_gradients:  # else nobody looked at them since the update before
+                self._gradients.count_update()
             self._choice = choose(plan, self._masks, gradients, self._averages)
         elif not self._warned:
             self._warned = True

@@ -85,6 +85,22 @@ class Processes:
         numbers: list[int] = table.tolist()
         return numbers
 
+    def any(self, flags: Sequence[Tensor]) -> list[Tensor]:
+        """Flags that are set where some process's are; unchanged if weights are not sharded.
+
+        Where the flags are on the device that exchanges them, no GPU is waited for.
+
+        Args:
+            flags: bool tensors [n], each of the same n on all processes.
+        """
+        if not self.sharded or not flags:
+            return list(flags)
+        table = torch.cat([f.to(self._device) for f in flags]).to(torch.uint8)
+        for group in self._groups:
+            dist.all_reduce(table, op=dist.ReduceOp.MAX, group=group)
+        everywhere = torch.split(table.bool(), [len(f) for f in flags])
+        return [e.to(f.device) for e, f in zip(everywhere, flags, strict=True)]
+
     def gather(self, values: Tensor) -> Tensor:
         """Concatenate all processes' values, [n] with a different n each; unchanged if weights are not sharded."""
         if not self.sharded:
