@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -66,7 +66,12 @@ def normalise_example(example_input: Any) -> tuple[tuple[Tensor, ...], dict[str,
 
 
 def capture(
-    model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], *, any_size: bool = False
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    kwargs: Mapping[str, Tensor],
+    *,
+    any_size: bool = False,
+    decomposed: Callable[[OpOverload], bool] | None = None,
 ) -> Graph:
     """Trace a model's computation in evaluation mode.
 
@@ -79,6 +84,8 @@ def capture(
         kwargs: an example of its keyword arguments.
         any_size: besides the batch, leave heights, widths and sequence lengths free, if the same operations serve
             them all (`fggp.ship.graph.free_sizes`). A Value of an integer then has its expression as its only size.
+        decomposed: says of an operator that it is to be replaced by those that PyTorch defines it by, if it is so
+            defined; None: none is.
 
     Returns:
         A graph of Calls. It accepts any batch size (``batch`` is None) if tracing found that the same operations serve
@@ -89,7 +96,7 @@ def capture(
         MutationError: the model changes its inputs, parameters or buffers.
         ValueError: model or example is not on the CPU, or the example is an empty batch.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     _check_on_cpu(model, args, kwargs)
     batch = next((len(x) for x in (*args, *kwargs.values()) if x.dim()), None)
     if batch == 0:
@@ -101,7 +108,10 @@ def capture(
         ways = [(batch, False, False), (batch, True, False), (None, False, False), (None, True, False)]
         for size, strict, all_sizes in [(batch, False, True), *ways] if any_size else ways:
             try:
-                program, targets = _trace(model, args, kwargs, size, strict, all_sizes)
+                program = _trace(model, args, kwargs, size, strict, all_sizes)
+                if decomposed is not None:
+                    program = _decomposed(program, decomposed)
+                program, targets = _functional(program)
             except MutationError:
                 raise
             except Exception as error:
@@ -119,7 +129,7 @@ def capture(
     raise CaptureError(f"torch.export cannot trace {type(model).__name__}: {reason}") from errors[-2]
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside wrappers of torch.compile and data parallelism."""
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -180,7 +190,7 @@ def _trace(
     batch: int | None,
     strict: bool,
     all_sizes: bool,
-) -> tuple[ExportedProgram, Mapping[fx.Node, OpOverload]]:
+) -> ExportedProgram:
     """Export a model.
 
     Args:
@@ -190,9 +200,6 @@ def _trace(
         batch: a dimension 0 of this length may have any length; None: all sizes are fixed to the example's.
         strict: trace Python itself. That takes longer and fails more often, but notices that ``len(x)`` may vary.
         all_sizes: leave all of `free_sizes.free_dimensions` free.
-
-    Returns:
-        The program, and for its nodes that write in place the operators that replace them.
     """
     dynamic = ShapesCollection()  # type: ignore[no-untyped-call]
 
@@ -209,8 +216,24 @@ def _trace(
 
     example = tuple(map(traced_input, args)), {name: traced_input(x) for name, x in kwargs.items()}
     shapes = None if batch is None else dynamic
-    with free_sizes.given_up_early() if all_sizes else nullcontext():
-        program = torch.export.export(model, *example, dynamic_shapes=shapes, strict=strict)
+    with free_sizes.tracing() if all_sizes else nullcontext():
+        return torch.export.export(model, *example, dynamic_shapes=shapes, strict=strict)
+
+
+def _decomposed(program: ExportedProgram, chosen: Callable[[OpOverload], bool]) -> ExportedProgram:
+    """A program with some of the operators that PyTorch defines by others replaced by those."""
+    targets = {node.target for node in program.graph.nodes if isinstance(node.target, OpOverload)}
+    if not any(map(chosen, targets)):
+        return program
+    known = torch.export.default_decompositions()
+    table = {op: known[op] for op in targets if chosen(op) and op in known}
+    replaced = program.run_decompositions(table) if table else program
+    # Programs with effects, of checks such as that a matrix was invertible, have a token as an input.
+    return program if replaced.graph_signature.input_tokens else replaced
+
+
+def _functional(program: ExportedProgram) -> tuple[ExportedProgram, Mapping[fx.Node, OpOverload]]:
+    """A program that writes nothing: it, and for its nodes that write in place the operators that replace them."""
     targets = functional_targets(program)
     if targets is None:
         # A tensor is written while other values share its memory. PyTorch can rewrite the program, which takes long.

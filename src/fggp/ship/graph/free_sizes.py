@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,6 +73,13 @@ _FUNCTIONS: dict[str, Any] = {
     "PythonMod": lambda a, b: a % b,
     "FloorDiv": lambda a, b: a // b,
     "CleanDiv": lambda a, b: a // b,
+    "FloorToInt": math.floor,
+    "CeilToInt": math.ceil,
+    "TruncToInt": int,
+    "ToFloat": float,
+    "IntTrueDiv": lambda a, b: a / b,
+    "FloatTrueDiv": lambda a, b: a / b,
+    "Identity": lambda a: a,
     "Eq": lambda a, b: a == b,
     "Ne": lambda a, b: a != b,
 }
@@ -97,10 +105,12 @@ def _at(code: CodeType, sizes: Mapping[str, int]) -> Any:
 
 
 @contextmanager
-def given_up_early() -> Iterator[None]:
-    """Ends a trace of free sizes, with NotFreeError, before its conditions become so long that it takes minutes.
+def tracing() -> Iterator[None]:
+    """What a trace of free sizes needs around it.
 
-    Also keeps PyTorch quiet, which logs each condition that it cannot solve.
+    The trace ends, with NotFreeError, before its conditions become so long that it takes minutes. PyTorch is quiet,
+    which logs each condition that it cannot solve. And recurrent layers leave the length of their sequences free:
+    PyTorch finds the shapes of their results by taking the sequence apart, step by step.
     """
     seen = 0
     log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
@@ -116,20 +126,41 @@ def given_up_early() -> Iterator[None]:
         seen = len(guards)
 
     hook = nn.modules.module.register_module_forward_pre_hook(check)
+    recurrent = torch.ops.aten.lstm.input, torch.ops.aten.gru.input
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    kernels = [dict(op.py_kernels) for op in recurrent]
+    for op in recurrent:
+        op.py_kernels[composite] = _recurrent_results
+        op._dispatch_cache.clear()
     try:
         yield
     finally:
+        for op, before in zip(recurrent, kernels, strict=True):
+            op.py_kernels.clear()
+            op.py_kernels.update(before)
+            op._dispatch_cache.clear()
         hook.remove()
         log.disabled = disabled
+
+
+def _recurrent_results(x: Tensor, hx: Any, params: Sequence[Tensor], *settings: Any, **_: Any) -> tuple[Tensor, ...]:
+    """Tensors of the shapes that an LSTM or a GRU returns, whose arguments these are."""
+    bidirectional = settings[4]
+    steps = x.new_empty((*x.shape[:-1], (2 if bidirectional else 1) * params[1].shape[1]))
+    return (steps, *map(torch.empty_like, hx if isinstance(hx, (list, tuple)) else [hx]))
 
 
 def serve_all(program: ExportedProgram) -> bool:
     """Whether the operations of a program serve all sizes of its inputs.
 
     Tracing assumes conditions, such as that a size is above 7, where code of the model or of PyTorch branches. They are
-    tried at many sizes. One may be violated where a size inside the network is below 2: there PyTorch only chooses
-    another layout in memory, or a tensor is too small for the network. And it may bound a size by that of a
-    tensor of the model, such as a table of positions.
+    tried at many sizes. One may be violated where the network fails anyway:
+
+    - where a size inside the network is below 2: there PyTorch only chooses another layout in memory, or a tensor is
+      too small;
+    - where two sizes inside the network differ that the conditions say are equal, as those of tensors that are added
+      or concatenated must be;
+    - where it bounds a size by that of a tensor of the model, such as a table of positions.
     """
     values = [x for node in program.graph.nodes for x in tree_leaves(node.meta.get("val")) if isinstance(x, Tensor)]
     found: list[Any] = [size for x in values for size in x.shape]
@@ -137,18 +168,45 @@ def serve_all(program: ExportedProgram) -> bool:
     if not sizes:
         return True
     environment: Any = next(iter(sizes.values())).node.shape_env
-    symbols = sorted(set().union(*(expression.free_symbols for expression in sizes)), key=str)
-    bounds = {len_ for t in program.state_dict.values() for len_ in t.shape}
-    bounds |= {len_ for t in program.constants.values() if isinstance(t, Tensor) for len_ in t.shape}
-    conditions = []
+    symbols = set().union(*(expression.free_symbols for expression in sizes))
+    constants = [t for t in (*program.state_dict.values(), *program.constants.values()) if isinstance(t, Tensor)]
+    bounds = {length for t in constants for length in t.shape}
+    conditions: set[CodeType] = set()
+    equalities: set[CodeType] = set()
     for guard in environment.guards:
-        condition = environment.replace(guard.expr)
-        if condition in (sympy.true, True) or _bounds_by(condition, bounds):
+        condition = _without_ones(environment.replace(guard.expr))
+        if condition == sympy.true or _bounds_by(condition, bounds):
             continue
-        if not condition.free_symbols <= set(symbols):
+        if not condition.free_symbols <= symbols:
             return False
-        conditions.append(_compiled(condition))
-    return _hold(set(conditions), [_compiled(size) for size in sizes], [str(symbol) for symbol in symbols])
+        equal = isinstance(condition, sympy.Eq) and all(side in sizes for side in condition.args)
+        (equalities if equal else conditions).add(_compiled(condition))
+    tried = [_compiled(size) for size in sizes]
+    for trial in _trials([str(symbol) for symbol in symbols]):
+        try:
+            if all(_at(condition, trial) for condition in conditions):
+                continue
+            if all(_at(size, trial) >= 2 for size in tried) and all(_at(equality, trial) for equality in equalities):
+                return False
+        except ZeroDivisionError:  # a tensor without elements
+            continue
+        except (NameError, TypeError):  # a function that is not known here
+            return False
+    return True
+
+
+def _without_ones(condition: Any) -> Any:
+    """A condition on sizes of at least 1, without "the larger of 1 and the size"."""
+    return condition.replace(
+        lambda e: type(e).__name__ == "Max" and len(e.args) == 2 and e.args[0] == 1, lambda e: e.args[1]
+    )
+
+
+def _trials(symbols: Sequence[str]) -> Iterator[dict[str, int]]:
+    """Sizes to try."""
+    generator = random.Random(0)
+    yield from (dict.fromkeys(symbols, size) for size in _TRIED)
+    yield from ({symbol: generator.choice(_TRIED) for symbol in sorted(symbols)} for _ in range(_TRIALS))
 
 
 def _bounds_by(condition: Any, bounds: Iterable[int]) -> bool:
@@ -158,22 +216,3 @@ def _bounds_by(condition: Any, bounds: Iterable[int]) -> bool:
     small, large = (condition.lhs, condition.rhs) if isinstance(condition, sympy.LessThan) else condition.args
     small, large = (small, large) if isinstance(condition, sympy.LessThan) else (large, small)
     return bool(small.is_symbol and large.is_Integer and int(large) in bounds)
-
-
-def _hold(conditions: Iterable[CodeType], sizes: Sequence[CodeType], symbols: Sequence[str]) -> bool:
-    """Whether conditions hold at all sizes that are tried, unless a size inside the network is below 2 there."""
-    generator = random.Random(0)
-    trials = [dict.fromkeys(symbols, size) for size in _TRIED]
-    trials += [{symbol: generator.choice(_TRIED) for symbol in symbols} for _ in range(_TRIALS)]
-    conditions = list(conditions)
-    for trial in trials:
-        try:
-            if all(_at(condition, trial) for condition in conditions):
-                continue
-            if all(_at(size, trial) >= 2 for size in sizes):
-                return False
-        except ZeroDivisionError:
-            continue
-        except (NameError, TypeError):  # a function that is not known here
-            return False
-    return True

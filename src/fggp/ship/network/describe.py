@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import TreeSpec
 
+from fggp.ship.graph.capture import capture, unwrapped
 from fggp.ship.graph.operations import Call, Conv2d, Graph, Linear, Op, Value, arguments, map_leaves
+from fggp.ship.graph.simplify import simplify
 from fggp.ship.network.aten import HANDLERS
 from fggp.ship.network.description import Description, Inexpressible, UnsupportedError
 from fggp.ship.network.known import known_operation
@@ -68,6 +71,36 @@ def describe(
         raise UnsupportedError(found)
     network = {"inputs": writer.inputs, "nodes": writer.nodes, "outputs": outputs}
     return Description(network, writer.tensors)
+
+
+def describe_model(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Description:
+    """Describe a model. Batch sizes, heights, widths and lengths are free where the model leaves them free.
+
+    Args:
+        model: on the CPU; it is not changed. The description may share its tensors.
+        args: an example of its positional arguments (`fggp.ship.graph.capture.normalise_example`).
+        kwargs: an example of its keyword arguments.
+
+    Raises:
+        UnsupportedError: naming everything that the network file cannot express.
+        CaptureError, MutationError, ValueError: it cannot be captured (`capture`).
+    """
+    model = unwrapped(model)
+    captured = capture(model, args, kwargs, any_size=True, decomposed=lambda op: op not in HANDLERS)
+    graph = simplify(captured, copy_constants=False)
+    names = [*_argument_names(model, len(args)), *graph.keywords]
+    return describe(graph, input_names=names, names=tensor_names(model))
+
+
+def _argument_names(model: nn.Module, count: int) -> list[str]:
+    """The names of the first positional arguments of a model."""
+    names: list[str] = []
+    for parameter in inspect.signature(model.forward).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names += [f"{parameter.name}{i}" for i in range(count - len(names))]
+        elif parameter.kind is not parameter.KEYWORD_ONLY and parameter.kind is not parameter.VAR_KEYWORD:
+            names.append(parameter.name)
+    return names[:count]
 
 
 def tensor_names(model: nn.Module) -> dict[Any, str]:

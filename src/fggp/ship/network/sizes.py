@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any
 
 # A size: a number, or the text of an expression such as "H//2 + 1" in the names of the free sizes.
@@ -107,13 +108,36 @@ def _remainder(a: Any, b: Any) -> list[Any]:
     return ["-", a, ["*", ["//", a, b], b]]
 
 
-def _quotient(node: ast.expr, *, up: bool) -> list[Any]:
-    """A quotient of whole numbers, rounded; sizes are no less than 0."""
+def _quotient(node: ast.expr, *, up: bool) -> Any:
+    """A quotient of whole numbers, or a size times a number, rounded; sizes are no less than 0."""
+    a, b = _fraction(node)
+    if b == 1:
+        return a
+    return ["//", ["+", a, b, -1], b] if up else ["//", a, b]
+
+
+def _fraction(node: ast.expr) -> tuple[Any, Any]:
+    """A number of sizes that may be no whole one, as numerator and denominator."""
     match node:
-        case (
-            ast.Call(func=ast.Name(id="IntTrueDiv"), args=[left, right])
-            | ast.BinOp(left=left, op=ast.Div(), right=right)
-        ):
-            a, b = _written(left), _written(right)
-            return ["//", ["+", a, b, -1], b] if up else ["//", a, b]
-    raise ValueError(f"the size {ast.unparse(node)} cannot be written with +, -, *, //, min and max")
+        case ast.Call(func=ast.Name(id="ToFloat" | "Identity"), args=[inner]):
+            return _fraction(inner)
+        case ast.Constant(value=float(number)):
+            # 1.3 is meant as 13/10, and its products with sizes are rounded as if it were.
+            fraction = Fraction(number).limit_denominator(10**6)
+            return fraction.numerator, fraction.denominator
+        case ast.Call(func=ast.Name(id="IntTrueDiv" | "FloatTrueDiv"), args=[left, right]):
+            (a, b), (c, d) = _fraction(left), _fraction(right)
+            return _times(a, d), _times(b, c)
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            (a, b), (c, d) = _fraction(left), _fraction(right)
+            return _times(a, d), _times(b, c)
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            (a, b), (c, d) = _fraction(left), _fraction(right)
+            return _times(a, c), _times(b, d)
+    return _written(node), 1
+
+
+def _times(a: Any, b: Any) -> Any:
+    if isinstance(a, int) and isinstance(b, int):
+        return a * b
+    return b if a == 1 else a if b == 1 else ["*", a, b]

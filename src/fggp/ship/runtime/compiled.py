@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
+import os
 import threading
 import warnings
+import zlib
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -18,6 +22,8 @@ from fggp.ship.graph.capture import CaptureError, capture, evaluation_mode, norm
 from fggp.ship.graph.inplace import MutationError
 from fggp.ship.graph.operations import Graph, Value
 from fggp.ship.graph.simplify import simplify
+from fggp.ship.network.describe import describe_model
+from fggp.ship.network.write import write
 from fggp.ship.runtime import kernels
 from fggp.ship.runtime.engine import SparseEngine
 from fggp.ship.runtime.kernels import KernelsMissingError
@@ -78,6 +84,8 @@ class Compiled:
         self._graph: Graph | None = None
         self._engine: SparseEngine | None = None
         self._reason = ""
+        self._model = model
+        self._weights = _fingerprint(model)
         try:
             self._graph = simplify(capture(model, args, kwargs))
             self._engine = SparseEngine(self._graph, kernels.load())
@@ -117,10 +125,48 @@ class Compiled:
             self._fallback_model = copy.deepcopy(model).eval()
         warnings.warn(f"fggp.compile: {reason}", stacklevel=4)  # the line that calls compile
 
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        values: torch.dtype | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write the network as a network file, which fggp's C library runs without Python and PyTorch.
+
+        docs/network-file.md describes the file. Its inputs have the names of the model's arguments; the output is
+        named "output", or outputs as the keys that the model returns. The batch size is free, and so are heights,
+        widths and sequence lengths that the model leaves free.
+
+        Args:
+            path: the file. It is replaced in one step.
+            values: ``torch.bfloat16`` rounds the values of weights that are stored sparse.
+            metadata: texts of your own by name, such as the names of the classes.
+
+        Raises:
+            UnsupportedError: the file cannot express operations of the network; the message names them all, and where
+                they are in the model.
+            RuntimeError: the whole model runs on PyTorch, or its weights have changed since it was compiled.
+            ValueError, TypeError: as `fggp.save`.
+
+        Example:
+            >>> fggp.compile(model, torch.randn(1, 3, 224, 224)).save("net.fggp")
+        """
+        if self._fallback_model is not None:
+            raise RuntimeError(f"there is no network to save: {self._reason}")
+        if _fingerprint(self._model) != self._weights:
+            raise RuntimeError(
+                f"the weights of this {self._name} have changed since it was compiled, and the file would have the new "
+                f"ones; compile it again, and then save"
+            )
+        description = describe_model(self._model, *self._example)
+        texts = {**registry.certificate(self._model), **(metadata or {})}
+        write(path, description.network, description.tensors, texts, values=values)
+
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a compiled network is bound to this processor and process, and cannot be copied or pickled; save the "
-            "model itself (fggp.save), and compile it where it is to run"
+            "a compiled network is bound to this processor and process, and cannot be copied or pickled; write a "
+            "network file (save), or save the model itself (fggp.save) and compile it where it is to run"
         )
 
     @torch.no_grad()
@@ -184,3 +230,16 @@ def _relative_distance(ours: Any, expected: Any) -> float:
         return 0.0
     distance = float((ours - expected).double().norm() / expected.double().norm().clamp_min(1e-30))
     return math.inf if math.isnan(distance) else distance
+
+
+@torch.no_grad()
+def _fingerprint(model: nn.Module) -> list[tuple[str, int]]:
+    """A checksum of each parameter and buffer on the CPU, to notice changes."""
+    return [(name, _checksum(t)) for name, t in (*model.named_parameters(), *model.named_buffers())]
+
+
+def _checksum(t: Tensor) -> int:
+    if t.device.type != "cpu" or t.layout != torch.strided or not t.numel():
+        return 0
+    dense = t.detach().contiguous()
+    return zlib.crc32((ctypes.c_char * (dense.numel() * dense.element_size())).from_address(dense.data_ptr()))

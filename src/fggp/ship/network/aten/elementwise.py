@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -240,11 +241,11 @@ def _sigmoid(w: Writer, call: Call, a: dict[str, Any]) -> Operand:
 
 
 def _activation(w: Writer, call: Call, a: dict[str, Any]) -> Operand:
-    x = operand(w, a["self"])
+    x = w.cast(operand(w, a["self"]), result_dtype(call))
     activation = recognise_activation(call.target, {k: v for k, v in a.items() if k != "self"})
     if x.dtype == torch.float32 and activation is not None:
         return w.node("activate", [x], x.dtype, x.sizes, activation=activation)
-    raise Inexpressible(f"the file has it with finite settings and for float32 only; it gets {x.dtype}")
+    raise Inexpressible("the file has it with finite settings only, and for float32")
 
 
 def _clamp(w: Writer, call: Call, a: dict[str, Any]) -> Operand:
@@ -342,6 +343,20 @@ def _same(w: Writer, call: Call, a: dict[str, Any]) -> Operand:
     return operand(w, a["self"] if "self" in a else a["input"])
 
 
+def _of_sizes(function: str) -> Handler:
+    """Arithmetic of sizes that gives a float, as a tensor of rank 0."""
+
+    def write(w: Writer, call: Call, a: dict[str, Any]) -> Operand:
+        numbers = _numbers(w, call, *a.values(), dtype=torch.float32)
+        return w.binary(function, numbers[0], numbers[1]) if len(numbers) == 2 else numbers[0]
+
+    return write
+
+
+def _root_of_size(w: Writer, call: Call, a: dict[str, Any]) -> Operand:
+    return w.unary("sqrt", _numbers(w, call, *a.values(), dtype=torch.float32)[0])
+
+
 def _item(w: Writer, call: Call, a: dict[str, Any]) -> Any:
     raise Inexpressible("it reads a number out of a tensor: the shape of what follows may depend on the data")
 
@@ -431,6 +446,13 @@ HANDLERS: dict[Any, Handler] = {
         "feature_alpha_dropout resolve_conj resolve_neg",
         _same,
     ),
+    operator.truediv: _of_sizes("div"),
+    operator.mul: _of_sizes("mul"),
+    operator.add: _of_sizes("add"),
+    operator.sub: _of_sizes("sub"),
+    operator.pow: _of_sizes("pow"),
+    torch.sym_float: _of_sizes("add"),
+    torch.sym_sqrt: _root_of_size,
     aten.item.default: _item,
     aten._local_scalar_dense.default: _item,
 }

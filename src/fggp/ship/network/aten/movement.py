@@ -23,6 +23,11 @@ def _reshape(w: Writer, call: Call, a: dict[str, Any]) -> Operand:
     return w.reshape(x, sizes)
 
 
+def _at_least_1d(w: Writer, call: Call, a: dict[str, Any]) -> tuple[Operand, ...]:
+    found = (operand(w, x) for x in a["tensors"])
+    return tuple(x if x.rank else w.reshape(x, (1,)) for x in found)
+
+
 def _expand(w: Writer, call: Call, a: dict[str, Any]) -> Operand:
     return w.expand(operand(w, a["self"]), sizes_of(call))
 
@@ -385,13 +390,15 @@ def _every(names: str, handler: Handler) -> dict[Any, Handler]:
     for name in names.split():
         packet = getattr(aten, name, None)
         for overload in packet.overloads() if packet is not None else ():
-            if not overload.endswith("out") and not (name == "view" and overload == "dtype"):
+            takes_tensors = overload == "Sequence"
+            if not overload.endswith("out") and not takes_tensors and not (name == "view" and overload == "dtype"):
                 found[getattr(packet, overload)] = handler
     return found
 
 
 HANDLERS: dict[Any, Handler] = {
     **_every(_NEW_SHAPE, _reshape),
+    aten.atleast_1d.Sequence: _at_least_1d,
     **_every("expand expand_as broadcast_to", _expand),
     **_every("permute", _permute),
     **_every("transpose swapaxes swapdims", _transpose),
