@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_unflatten
 
 from fggp.ship.graph import free_sizes
 from fggp.ship.graph.inplace import MutationError, functional_targets, refuse_changed
-from fggp.ship.graph.operations import Call, Graph, Value, map_leaves
+from fggp.ship.graph.operations import Call, Graph, Value, arguments, map_leaves
 
 # For some networks torch.export reports a huge upper bound of the batch size: 2⁶³ divided by some factor. A bound of
 # UNBOUNDED_FROM or more counts as no bound.
@@ -110,7 +110,8 @@ def capture(
             try:
                 program = _trace(model, args, kwargs, size, strict, all_sizes)
                 if decomposed is not None:
-                    program = _decomposed(program, decomposed)
+                    with free_sizes.tracing() if all_sizes else nullcontext():
+                        program = _decomposed(program, decomposed)
                 program, targets = _functional(program)
             except MutationError:
                 raise
@@ -119,7 +120,7 @@ def capture(
                 errors.append(error)
                 continue
             symbol = None if size is None else _batch_symbol(program)
-            if all_sizes and not free_sizes.serve_all(program):
+            if all_sizes and not (_takes(program, args, kwargs) and free_sizes.serve_all(program)):
                 continue
             if size is None or symbol is not None:
                 shapes = _SymbolicShapes(program, args, kwargs, symbol, any_size)
@@ -211,6 +212,8 @@ def _trace(
             return x
         # torch.export treats sizes 0 and 1 as constants. Detached, because the collection tells tensors by identity.
         x = torch.cat([x, x]) if batch == 1 and 0 in free else x.detach()
+        if all_sizes:
+            x = free_sizes.enlarged(x)
         dynamic[x] = dict.fromkeys(sorted(free), Dim.AUTO)
         return x
 
@@ -223,10 +226,12 @@ def _trace(
 def _decomposed(program: ExportedProgram, chosen: Callable[[OpOverload], bool]) -> ExportedProgram:
     """A program with some of the operators that PyTorch defines by others replaced by those."""
     targets = {node.target for node in program.graph.nodes if isinstance(node.target, OpOverload)}
-    if not any(map(chosen, targets)):
+    # Operators that write are replaced elsewhere, and those that return sizes are read from the shapes.
+    wanted = [op for op in targets if not op._schema.is_mutable and "sym_" not in op._schema.name and chosen(op)]
+    if not wanted:
         return program
     known = torch.export.default_decompositions()
-    table = {op: known[op] for op in targets if chosen(op) and op in known}
+    table = {op: known[op] for op in wanted if op in known}
     replaced = program.run_decompositions(table) if table else program
     # Programs with effects, of checks such as that a matrix was invertible, have a token as an input.
     return program if replaced.graph_signature.input_tokens else replaced
@@ -241,6 +246,16 @@ def _functional(program: ExportedProgram) -> tuple[ExportedProgram, Mapping[fx.N
         refuse_changed(program)
         targets = {}
     return program, targets
+
+
+def _takes(program: ExportedProgram, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> bool:
+    """Whether an example's sizes are those of a program, whose free sizes are all symbols."""
+    for place, node in _input_nodes(program).items():
+        example = args[place] if isinstance(place, int) else kwargs[place]
+        for size, actual in zip(node.meta["val"].shape, example.shape, strict=True):
+            if not size.node.expr.is_symbol if isinstance(size, torch.SymInt) else size != actual:
+                return False
+    return True
 
 
 def _batch_symbol(program: ExportedProgram) -> Any:
@@ -366,8 +381,10 @@ def _graph(
             ops.append(Call.of(free_sizes.evaluate, (value.sizes[0], places), {}, value))
         elif node.op == "call_function":
             values[node] = shapes.value(node)
-            given = with_values(node.args), with_values(node.kwargs)
-            ops.append(Call.of(targets.get(node, node.target), *given, values[node]))
+            target, given = targets.get(node, node.target), (with_values(node.args), with_values(node.kwargs))
+            if shapes.any_size and (filled := _filled(target, given, values[node])) is not None:
+                target, given = filled
+            ops.append(Call.of(target, *given, values[node]))
         elif node.op == "output":
             outputs = with_values(node.args[0])
     assert program.call_spec.out_spec is not None
@@ -379,6 +396,21 @@ def _graph(
         out_spec=program.call_spec.out_spec,
         batch=batch,
     )
+
+
+_FILL_VALUES = {"new_zeros": 0, "zeros_like": 0, "new_ones": 1, "ones_like": 1, "new_full": None, "full_like": None}
+
+
+def _filled(target: Any, given: tuple[Any, Any], output: Value) -> tuple[Any, tuple[Any, Any]] | None:
+    """A tensor of one number that is made like another, as one that reads nothing: then it is a constant."""
+    name = target._schema.name.removeprefix("aten::") if isinstance(target, OpOverload) else ""
+    if name not in _FILL_VALUES or not all(isinstance(size, int) for size in output.sizes):
+        return None
+    value = _FILL_VALUES[name]
+    fill = arguments(target, *given)["fill_value"] if value is None else value
+    if not isinstance(fill, (bool, int, float)):
+        return None
+    return torch.ops.aten.full.default, ((list(output.sizes), fill), {"dtype": output.dtype})
 
 
 def _constants_by_node(program: ExportedProgram) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 # A condition on the sizes that takes more operations than this to write ends the attempt. Networks with such ones,
 # such as those that pad to whole windows, take minutes, and in most cases have others that only some sizes meet.
 CONDITION_OPERATIONS_MAX = 40
+# The least height and width of the images of a trace.
+IMAGE_SIDE = 128
 # Sizes at which conditions are tried, and how often.
 _TRIED = (2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 20, 24, 28, 31, 32, 33, 40, 48, 56, 64, 65, 96, 100, 112, 128, 197, 200,
           224, 225, 256, 333, 384, 512, 777, 1024, 2048)  # fmt: skip
@@ -38,6 +40,15 @@ def free_dimensions(x: Tensor) -> range:
     if x.dim() == 2:
         return range(0 if x.is_floating_point() else 1, 0 if x.is_floating_point() else 2)
     return range(1, 3) if x.dim() == 3 else range(2, x.dim())
+
+
+def enlarged(x: Tensor) -> Tensor:
+    """Images at least as large as any but the deepest network needs for no size inside it to become 1.
+
+    PyTorch takes a size of 1 as a constant, and then the size of the images must be one that leads to it.
+    """
+    sides = [size << max(0, (IMAGE_SIDE // max(size, 1)).bit_length() - 1) for size in x.shape[2:]]
+    return x.new_zeros((*x.shape[:2], *sides)) if x.dim() > 3 and 0 not in x.shape else x
 
 
 def names(shapes: Sequence[Sequence[Any]], known: Mapping[Any, str]) -> dict[Any, str]:

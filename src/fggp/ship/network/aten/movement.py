@@ -183,6 +183,26 @@ def _stack(w: Writer, call: Call, a: dict[str, Any]) -> Operand:
     return w.concat(parts, dim, sizes)
 
 
+def _scatter(w: Writer, call: Call, a: dict[str, Any]) -> Operand:
+    """A tensor with a part of a dimension replaced."""
+    x, part = operand(w, a["self"]), operand(w, a["src"], "src")
+    dim = a["dim"] % x.rank
+    size = x.sizes[dim]
+    if "index" in a:
+        start = added(size, a["index"]) if isinstance(a["index"], int) and a["index"] < 0 else a["index"]
+        stop: Size = added(start, 1)
+        part = w.reshape(part, (*part.sizes[:dim], 1, *part.sizes[dim:]))
+    else:
+        start, stop = _from_the_front(a["start"], size, 0), _from_the_front(a["end"], size, size)
+        stop = min(stop, size) if isinstance(stop, int) and isinstance(size, int) else stop
+        if a["step"] != 1:
+            raise Inexpressible(f"its step is {a['step']}; expressed is 1")
+    before = w.slice(x, dim, 0, start, start)
+    after = w.slice(x, dim, stop, size, added(size, multiplied(stop, -1)))
+    parts = [y for y in (before, w.cast(part, x.dtype), after) if y.sizes[dim] != 0]
+    return w.concat(parts, dim, x.sizes)
+
+
 def _repeat(w: Writer, call: Call, a: dict[str, Any]) -> Operand:
     x, repeats = operand(w, a["self"]), a["repeats" if "repeats" in a else "dims"]
     repeats = [1] * (x.rank - len(repeats)) + list(repeats)
@@ -214,10 +234,11 @@ def _pad(w: Writer, call: Call, a: dict[str, Any]) -> Operand:
     pads = [[0, 0] for _ in range(x.rank)]
     for i in range(len(given) // 2):
         pads[-1 - i] = [expression(given[2 * i]), expression(given[2 * i + 1])]
+    flat = [number for pair in pads for number in pair]
     value = (a.get("value") or 0) if mode == "constant" else None
     if value is not None and x.dtype != torch.float32:
         value = bool(value) if x.dtype == torch.bool else int(value)
-    return w.node("pad", [x], x.dtype, sizes_of(call), pads=pads, mode=mode, value=value)
+    return w.node("pad", [x], x.dtype, sizes_of(call), pads=flat, mode=mode, value=value)
 
 
 def _roll(w: Writer, call: Call, a: dict[str, Any]) -> Operand:
@@ -354,7 +375,7 @@ def _im2col(w: Writer, call: Call, a: dict[str, Any]) -> Operand:
     x = operand(w, a["self"])
     kernel, dilation, padding, stride = (a[key] for key in ("kernel_size", "dilation", "padding", "stride"))
     if any(padding):
-        pads = [[0, 0] for _ in range(x.rank - 2)] + [[p, p] for p in padding]
+        pads = [0, 0] * (x.rank - 2) + [p for p in padding for _ in range(2)]
         sizes = [*x.sizes[:-2], *(added(s, 2 * p) for s, p in zip(x.sizes[-2:], padding, strict=True))]
         x = w.node("pad", [x], x.dtype, sizes, pads=pads, mode="constant", value=0)
     for i in range(2):  # rows become […, KH, OH, W], then columns […, KH, OH, KW, OW]
@@ -425,6 +446,7 @@ HANDLERS: dict[Any, Handler] = {
         _pad,
     ),
     aten.roll.default: _roll,
+    **_every("slice_scatter select_scatter", _scatter),
     **_every("flip fliplr flipud", _flip),
     aten.embedding.default: _embedding,
     aten.index_select.default: _index_select,

@@ -44,7 +44,7 @@ def _padded(w: Writer, x: Operand, padding: str, total: list[int]) -> tuple[Oper
         return x, [0 for _ in total]
     if all(t % 2 == 0 for t in total):
         return x, [t // 2 for t in total]
-    pads = [[0, 0], [0, 0], *([t // 2, t - t // 2] for t in total)]
+    pads = [0, 0, 0, 0, *(pad for t in total for pad in (t // 2, t - t // 2))]
     sizes = [*x.sizes[:2], *(f"({s}) + {t}" if isinstance(s, str) else s + t for s, t in zip(x.sizes[2:], total))]  # noqa: B905
     return w.node("pad", [x], x.dtype, sizes, pads=pads, mode="constant", value=0), [0 for _ in total]
 
