@@ -58,7 +58,7 @@ def assert_same(model, *examples, tolerance=1e-6):
             name: relative_difference(a, widened(e)) for name, a, e in zip(names, ours, expected, strict=True)
         }
         wrong = {name: difference for name, difference in differences.items() if not difference <= tolerance}
-        assert not wrong
+        assert not wrong, wrong
     return description
 
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from captured import Lambda
-from exported import assert_same
+from exported import assert_same, described
+from fggp.ship.network.description import UnsupportedError
 
 
 def randn(*shape, seed=0):
@@ -530,6 +531,90 @@ def test_families(family):
             layer.running_mean.normal_(0, 0.3)
             layer.running_var.uniform_(0.5, 2)
     assert_same(Model(function, layers), *examples)
+
+
+# What cannot be expressed.
+
+
+def test_everything_that_cannot_be_expressed_is_named_with_its_place():
+    model = nn.Sequential(OneInput(torch.fft.fft2), OneInput(torch.real), OneInput(torch.linalg.inv))
+    with pytest.raises(UnsupportedError) as refused:
+        described(model, randn(2, 4, 4))
+    assert [(operator, place) for operator, place, _ in refused.value.found] == [
+        ("aten.fft_fft2.default", "0"),
+        ("aten.real.default", "1"),
+        ("aten.linalg_inv.default", "2"),
+    ]
+    assert "aten.linalg_inv.default in 2: the network file has no operator for it" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("function", "example", "message"),
+    [
+        (lambda x: x.double() * 2, randn(2, 3), "numbers of type float64; the file has float32, int64 and bool"),
+        (lambda x: x.half() + 1, randn(2, 3), "numbers of type float16"),
+        (lambda x: x.bfloat16() @ x.mT.bfloat16(), randn(2, 3), "numbers of type bfloat16"),
+        (lambda x: x.float() / 255, integers(2, 3).to(torch.uint8), "the input 'x'.*numbers of type uint8"),
+        (lambda x: x[x > 0], randn(2, 3), "depends on the data"),
+        (lambda x: x + torch.rand(3), randn(2, 3), "results of the file are not random"),
+        (lambda x: x.nonzero(), randn(2, 3), "aten.nonzero.default"),
+        (lambda x: F.max_pool2d(x, 2, return_indices=True)[1], randn(2, 3, 4, 4), "max_pool has no indices"),
+        (lambda x: (x, 3), randn(2, 3), "the output 'output1'.*it is 3, and outputs of a network are tensors"),
+    ],
+)
+def test_what_cannot_be_expressed(function, example, message):
+    with pytest.raises(UnsupportedError, match=message):
+        described(OneInput(function), example)
+
+
+def test_integers_of_32_bits_are_written_with_64():
+    description = assert_same(OneInput(lambda x: (x.int() * 3).cumsum(1, dtype=torch.int32)), integers(2, 3))
+    assert {node.get("type", "I64") for node in description.network["nodes"]} == {"I64"}
+
+
+# Names.
+
+
+def test_tensors_have_the_names_of_the_models():
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.token = nn.Parameter(torch.ones(1, 4, 1, 1))
+            self.inner = nn.ModuleList([nn.LayerNorm(6)])
+
+        def forward(self, x):
+            return self.inner[0](self.norm(self.conv(x)) * self.token.sigmoid().exp().expand(len(x), -1, 6, 6))
+
+    tensors = described(Parts(), randn(2, 3, 8, 8)).tensors
+    assert {"conv.weight", "conv.bias", "inner.0.weight", "inner.0.bias"} <= set(tensors)
+
+
+def test_a_weight_that_is_read_twice_is_one_tensor():
+    layer = nn.Linear(4, 4)
+    description = described(nn.Sequential(layer, nn.ReLU(), layer), randn(2, 4))
+    assert list(description.tensors) == ["0.weight", "0.bias"]
+
+
+# Free sizes.
+
+
+@pytest.mark.parametrize(
+    ("function", "example", "shapes"),
+    [
+        (lambda x: x.relu(), randn(2, 3, 8, 8), ["N", 3, "H", "W"]),
+        (lambda x: x.relu(), randn(2, 8, 4), ["N", "S", "S2"]),
+        (lambda x: x + 1, integers(2, 8), ["N", "S"]),
+        (lambda x: x * 2, randn(2, 8), ["N", 8]),
+        (lambda x: x + x.transpose(2, 3), randn(2, 3, 8, 8), ["N", 3, "H", "H"]),
+        (lambda x: x * 2 if x.shape[2] > 5 else x, randn(2, 3, 8, 8), ["N", 3, 8, 8]),
+        (lambda x: x * 2 if x.shape[2] % 2 else x, randn(2, 3, 8, 8), ["N", 3, 8, 8]),
+        (lambda x: x.view(2, 3, 64), randn(2, 3, 8, 8), [2, 3, 8, 8]),
+    ],
+)
+def test_sizes_are_free_where_the_same_operations_serve_all(function, example, shapes):
+    (given,) = described(OneInput(function), example).network["inputs"]
+    assert given["shape"] == shapes
 
 
 class Model(Lambda):

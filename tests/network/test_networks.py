@@ -12,6 +12,11 @@ from models import inception, randomised, vision, vit
 TOLERANCE = 1e-6
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 def images(count, height=32, width=None):
     generator = torch.Generator().manual_seed(height)
     return torch.randn(count, 3, height, width or height, generator=generator)

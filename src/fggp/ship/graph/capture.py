@@ -253,7 +253,8 @@ def _takes(program: ExportedProgram, args: tuple[Tensor, ...], kwargs: Mapping[s
     for place, node in _input_nodes(program).items():
         example = args[place] if isinstance(place, int) else kwargs[place]
         for size, actual in zip(node.meta["val"].shape, example.shape, strict=True):
-            if not size.node.expr.is_symbol if isinstance(size, torch.SymInt) else size != actual:
+            expression = size.node.expr if isinstance(size, torch.SymInt) else size
+            if not getattr(expression, "is_symbol", False) and expression != actual:
                 return False
     return True
 
