@@ -22,6 +22,7 @@ from fggp.lab.training.models import create
 from fggp.lab.training.settings import TrainSettings
 from fggp.lab.training.train import train
 from fggp.ship.runtime import kernels
+from networks import closing, load
 
 
 def needs_onnx():
@@ -92,6 +93,30 @@ def test_onnx_agrees_in_batches_of_any_size_and_keeps_the_zeros(run, tmp_path, c
     assert zeros == made["weights"] - made["weights_left"]
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
     assert "ONNX Runtime is off by" in capsys.readouterr().out
+
+
+def test_the_network_file_of_a_run_gives_its_outputs(run, tmp_path, capsys):
+    file = tmp_path / "net.fggp"
+    made = export(ExportSettings(run, out=file), Console(width=200))
+    assert made["bytes"]["network"] == file.stat().st_size < made["bytes"]["dense"] / 5
+    assert "the library reads it" in capsys.readouterr().out
+    with safetensors.safe_open(file, "pt") as small:
+        assert json.loads(small.metadata()["input"])["classes"] == [str(digit) for digit in range(10)]
+    network = load_network(run)
+    images = network.images(3)
+    with closing(load(file)) as loaded:
+        (outputs,) = loaded.run({loaded.description["inputs"][0]["name"]: images}).values()
+    expected = network.model(images)
+    assert (outputs - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_a_network_that_no_network_file_can_hold_is_refused(run, tmp_path, monkeypatch, console):
+    network = load_network(run)
+    monkeypatch.setattr(network.model, "forward", lambda x: torch.fft.fft(x).real)
+    monkeypatch.setattr(export_module, "load_network", lambda *_: network)
+    with pytest.raises(UsageError, match=r"a network file cannot hold this network: (.|\n)*aten.fft_fft.default"):
+        export(ExportSettings(run, out=tmp_path / "net.fggp"), console)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_say_how_images_are_prepared_and_what_classes_are_called(run, tmp_path, capsys):

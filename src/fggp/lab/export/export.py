@@ -1,6 +1,8 @@
-"""`fggp export`: the small file or ONNX file of a finished run, or of any state dict."""
+"""`fggp export`: the small file, network file or ONNX file of a finished run, or of any state dict."""
 
+import ctypes
 import json
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,26 +15,33 @@ from rich.console import Console
 from torch import nn
 
 import fggp
+from fggp import native
 from fggp.lab.base import Json
 from fggp.lab.base.errors import UsageError
 from fggp.lab.base.options import default_shown_as
 from fggp.lab.export.onnx_file import TOLERANCE, check_packages, onnx_difference, write_onnx
 from fggp.lab.export.trained import Network, load_network, weights_left
 from fggp.lab.training.run_folder import RunFolder
+from fggp.ship.graph.capture import CaptureError
+from fggp.ship.graph.inplace import MutationError
+from fggp.ship.network.describe import describe_model
+from fggp.ship.network.description import UnsupportedError
+from fggp.ship.network.write import write
 from fggp.ship.runtime import kernels
 from fggp.ship.runtime.kernels import KernelsMissingError
 
-Format = Literal["small", "onnx"]
-SUFFIXES: dict[Format, str] = {"small": ".safetensors", "onnx": ".onnx"}
+Format = Literal["small", "network", "onnx"]
+SUFFIXES: dict[Format, str] = {"small": ".safetensors", "network": ".fggp", "onnx": ".onnx"}
 LARGEST_BATCH = 7
 """The ONNX file is checked on batches of 1, 2 and this."""
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """Write a pruned network as a small file or as ONNX.
+    """Write a pruned network as a small file, as a network file or as ONNX.
 
     $ fggp export fggp-runs/RUN                       the small file: the non-zero weights and their positions
+    $ fggp export fggp-runs/RUN --out net.fggp        the network file, which runs without Python and PyTorch
     $ fggp export fggp-runs/RUN --out net.onnx        ONNX, for other runtimes, zeros included
     $ fggp export fggp-runs/RUN --format small onnx   both
     $ fggp export net.pt --model resnet50             from any state dict, of torch.save or safetensors
@@ -45,17 +54,18 @@ class ExportSettings:
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_FOLDER|FILE")]
     """Folder of a finished run of fggp train, or a file with a state dict."""
     out: Annotated[Path | None, default_shown_as("the source's folder", "PATH")] = None
-    """A file, ending in .safetensors (the small file) or .onnx, or else a folder."""
+    """A file, ending in .safetensors (the small file), .fggp (the network file) or .onnx, or else a folder."""
     format: Annotated[
-        tuple[Format, ...] | None, default_shown_as("by the ending of --out, else small", "{small,onnx} …")
+        tuple[Format, ...] | None, default_shown_as("by the ending of --out, else small", "{small,network,onnx} …")
     ] = None
     """Files to write."""
     values: Literal["fp32", "bf16"] = "fp32"
-    """Values in the small file: fp32 keeps every bit, bf16 rounds those of sparse layers to bfloat16."""
+    """Values in the small file and the network file: fp32 keeps every bit, bf16 rounds those of sparse layers to
+    bfloat16."""
     model: Annotated[str | None, default_shown_as("the run's", "NAME")] = None
     """For a state dict: the name of its network, as in fggp train."""
     image_size: Annotated[tuple[int, ...] | None, default_shown_as("that of the run's data", "PIXELS")] = None
-    """For ONNX: height and width of the images, or one number for both."""
+    """For a network file and ONNX: height and width of the images, or one number for both."""
     force: bool = False
     """Replace existing files."""
 
@@ -76,7 +86,11 @@ class ExportSettings:
             return {named: self.out}
         folder = self.out or (self.source if self.source.is_dir() else self.source.parent)
         stem = "model" if self.source.is_dir() else self.source.stem
-        names: dict[Format, str] = {"small": f"{stem}.small.safetensors", "onnx": f"{stem}.onnx"}
+        names: dict[Format, str] = {
+            "small": f"{stem}.small.safetensors",
+            "network": f"{stem}.fggp",
+            "onnx": f"{stem}.onnx",
+        }
         return {each: folder / names[each] for each in formats}
 
 
@@ -91,7 +105,7 @@ def export(settings: ExportSettings, console: Console) -> Json:
         UsageError: source, options or packages are wrong, or a written file does not give the network's outputs.
     """
     files = settings.files()
-    if settings.values != "fp32" and "small" not in files:
+    if settings.values != "fp32" and set(files) == {"onnx"}:
         raise UsageError(f"values is {settings.values!r}; it must be left out without a small file: ONNX keeps fp32")
     for file in files.values():
         if file.resolve() in (settings.source.resolve(), RunFolder(settings.source).model_file.resolve()):
@@ -102,7 +116,7 @@ def export(settings: ExportSettings, console: Console) -> Json:
     if "onnx" in files:
         check_packages()
     network = load_network(settings.source, settings.model, settings.image_size)
-    if "onnx" in files and network.image_size is None:
+    if not set(files) <= {"small"} and network.image_size is None:
         raise UsageError(f"{settings.source} does not tell the size of its images; add --image-size PIXELS")
     kept, prunable = weights_left(network.model)
     result: Json = {"weights": prunable, "weights_left": kept, "bytes": {"dense": dense_bytes(network.model)}}
@@ -120,6 +134,8 @@ def export(settings: ExportSettings, console: Console) -> Json:
                 _write_small(network, file, settings.values)
                 name = f"small, {settings.values}"
                 checked = "loads back to the bit" if settings.values == "fp32" else ""
+            elif kind == "network":
+                name, checked = "network", _write_network(network, file, settings.values)
             else:
                 result["onnx_difference"] = _write_onnx(network, file)
                 name = "ONNX"
@@ -168,6 +184,29 @@ def _write_small(network: Network, file: Path, values: str) -> None:
         if changed:
             raise RuntimeError(f"{file} does not give back {', '.join(changed)}: a defect of fggp")
     network.model.load_state_dict(before)  # ONNX gets the exact values, even if the small file rounds them
+
+
+def _write_network(network: Network, file: Path, values: str) -> str:
+    """Write a network file, and return how it was checked."""
+    try:
+        description = describe_model(network.model, (network.images(2),), {})
+    except (UnsupportedError, CaptureError, MutationError) as error:
+        raise UsageError(f"a network file cannot hold this network: {error}") from error
+    rounded = torch.bfloat16 if values == "bf16" else None
+    write(file, description.network, description.tensors, _metadata(network), values=rounded)
+    try:
+        library = native.load()
+    except KernelsMissingError:
+        return ""
+    handle = ctypes.c_void_p()
+    library.fggp_error.restype, library.fggp_error.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    library.fggp_free.argtypes = [ctypes.c_void_p]
+    status = library.fggp_load(os.fsencode(file), ctypes.byref(handle))
+    message = library.fggp_error(handle).decode() if status and handle else ""
+    library.fggp_free(handle)
+    if status:
+        raise RuntimeError(f"the library does not read {file}: {message or 'out of memory'}: a defect of fggp")
+    return "the library reads it"
 
 
 def _metadata(network: Network) -> dict[str, str]:
