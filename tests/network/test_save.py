@@ -46,5 +46,7 @@ def test_a_model_that_runs_on_pytorch_cannot_be_saved(tmp_path):
 
     with pytest.warns(UserWarning, match="the whole model runs on PyTorch"):
         fast = fggp.compile(Branches(), torch.ones(2, 3))
-    with pytest.raises(RuntimeError, match="no network to save: the whole model runs on PyTorch: torch.export cannot"):
+    with pytest.raises(
+        RuntimeError, match=r"no network to save: the whole model runs on PyTorch: torch\.export cannot"
+    ):
         fast.save(tmp_path / "net.fggp")
