@@ -43,7 +43,7 @@ const float *optional_floats(const InputArrays &in, size_t i) {
 }
 
 /* What a node's inputs and attributes say, for an input and a weight of those types; all but the sizes of the output. */
-Geometry geometry_of(const Node &node, const TensorType &x, const TensorType &weight) {
+FGGP_ONCE Geometry geometry_of(const Node &node, const TensorType &x, const TensorType &weight) {
     const int spatial = x.rank() - 2, missing = AXES - spatial;
     const auto stride = numbers_by_dimension(node, "stride", spatial, 1);
     const auto padding = numbers_by_dimension(node, "padding", spatial, 0);
@@ -61,7 +61,7 @@ Geometry geometry_of(const Node &node, const TensorType &x, const TensorType &we
 }
 
 /* Checks what both kinds of convolutions have in common. */
-void check_convolution(const Node &node, const InputTypes &in, size_t most) {
+FGGP_ONCE void check_convolution(const Node &node, const InputTypes &in, size_t most) {
     check_inputs(node, in, 2, most);
     static const char *const NAMES[] = {"its input", "its weight", "its bias", "its residual"};
     for (size_t i = 0; i < in.size(); i++)
@@ -83,7 +83,7 @@ void check_convolution(const Node &node, const InputTypes &in, size_t most) {
     node.activation();
 }
 
-void check_bias(const Node &node, const TensorType *bias, int64_t filters) {
+FGGP_ONCE void check_bias(const Node &node, const TensorType *bias, int64_t filters) {
     if (bias && bias->shape != Shape{filters})
         node.refuse("its bias is " + text_of(*bias) + "; it must be F32 " + text_of(Shape{filters}));
 }
@@ -94,7 +94,7 @@ int64_t outputs_of(const Geometry &g, int axis) {
     return room < 0 ? 0 : room / g.stride[axis] + 1;
 }
 
-std::vector<TensorType> infer_conv(const Node &node, const InputTypes &in, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_conv(const Node &node, const InputTypes &in, const Sizes &) {
     check_convolution(node, in, 4);
     const TensorType &x = *in[0], &weight = *in[1];
     const Geometry g = geometry_of(node, x, weight);
@@ -119,22 +119,36 @@ std::vector<TensorType> infer_conv(const Node &node, const InputTypes &in, const
 
 /* ---- Convolutions as products: the weights by the patches that they read. */
 
-/* Copy every STEP-th of the floats from `from` on; no float after the last one is read. */
+/* Every second of 2 · LANES - 1 floats. */
+template <int... I> vec load_every_second_exactly(const float *p, std::integer_sequence<int, I...>) {
+    const vec a = load(p), b = load(p + LANES - 1);
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(a, b, (2 * I + (I >= LANES / 2))...);
+#else
+    return __builtin_shuffle(a, b, ivec{(2 * I + (I >= LANES / 2))...});
+#endif
+}
+
+/* Copy every `step`-th of the floats from `from` on; no float after the last one is read. */
 void copy_strided(float *to, const float *from, int64_t count, int64_t step) {
     if (step == 1) {
         for (; count >= LANES; count -= LANES, to += LANES, from += LANES) store(to, load(from));
         return copy_pieces<LANES / 2>(to, from, count);
     }
     if (step == 2)
-        for (; count > LANES; count -= LANES, to += LANES, from += 2 * LANES) store(to, load_every_second(from));
+        for (; count >= LANES; count -= LANES, to += LANES, from += 2 * LANES)
+            store(to, load_every_second_exactly(from, std::make_integer_sequence<int, LANES>()));
     for (int64_t i = 0; i < count; i++) to[i] = from[i * step];
 }
 
 /* Copy `count` pixels of a row of `width` pixels: those at x, x + step, … They are zero outside of the row. */
 void copy_pixels(float *to, const float *row, int64_t x, int64_t count, int64_t step, int64_t width) {
     if (x >= 0 && x + (count - 1) * step < width) return copy_strided(to, row + x, count, step);
-    const int64_t first = std::min(count, x < 0 ? (-x + step - 1) / step : 0);
-    const int64_t after = std::max(first, std::min(count, x < width ? (width - x + step - 1) / step : 0));
+    auto steps = [&](int64_t pixels) { /* divided and rounded up; dividing by 1 or 2 would take long */
+        return pixels <= 0 ? 0 : step <= 2 ? (pixels + step - 1) >> (step - 1) : (pixels + step - 1) / step;
+    };
+    const int64_t first = std::min(count, steps(-x));
+    const int64_t after = std::max(first, std::min(count, steps(width - x)));
     std::fill(to, to + first, 0.0f);
     if (first < after) copy_strided(to + first, row + x + first * step, after - first, step);
     std::fill(to + after, to + count, 0.0f);
@@ -206,7 +220,7 @@ struct Tensors {
 bool pointwise(const Geometry &g) { return g.taps() == 1 && g.in == g.out && product(g.stride) == 1; }
 
 /* Without groups: one product for each image. */
-std::unique_ptr<Operation> whole_product(const Geometry &g, const Tensors &t) {
+FGGP_ONCE std::unique_ptr<Operation> whole_product(const Geometry &g, const Tensors &t) {
     Gemm gemm;
     gemm.depth = g.depth();
     gemm.out = t.out;
@@ -446,12 +460,12 @@ class Depthwise {
     std::vector<int64_t> offsets; /* of each position of the kernel in the tile */
 };
 
-Tensors tensors_of(const Node &node, const InputArrays &in, const Array &out) {
+FGGP_ONCE Tensors tensors_of(const Node &node, const InputArrays &in, const Array &out) {
     return {in[0]->floats(),         in[1]->floats(),    optional_floats(in, 2), optional_floats(in, 3),
             (float *)out.data, node.activation(), in[1]->constant};
 }
 
-void make_conv(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
+FGGP_ONCE void make_conv(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
                Operations &operations) {
     if (!out[0].type.count()) return;
     Geometry g = geometry_of(node, in[0]->type, in[1]->type);
@@ -469,7 +483,7 @@ void make_conv(const Node &node, const InputArrays &in, const std::vector<Array>
 /* ---- Transposed convolutions. */
 
 /* The geometry of the convolution that a transposed one carries back: its input is the output here. */
-Geometry transposed_geometry(const Node &node, const TensorType &x, const TensorType &weight) {
+FGGP_ONCE Geometry transposed_geometry(const Node &node, const TensorType &x, const TensorType &weight) {
     Geometry g = geometry_of(node, x, weight);
     const int spatial = x.rank() - 2;
     const auto more = numbers_by_dimension(node, "output_padding", spatial, 0);
@@ -488,7 +502,7 @@ Geometry transposed_geometry(const Node &node, const TensorType &x, const Tensor
     return g;
 }
 
-std::vector<TensorType> infer_conv_transpose(const Node &node, const InputTypes &in, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_conv_transpose(const Node &node, const InputTypes &in, const Sizes &) {
     check_convolution(node, in, 3);
     const TensorType &x = *in[0], &weight = *in[1];
     if (x.shape[1] != weight.shape[0])
@@ -583,7 +597,7 @@ class Transposed {
     std::shared_ptr<std::vector<Packed>> packed; /* the weights of each block of each group */
 };
 
-void make_conv_transpose(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
+FGGP_ONCE void make_conv_transpose(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
                          Operations &operations) {
     if (!out[0].type.count()) return;
     const Transposed transposed(transposed_geometry(node, in[0]->type, in[1]->type), tensors_of(node, in, out[0]));

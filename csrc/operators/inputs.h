@@ -4,6 +4,9 @@
 
 #include "operators/operator.h"
 
+/* For functions that prepare a network. They run once, so they are made small instead of fast. */
+#define FGGP_ONCE __attribute__((cold))
+
 namespace fggp {
 
 /* An input that may be left out; NULL if it is. */

@@ -67,7 +67,7 @@ Shape shape_of(const Axes &axes) {
 }
 
 /* As few dimensions as give the same order of elements, and at least one. */
-Axes merged(const Axes &axes) {
+FGGP_ONCE Axes merged(const Axes &axes) {
     Axes all;
     for (Axis axis : axes) {
         std::vector<Piece> pieces;
@@ -193,7 +193,7 @@ template <class T> class Arrangement {
     T value;
 };
 
-void arrange(const Axes &axes, const Array &in, const Array &out, double value, Operations &operations) {
+FGGP_ONCE void arrange(const Axes &axes, const Array &in, const Array &out, double value, Operations &operations) {
     int64_t count = out.type.count();
     if (!count) return;
     with_element(in.type.type, [&](auto zero) {
@@ -211,18 +211,18 @@ void arrange(const Axes &axes, const Array &in, const Array &out, double value, 
 /* An operator whose function `axes` says how each dimension is arranged. */
 typedef Axes (*Arranging)(const Node &, const TensorType &, const Sizes &);
 template <Arranging axes>
-std::vector<TensorType> infer_arranged(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
+FGGP_ONCE std::vector<TensorType> infer_arranged(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     check_inputs(node, inputs, 1, 1);
     return {{inputs[0]->type, shape_of(axes(node, *inputs[0], sizes))}};
 }
 template <Arranging axes>
-void make_arranged(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &sizes,
+FGGP_ONCE void make_arranged(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &sizes,
                    Operations &operations) {
     arrange(axes(node, inputs[0]->type, sizes), *inputs[0], outputs[0],
             node.op == "pad" ? node.number("value", 0) : 0, operations);
 }
 
-Axes expanded(const Node &node, const TensorType &in, const Sizes &sizes) {
+FGGP_ONCE Axes expanded(const Node &node, const TensorType &in, const Sizes &sizes) {
     Shape shape = node.sizes("shape", sizes);
     int added = (int)shape.size() - in.rank();
     bool fits = added >= 0;
@@ -237,7 +237,7 @@ Axes expanded(const Node &node, const TensorType &in, const Sizes &sizes) {
     return axes;
 }
 
-Axes sliced(const Node &node, const TensorType &in, const Sizes &sizes) {
+FGGP_ONCE Axes sliced(const Node &node, const TensorType &in, const Sizes &sizes) {
     Axes axes = whole_axes(in.shape);
     Axis &axis = axes[node.dimension("dim", in.rank())];
     auto clamped = [&](const char *key) { /* a negative number counts from the end, as in Python */
@@ -252,13 +252,13 @@ Axes sliced(const Node &node, const TensorType &in, const Sizes &sizes) {
     return axes;
 }
 
-Axes flipped(const Node &node, const TensorType &in, const Sizes &) {
+FGGP_ONCE Axes flipped(const Node &node, const TensorType &in, const Sizes &) {
     Axes axes = whole_axes(in.shape);
     for (int d : node.dimensions("dims", in.rank())) axes[d].pieces = {{in.shape[d], in.shape[d] - 1, -1}};
     return axes;
 }
 
-Axes rolled(const Node &node, const TensorType &in, const Sizes &) {
+FGGP_ONCE Axes rolled(const Node &node, const TensorType &in, const Sizes &) {
     Axes axes = whole_axes(in.shape);
     auto dims = node.dimensions("dims", in.rank());
     auto shifts = node.integers("shifts", dims.size());
@@ -272,7 +272,7 @@ Axes rolled(const Node &node, const TensorType &in, const Sizes &) {
 }
 
 /* A padded dimension. For each mode, what is before and after the elements that are kept of it. */
-Axis padded_axis(const Node &node, const std::string &mode, int64_t size, int64_t before, int64_t after) {
+FGGP_ONCE Axis padded_axis(const Node &node, const std::string &mode, int64_t size, int64_t before, int64_t after) {
     constexpr int64_t MOST = int64_t(1) << 40;
     auto refuse = [&](const char *why) {
         node.refuse("\"pads\" has " + std::to_string(before) + " and " + std::to_string(after) + " for a dimension of size " +
@@ -294,7 +294,7 @@ Axis padded_axis(const Node &node, const std::string &mode, int64_t size, int64_
     return {size, {{left, end - left, 1}, middle, {right, begin, 1}}};
 }
 
-Axes padded(const Node &node, const TensorType &in, const Sizes &sizes) {
+FGGP_ONCE Axes padded(const Node &node, const TensorType &in, const Sizes &sizes) {
     auto pads = node.sizes("pads", sizes);
     std::string mode = node.text("mode", "constant");
     if (mode != "constant" && mode != "reflect" && mode != "replicate" && mode != "circular")
@@ -382,6 +382,11 @@ void transpose(T *to, int64_t to_row, const T *from, int64_t from_row, int64_t r
             for (int64_t i = 0; i < whole_rows; i += LANES)
                 transpose_block((float *)to + i * to_row + k, to_row, (const float *)from + k * from_row + i, from_row);
     }
+    if (columns == 3 && to_row == 3) { /* of colours: a constant number, so that the compiler generates vector code */
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t k = 0; k < 3; k++) to[i * 3 + k] = from[k * from_row + i];
+        return;
+    }
     for (int64_t i = 0; i < rows; i++)
         for (int64_t k = i < whole_rows ? whole_columns : 0; k < columns; k++) to[i * to_row + k] = from[k * from_row + i];
 }
@@ -417,7 +422,7 @@ template <class T> struct Permutation {
     }
 };
 
-std::vector<TensorType> infer_permute(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_permute(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 1);
     auto dims = node.dimensions("dims", inputs[0]->rank());
     if (dims.size() != inputs[0]->shape.size())
@@ -428,7 +433,7 @@ std::vector<TensorType> infer_permute(const Node &node, const InputTypes &inputs
     return {out};
 }
 
-void make_permute(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+FGGP_ONCE void make_permute(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                   Operations &operations) {
     const Array &in = *inputs[0], &out = outputs[0];
     if (!out.type.count()) return;
@@ -466,11 +471,11 @@ void make_permute(const Node &node, const InputArrays &inputs, const std::vector
 
 /* ---- Operators that put tensors together. */
 
-void check_any_inputs(const Node &node, const InputTypes &inputs) {
+FGGP_ONCE void check_any_inputs(const Node &node, const InputTypes &inputs) {
     if (inputs.empty() || std::count(inputs.begin(), inputs.end(), nullptr)) node.refuse("it reads one tensor or more");
 }
 
-std::vector<TensorType> infer_concat(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_concat(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_any_inputs(node, inputs);
     TensorType out = *inputs[0];
     int dim = node.dimension("dim", out.rank());
@@ -513,14 +518,14 @@ struct Joining {
 };
 
 /* An operation that joins parts with room for all rows of the output, without parts of 0 bytes. */
-void join(std::vector<Part> parts, const Array &out, Operations &operations) {
+FGGP_ONCE void join(std::vector<Part> parts, const Array &out, Operations &operations) {
     int64_t begin = 0;
     for (auto &part : parts) part.begin = begin, begin += part.bytes;
     if (out.type.count())
         operations.push_back(loop(out.type.bytes(), 1, Joining{std::move(parts), (uint8_t *)out.data, begin}));
 }
 
-void make_concat(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+FGGP_ONCE void make_concat(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                  Operations &operations) {
     int rank = outputs[0].type.rank(), dim = node.dimension("dim", rank);
     std::vector<Part> parts;
@@ -531,7 +536,7 @@ void make_concat(const Node &node, const InputArrays &inputs, const std::vector<
     join(std::move(parts), outputs[0], operations);
 }
 
-std::vector<TensorType> infer_channels(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_channels(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_any_inputs(node, inputs);
     TensorType out = *inputs[0];
     if (out.rank() < 2) node.refuse(text_of(out) + " has no channels");
@@ -551,7 +556,7 @@ std::vector<TensorType> infer_channels(const Node &node, const InputTypes &input
     return {out};
 }
 
-void make_channels(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+FGGP_ONCE void make_channels(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                    Operations &operations) {
     std::vector<int64_t> starts = {0}; /* the first channel of each input */
     for (auto *input : inputs) starts.push_back(starts.back() + input->type.shape[1]);
@@ -574,12 +579,12 @@ void make_channels(const Node &node, const InputArrays &inputs, const std::vecto
 /* ---- Operators that read where an index says. */
 
 /* What is said of an index outside of its dimension, before its value. */
-std::string outside(const Node &node, int64_t size, bool negative) {
+FGGP_ONCE std::string outside(const Node &node, int64_t size, bool negative) {
     return (node.name.empty() ? node.op : node.name + " (" + node.op + ")") + ": the indices must be from " + std::to_string(negative ? -size : 0) + " to " +
            std::to_string(size - 1) + ", and one is ";
 }
 
-std::vector<TensorType> infer_take(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_take(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 2, 2);
     check_type(node, *inputs[1], Type::I64, "the index");
     int dim = node.dimension("dim", inputs[0]->rank());
@@ -590,7 +595,7 @@ std::vector<TensorType> infer_take(const Node &node, const InputTypes &inputs, c
     return {out};
 }
 
-void make_take(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+FGGP_ONCE void make_take(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                Operations &operations) {
     if (!outputs[0].type.count()) return;
     const TensorType &type = inputs[0]->type;
@@ -618,7 +623,7 @@ void make_take(const Node &node, const InputArrays &inputs, const std::vector<Ar
     });
 }
 
-std::vector<TensorType> infer_gather(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_gather(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 2, 2);
     check_type(node, *inputs[1], Type::I64, "the index");
     int dim = node.dimension("dim", inputs[0]->rank());
@@ -631,7 +636,7 @@ std::vector<TensorType> infer_gather(const Node &node, const InputTypes &inputs,
     return {{inputs[0]->type, index}};
 }
 
-void make_gather(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+FGGP_ONCE void make_gather(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                  Operations &operations) {
     const TensorType &in = inputs[0]->type, &out = outputs[0].type;
     if (!out.count()) return;
@@ -664,7 +669,7 @@ void make_gather(const Node &node, const InputArrays &inputs, const std::vector<
 
 /* ---- Operators that only look at the elements in another shape. */
 
-std::vector<TensorType> infer_reshape(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
+FGGP_ONCE std::vector<TensorType> infer_reshape(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     check_inputs(node, inputs, 1, 1);
     TensorType type{inputs[0]->type, node.sizes("shape", sizes)};
     if (type.count() != inputs[0]->count())
@@ -672,7 +677,7 @@ std::vector<TensorType> infer_reshape(const Node &node, const InputTypes &inputs
     return {type};
 }
 
-std::vector<TensorType> infer_flatten(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_flatten(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 1);
     const TensorType &in = *inputs[0];
     if (in.rank() != 4) node.refuse(text_of(in) + " does not have 4 dimensions");

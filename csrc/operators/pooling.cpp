@@ -164,7 +164,7 @@ template <class Combine> struct DownThenAcross : Rows {
     }
 };
 
-int spatial_of(const Node &node, const InputTypes &inputs) {
+FGGP_ONCE int spatial_of(const Node &node, const InputTypes &inputs) {
     check_inputs(node, inputs, 1, 1);
     check_type(node, *inputs[0], Type::F32, "its input");
     int spatial = inputs[0]->rank() - 2;
@@ -175,7 +175,7 @@ int spatial_of(const Node &node, const InputTypes &inputs) {
 }
 
 /* The axes of a pool with a kernel, but for the windows. */
-Axes kernel_axes(const Node &node, const TensorType &in) {
+FGGP_ONCE Axes kernel_axes(const Node &node, const TensorType &in) {
     bool maximum = node.op == "max_pool";
     int spatial = in.rank() - 2;
     auto kernel = numbers_by_dimension(node, "kernel", spatial, 1);
@@ -205,7 +205,7 @@ int64_t outputs_of(const Node &node, const Axis &axis) {
     return outputs;
 }
 
-std::vector<TensorType> infer_pool(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_pool(const Node &node, const InputTypes &inputs, const Sizes &) {
     int spatial = spatial_of(node, inputs);
     Axes axes = kernel_axes(node, *inputs[0]);
     TensorType out = *inputs[0];
@@ -217,7 +217,7 @@ std::vector<TensorType> infer_pool(const Node &node, const InputTypes &inputs, c
 
 /* Make the operation that computes the windows. */
 template <class Combine>
-void make_windows(Axes axes, bool window_by_window, const Array &in, const Array &out, Operations &operations) {
+FGGP_ONCE void make_windows(Axes axes, bool window_by_window, const Array &in, const Array &out, Operations &operations) {
     /* If a window is all of the rows, these are one long row. */
     for (int d = AXES - 1; d > 0; d--) {
         Axis &last = axes[AXES - 1];
@@ -247,7 +247,7 @@ void make_windows(Axes axes, bool window_by_window, const Array &in, const Array
     }
 }
 
-void make_pool(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+FGGP_ONCE void make_pool(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                Operations &operations) {
     const TensorType &in = inputs[0]->type;
     if (!outputs[0].type.count()) return;
@@ -275,7 +275,7 @@ void make_pool(const Node &node, const InputArrays &inputs, const std::vector<Ar
         make_windows<Mean>(axes, false, *inputs[0], outputs[0], operations);
 }
 
-std::vector<TensorType> infer_adaptive(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
+FGGP_ONCE std::vector<TensorType> infer_adaptive(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     int spatial = spatial_of(node, inputs);
     auto size = node.sizes("size", sizes);
     if ((int)size.size() != spatial)
@@ -286,7 +286,7 @@ std::vector<TensorType> infer_adaptive(const Node &node, const InputTypes &input
     return {out};
 }
 
-void make_adaptive(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+FGGP_ONCE void make_adaptive(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                    Operations &operations) {
     const Shape &in = inputs[0]->type.shape, &out = outputs[0].type.shape;
     if (!outputs[0].type.count()) return;

@@ -38,7 +38,7 @@ void cubic_weights(float t, float *weights) {
 }
 
 /* scale: input pixels for an output pixel, of those that do not align corners. */
-Resampling resampling(const Mode &mode, int64_t in, int64_t out, float scale) {
+FGGP_ONCE Resampling resampling(const Mode &mode, int64_t in, int64_t out, float scale) {
     Resampling made;
     made.in = in, made.out = out;
     const bool same = in == out && (scale == 1 || mode.align_corners);
@@ -170,7 +170,7 @@ class Resize {
     int64_t width; /* floats of a line */
 };
 
-Mode mode_of(const Node &node) {
+FGGP_ONCE Mode mode_of(const Node &node) {
     static const char *const NAMES[] = {"nearest", "nearest_exact", "linear", "cubic"};
     const std::string &name = node.text("mode");
     const bool align_corners = node.flag("align_corners", false);
@@ -183,7 +183,7 @@ Mode mode_of(const Node &node) {
 }
 
 /* The factors that "scales" gives; 0: none. */
-std::vector<double> factors_of(const Node &node, int spatial) {
+FGGP_ONCE std::vector<double> factors_of(const Node &node, int spatial) {
     std::vector<double> factors(spatial, 0);
     const json::Value *given = node.attributes.find("scales");
     if (!given || given->kind == json::Value::NONE) return factors;
@@ -199,7 +199,7 @@ std::vector<double> factors_of(const Node &node, int spatial) {
     return factors;
 }
 
-std::vector<TensorType> infer_resize(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
+FGGP_ONCE std::vector<TensorType> infer_resize(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     check_inputs(node, inputs, 1, 1);
     const TensorType &in = *inputs[0];
     check_type(node, in, Type::F32, "its input");
@@ -221,7 +221,7 @@ std::vector<TensorType> infer_resize(const Node &node, const InputTypes &inputs,
     return {out};
 }
 
-void make_resize(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+FGGP_ONCE void make_resize(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                  Operations &operations) {
     const Shape &in = inputs[0]->type.shape, &out = outputs[0].type.shape;
     if (!outputs[0].type.count()) return;
