@@ -20,8 +20,8 @@ typedef std::array<int64_t, AXES> Sizes3;
 
 int64_t product(const Sizes3 &sizes) { return sizes[0] * sizes[1] * sizes[2]; }
 
-/* A convolution from `in` to `out` pixels, of `channels` to `filters` channels. A transposed one goes from `out` to `in`:
- * it is what carries the gradients of the other one back. */
+/* A convolution from `in` to `out` pixels, of `channels` to `filters` channels. A transposed one goes from `out` to
+ * `in`: it is what carries the gradients of the other one back. */
 struct Geometry {
     int64_t images = 0, groups = 1, channels = 0, filters = 0; /* channels and filters: of all groups */
     Sizes3 in = {1, 1, 1}, out = {1, 1, 1}, kernel = {1, 1, 1}, stride = {1, 1, 1}, dilation = {1, 1, 1}, padding = {};
@@ -42,8 +42,9 @@ const float *optional_floats(const InputArrays &in, size_t i) {
     return array ? array->floats() : nullptr;
 }
 
-/* What a node's inputs and attributes say, for an input and a weight of those types; all but the sizes of the output. */
-FGGP_ONCE Geometry geometry_of(const Node &node, const TensorType &x, const TensorType &weight) {
+/* What a node's attributes say, for an input and a weight of those types; all but the sizes of the output. */
+FGGP_ONCE
+Geometry geometry_of(const Node &node, const TensorType &x, const TensorType &weight) {
     const int spatial = x.rank() - 2, missing = AXES - spatial;
     const auto stride = numbers_by_dimension(node, "stride", spatial, 1);
     const auto padding = numbers_by_dimension(node, "padding", spatial, 0);
@@ -61,7 +62,8 @@ FGGP_ONCE Geometry geometry_of(const Node &node, const TensorType &x, const Tens
 }
 
 /* Checks what both kinds of convolutions have in common. */
-FGGP_ONCE void check_convolution(const Node &node, const InputTypes &in, size_t most) {
+FGGP_ONCE
+void check_convolution(const Node &node, const InputTypes &in, size_t most) {
     check_inputs(node, in, 2, most);
     static const char *const NAMES[] = {"its input", "its weight", "its bias", "its residual"};
     for (size_t i = 0; i < in.size(); i++)
@@ -83,7 +85,8 @@ FGGP_ONCE void check_convolution(const Node &node, const InputTypes &in, size_t 
     node.activation();
 }
 
-FGGP_ONCE void check_bias(const Node &node, const TensorType *bias, int64_t filters) {
+FGGP_ONCE
+void check_bias(const Node &node, const TensorType *bias, int64_t filters) {
     if (bias && bias->shape != Shape{filters})
         node.refuse("its bias is " + text_of(*bias) + "; it must be F32 " + text_of(Shape{filters}));
 }
@@ -94,7 +97,8 @@ int64_t outputs_of(const Geometry &g, int axis) {
     return room < 0 ? 0 : room / g.stride[axis] + 1;
 }
 
-FGGP_ONCE std::vector<TensorType> infer_conv(const Node &node, const InputTypes &in, const Sizes &) {
+FGGP_ONCE
+std::vector<TensorType> infer_conv(const Node &node, const InputTypes &in, const Sizes &) {
     check_convolution(node, in, 4);
     const TensorType &x = *in[0], &weight = *in[1];
     const Geometry g = geometry_of(node, x, weight);
@@ -154,8 +158,8 @@ void copy_pixels(float *to, const float *row, int64_t x, int64_t count, int64_t 
     std::fill(to + after, to + count, 0.0f);
 }
 
-/* The patches as a matrix: a row for each channel and position of the kernel, a column for each output pixel. A batch is
- * an image's group. */
+/* The patches as a matrix: a row for each channel and position of the kernel, a column for each output pixel. A batch
+ * is an image's group. */
 struct ConvolutionPatches final : Patches {
     Geometry g;
     const float *x;
@@ -220,7 +224,8 @@ struct Tensors {
 bool pointwise(const Geometry &g) { return g.taps() == 1 && g.in == g.out && product(g.stride) == 1; }
 
 /* Without groups: one product for each image. */
-FGGP_ONCE std::unique_ptr<Operation> whole_product(const Geometry &g, const Tensors &t) {
+FGGP_ONCE
+std::unique_ptr<Operation> whole_product(const Geometry &g, const Tensors &t) {
     Gemm gemm;
     gemm.depth = g.depth();
     gemm.out = t.out;
@@ -416,7 +421,8 @@ class Depthwise {
     };
     template <int STEP> void sum(const Taps &taps, const float *in, float *sums, int64_t count) const {
         int64_t i = 0;
-        for (; count - i > (UNROLL / 2) * LANES; i += UNROLL * LANES) sum_vectors<UNROLL, STEP>(taps, in + i * STEP, sums + i);
+        for (; count - i > (UNROLL / 2) * LANES; i += UNROLL * LANES)
+            sum_vectors<UNROLL, STEP>(taps, in + i * STEP, sums + i);
         for (; count - i > LANES; i += 2 * LANES) sum_vectors<2, STEP>(taps, in + i * STEP, sums + i);
         if (i < count) sum_vectors<1, STEP>(taps, in + i * STEP, sums + i);
     }
@@ -460,12 +466,14 @@ class Depthwise {
     std::vector<int64_t> offsets; /* of each position of the kernel in the tile */
 };
 
-FGGP_ONCE Tensors tensors_of(const Node &node, const InputArrays &in, const Array &out) {
+FGGP_ONCE
+Tensors tensors_of(const Node &node, const InputArrays &in, const Array &out) {
     return {in[0]->floats(),         in[1]->floats(),    optional_floats(in, 2), optional_floats(in, 3),
             (float *)out.data, node.activation(), in[1]->constant};
 }
 
-FGGP_ONCE void make_conv(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
+FGGP_ONCE
+void make_conv(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
                Operations &operations) {
     if (!out[0].type.count()) return;
     Geometry g = geometry_of(node, in[0]->type, in[1]->type);
@@ -483,7 +491,8 @@ FGGP_ONCE void make_conv(const Node &node, const InputArrays &in, const std::vec
 /* ---- Transposed convolutions. */
 
 /* The geometry of the convolution that a transposed one carries back: its input is the output here. */
-FGGP_ONCE Geometry transposed_geometry(const Node &node, const TensorType &x, const TensorType &weight) {
+FGGP_ONCE
+Geometry transposed_geometry(const Node &node, const TensorType &x, const TensorType &weight) {
     Geometry g = geometry_of(node, x, weight);
     const int spatial = x.rank() - 2;
     const auto more = numbers_by_dimension(node, "output_padding", spatial, 0);
@@ -502,7 +511,8 @@ FGGP_ONCE Geometry transposed_geometry(const Node &node, const TensorType &x, co
     return g;
 }
 
-FGGP_ONCE std::vector<TensorType> infer_conv_transpose(const Node &node, const InputTypes &in, const Sizes &) {
+FGGP_ONCE
+std::vector<TensorType> infer_conv_transpose(const Node &node, const InputTypes &in, const Sizes &) {
     check_convolution(node, in, 3);
     const TensorType &x = *in[0], &weight = *in[1];
     if (x.shape[1] != weight.shape[0])
@@ -571,7 +581,8 @@ class Transposed {
 
     /* Add what all input pixels add at one position of the kernel. */
     void add(float *plane, const float *from, int64_t tap) const {
-        const int64_t kx = tap % g.kernel[2], ky = tap / g.kernel[2] % g.kernel[1], kz = tap / g.kernel[2] / g.kernel[1];
+        const int64_t kx = tap % g.kernel[2], ky = tap / g.kernel[2] % g.kernel[1];
+        const int64_t kz = tap / g.kernel[2] / g.kernel[1];
         const int64_t step = g.stride[2], left = g.input(2, 0, kx);
         const int64_t first = left < 0 ? (-left + step - 1) / step : 0;
         const int64_t after = std::min(g.out[2], left < g.in[2] ? (g.in[2] - left + step - 1) / step : 0);
@@ -597,7 +608,8 @@ class Transposed {
     std::shared_ptr<std::vector<Packed>> packed; /* the weights of each block of each group */
 };
 
-FGGP_ONCE void make_conv_transpose(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
+FGGP_ONCE
+void make_conv_transpose(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
                          Operations &operations) {
     if (!out[0].type.count()) return;
     const Transposed transposed(transposed_geometry(node, in[0]->type, in[1]->type), tensors_of(node, in, out[0]));

@@ -23,7 +23,7 @@ void check_floats(const Node &, const TensorType *input, const Shape &, const ch
 /* Refuses an input of fewer dimensions. */
 void check_rank(const Node &, const TensorType &input, int least, const char *what);
 
-/* An attribute with a number for each spatial dimension, from `least` to 2³⁰, so that products of two do not overflow. */
+/* An attribute with a number for each spatial dimension, from `least` to 2³⁰, so products of two do not overflow. */
 std::vector<int64_t> numbers_by_dimension(const Node &, const char *key, int spatial, int64_t least);
 
 /* A tensor as outer × count × inner elements, where the middle one is a dimension. A single number has one, as PyTorch

@@ -49,7 +49,9 @@ struct Axis {
         for (auto &piece : pieces) all += piece.count;
         return all;
     }
-    bool whole() const { return pieces.size() == 1 && pieces[0].step == 1 && !pieces[0].fill && pieces[0].count == size; }
+    bool whole() const {
+        return pieces.size() == 1 && pieces[0].step == 1 && !pieces[0].fill && pieces[0].count == size;
+    }
     bool repeats() const { return size == 1 && pieces.size() == 1 && pieces[0].step == 0; }
 };
 typedef std::vector<Axis> Axes;
@@ -67,7 +69,8 @@ Shape shape_of(const Axes &axes) {
 }
 
 /* As few dimensions as give the same order of elements, and at least one. */
-FGGP_ONCE Axes merged(const Axes &axes) {
+FGGP_ONCE
+Axes merged(const Axes &axes) {
     Axes all;
     for (Axis axis : axes) {
         std::vector<Piece> pieces;
@@ -151,7 +154,8 @@ template <class T> class Arrangement {
         };
         std::vector<Place> places;
 
-        Places(const Arrangement &arrangement, int64_t row) : arrangement(arrangement), places(arrangement.axes.size() - 1) {
+        Places(const Arrangement &arrangement, int64_t row)
+            : arrangement(arrangement), places(arrangement.axes.size() - 1) {
             for (size_t d = places.size(); d-- > 0;) {
                 int64_t count = arrangement.axes[d].count(), index = row % count;
                 row /= count;
@@ -193,7 +197,8 @@ template <class T> class Arrangement {
     T value;
 };
 
-FGGP_ONCE void arrange(const Axes &axes, const Array &in, const Array &out, double value, Operations &operations) {
+FGGP_ONCE
+void arrange(const Axes &axes, const Array &in, const Array &out, double value, Operations &operations) {
     int64_t count = out.type.count();
     if (!count) return;
     with_element(in.type.type, [&](auto zero) {
@@ -211,18 +216,21 @@ FGGP_ONCE void arrange(const Axes &axes, const Array &in, const Array &out, doub
 /* An operator whose function `axes` says how each dimension is arranged. */
 typedef Axes (*Arranging)(const Node &, const TensorType &, const Sizes &);
 template <Arranging axes>
-FGGP_ONCE std::vector<TensorType> infer_arranged(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
+FGGP_ONCE
+std::vector<TensorType> infer_arranged(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     check_inputs(node, inputs, 1, 1);
     return {{inputs[0]->type, shape_of(axes(node, *inputs[0], sizes))}};
 }
 template <Arranging axes>
-FGGP_ONCE void make_arranged(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &sizes,
+FGGP_ONCE
+void make_arranged(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &sizes,
                    Operations &operations) {
     arrange(axes(node, inputs[0]->type, sizes), *inputs[0], outputs[0],
             node.op == "pad" ? node.number("value", 0) : 0, operations);
 }
 
-FGGP_ONCE Axes expanded(const Node &node, const TensorType &in, const Sizes &sizes) {
+FGGP_ONCE
+Axes expanded(const Node &node, const TensorType &in, const Sizes &sizes) {
     Shape shape = node.sizes("shape", sizes);
     int added = (int)shape.size() - in.rank();
     bool fits = added >= 0;
@@ -237,7 +245,8 @@ FGGP_ONCE Axes expanded(const Node &node, const TensorType &in, const Sizes &siz
     return axes;
 }
 
-FGGP_ONCE Axes sliced(const Node &node, const TensorType &in, const Sizes &sizes) {
+FGGP_ONCE
+Axes sliced(const Node &node, const TensorType &in, const Sizes &sizes) {
     Axes axes = whole_axes(in.shape);
     Axis &axis = axes[node.dimension("dim", in.rank())];
     auto clamped = [&](const char *key) { /* a negative number counts from the end, as in Python */
@@ -252,13 +261,15 @@ FGGP_ONCE Axes sliced(const Node &node, const TensorType &in, const Sizes &sizes
     return axes;
 }
 
-FGGP_ONCE Axes flipped(const Node &node, const TensorType &in, const Sizes &) {
+FGGP_ONCE
+Axes flipped(const Node &node, const TensorType &in, const Sizes &) {
     Axes axes = whole_axes(in.shape);
     for (int d : node.dimensions("dims", in.rank())) axes[d].pieces = {{in.shape[d], in.shape[d] - 1, -1}};
     return axes;
 }
 
-FGGP_ONCE Axes rolled(const Node &node, const TensorType &in, const Sizes &) {
+FGGP_ONCE
+Axes rolled(const Node &node, const TensorType &in, const Sizes &) {
     Axes axes = whole_axes(in.shape);
     auto dims = node.dimensions("dims", in.rank());
     auto shifts = node.integers("shifts", dims.size());
@@ -272,11 +283,12 @@ FGGP_ONCE Axes rolled(const Node &node, const TensorType &in, const Sizes &) {
 }
 
 /* A padded dimension. For each mode, what is before and after the elements that are kept of it. */
-FGGP_ONCE Axis padded_axis(const Node &node, const std::string &mode, int64_t size, int64_t before, int64_t after) {
+FGGP_ONCE
+Axis padded_axis(const Node &node, const std::string &mode, int64_t size, int64_t before, int64_t after) {
     constexpr int64_t MOST = int64_t(1) << 40;
     auto refuse = [&](const char *why) {
-        node.refuse("\"pads\" has " + std::to_string(before) + " and " + std::to_string(after) + " for a dimension of size " +
-                    std::to_string(size) + (mode == "constant" ? "" : " and the mode " + mode) + why);
+        node.refuse("\"pads\" has " + std::to_string(before) + " and " + std::to_string(after) +
+                    " for a dimension of size " + std::to_string(size) + (mode == "constant" ? "" : " and the mode " + mode) + why);
     };
     if (before > MOST || after > MOST || before < -MOST || after < -MOST) refuse(", which is too much");
     int64_t left = std::max<int64_t>(before, 0), right = std::max<int64_t>(after, 0);
@@ -294,7 +306,8 @@ FGGP_ONCE Axis padded_axis(const Node &node, const std::string &mode, int64_t si
     return {size, {{left, end - left, 1}, middle, {right, begin, 1}}};
 }
 
-FGGP_ONCE Axes padded(const Node &node, const TensorType &in, const Sizes &sizes) {
+FGGP_ONCE
+Axes padded(const Node &node, const TensorType &in, const Sizes &sizes) {
     auto pads = node.sizes("pads", sizes);
     std::string mode = node.text("mode", "constant");
     if (mode != "constant" && mode != "reflect" && mode != "replicate" && mode != "circular")
@@ -388,7 +401,8 @@ void transpose(T *to, int64_t to_row, const T *from, int64_t from_row, int64_t r
         return;
     }
     for (int64_t i = 0; i < rows; i++)
-        for (int64_t k = i < whole_rows ? whole_columns : 0; k < columns; k++) to[i * to_row + k] = from[k * from_row + i];
+        for (int64_t k = i < whole_rows ? whole_columns : 0; k < columns; k++)
+            to[i * to_row + k] = from[k * from_row + i];
 }
 
 /* The rows and columns of a transposition that a piece of work computes. */
@@ -396,7 +410,7 @@ constexpr int64_t TILE_ROWS = 64, TILE_COLUMNS = 512;
 
 /* Permuting: rows that stay rows are copied. If the last dimension becomes another one, planes are transposed. */
 template <class T> struct Permutation {
-    std::vector<Walk::Dimension> outer; /* with the tiles of a transposition, their rows and columns, as the last ones */
+    std::vector<Walk::Dimension> outer; /* the last two: the tiles of a transposition, their rows and columns */
     int64_t rows, columns;              /* of a plane of the output; a single row: it is copied */
     int64_t from_row, to_row;
     const T *from;
@@ -422,18 +436,20 @@ template <class T> struct Permutation {
     }
 };
 
-FGGP_ONCE std::vector<TensorType> infer_permute(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE
+std::vector<TensorType> infer_permute(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 1);
     auto dims = node.dimensions("dims", inputs[0]->rank());
     if (dims.size() != inputs[0]->shape.size())
-        node.refuse("\"dims\" has " + std::to_string(dims.size()) + " dimensions, and " + text_of(*inputs[0]) + " has " +
-                    std::to_string(inputs[0]->rank()));
+        node.refuse("\"dims\" has " + std::to_string(dims.size()) + " dimensions, and " + text_of(*inputs[0]) +
+                    " has " + std::to_string(inputs[0]->rank()));
     TensorType out{inputs[0]->type, {}};
     for (int d : dims) out.shape.push_back(inputs[0]->shape[d]);
     return {out};
 }
 
-FGGP_ONCE void make_permute(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+FGGP_ONCE
+void make_permute(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                   Operations &operations) {
     const Array &in = *inputs[0], &out = outputs[0];
     if (!out.type.count()) return;
@@ -471,11 +487,13 @@ FGGP_ONCE void make_permute(const Node &node, const InputArrays &inputs, const s
 
 /* ---- Operators that put tensors together. */
 
-FGGP_ONCE void check_any_inputs(const Node &node, const InputTypes &inputs) {
+FGGP_ONCE
+void check_any_inputs(const Node &node, const InputTypes &inputs) {
     if (inputs.empty() || std::count(inputs.begin(), inputs.end(), nullptr)) node.refuse("it reads one tensor or more");
 }
 
-FGGP_ONCE std::vector<TensorType> infer_concat(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE
+std::vector<TensorType> infer_concat(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_any_inputs(node, inputs);
     TensorType out = *inputs[0];
     int dim = node.dimension("dim", out.rank());
@@ -485,7 +503,8 @@ FGGP_ONCE std::vector<TensorType> infer_concat(const Node &node, const InputType
         int64_t size = other.rank() == out.rank() ? other.shape[dim] : 0;
         if (other.rank() == out.rank()) other.shape[dim] = out.shape[dim];
         if (other != out)
-            node.refuse(text_of(*input) + " does not fit " + text_of(*inputs[0]) + " but in dimension " + std::to_string(dim));
+            node.refuse(text_of(*input) + " does not fit " + text_of(*inputs[0]) + " but in dimension " +
+                        std::to_string(dim));
         if (__builtin_add_overflow(out.shape[dim], size, &out.shape[dim])) node.refuse("its output is too large");
     }
     return {out};
@@ -518,14 +537,16 @@ struct Joining {
 };
 
 /* An operation that joins parts with room for all rows of the output, without parts of 0 bytes. */
-FGGP_ONCE void join(std::vector<Part> parts, const Array &out, Operations &operations) {
+FGGP_ONCE
+void join(std::vector<Part> parts, const Array &out, Operations &operations) {
     int64_t begin = 0;
     for (auto &part : parts) part.begin = begin, begin += part.bytes;
     if (out.type.count())
         operations.push_back(loop(out.type.bytes(), 1, Joining{std::move(parts), (uint8_t *)out.data, begin}));
 }
 
-FGGP_ONCE void make_concat(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+FGGP_ONCE
+void make_concat(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                  Operations &operations) {
     int rank = outputs[0].type.rank(), dim = node.dimension("dim", rank);
     std::vector<Part> parts;
@@ -536,7 +557,8 @@ FGGP_ONCE void make_concat(const Node &node, const InputArrays &inputs, const st
     join(std::move(parts), outputs[0], operations);
 }
 
-FGGP_ONCE std::vector<TensorType> infer_channels(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE
+std::vector<TensorType> infer_channels(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_any_inputs(node, inputs);
     TensorType out = *inputs[0];
     if (out.rank() < 2) node.refuse(text_of(out) + " has no channels");
@@ -550,13 +572,14 @@ FGGP_ONCE std::vector<TensorType> infer_channels(const Node &node, const InputTy
     auto index = node.integers("index");
     for (int64_t channel : index)
         if (channel < 0 || channel >= channels)
-            node.refuse("\"index\" has " + std::to_string(channel) + ", and the inputs have " + std::to_string(channels) +
-                        " channels");
+            node.refuse("\"index\" has " + std::to_string(channel) + ", and the inputs have " +
+                        std::to_string(channels) + " channels");
     out.shape[1] = (int64_t)index.size();
     return {out};
 }
 
-FGGP_ONCE void make_channels(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+FGGP_ONCE
+void make_channels(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                    Operations &operations) {
     std::vector<int64_t> starts = {0}; /* the first channel of each input */
     for (auto *input : inputs) starts.push_back(starts.back() + input->type.shape[1]);
@@ -579,12 +602,14 @@ FGGP_ONCE void make_channels(const Node &node, const InputArrays &inputs, const 
 /* ---- Operators that read where an index says. */
 
 /* What is said of an index outside of its dimension, before its value. */
-FGGP_ONCE std::string outside(const Node &node, int64_t size, bool negative) {
-    return (node.name.empty() ? node.op : node.name + " (" + node.op + ")") + ": the indices must be from " + std::to_string(negative ? -size : 0) + " to " +
-           std::to_string(size - 1) + ", and one is ";
+FGGP_ONCE
+std::string outside(const Node &node, int64_t size, bool negative) {
+    return (node.name.empty() ? node.op : node.name + " (" + node.op + ")") + ": the indices must be from " +
+           std::to_string(negative ? -size : 0) + " to " + std::to_string(size - 1) + ", and one is ";
 }
 
-FGGP_ONCE std::vector<TensorType> infer_take(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE
+std::vector<TensorType> infer_take(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 2, 2);
     check_type(node, *inputs[1], Type::I64, "the index");
     int dim = node.dimension("dim", inputs[0]->rank());
@@ -595,7 +620,8 @@ FGGP_ONCE std::vector<TensorType> infer_take(const Node &node, const InputTypes 
     return {out};
 }
 
-FGGP_ONCE void make_take(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+FGGP_ONCE
+void make_take(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                Operations &operations) {
     if (!outputs[0].type.count()) return;
     const TensorType &type = inputs[0]->type;
@@ -623,7 +649,8 @@ FGGP_ONCE void make_take(const Node &node, const InputArrays &inputs, const std:
     });
 }
 
-FGGP_ONCE std::vector<TensorType> infer_gather(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE
+std::vector<TensorType> infer_gather(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 2, 2);
     check_type(node, *inputs[1], Type::I64, "the index");
     int dim = node.dimension("dim", inputs[0]->rank());
@@ -636,7 +663,8 @@ FGGP_ONCE std::vector<TensorType> infer_gather(const Node &node, const InputType
     return {{inputs[0]->type, index}};
 }
 
-FGGP_ONCE void make_gather(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+FGGP_ONCE
+void make_gather(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                  Operations &operations) {
     const TensorType &in = inputs[0]->type, &out = outputs[0].type;
     if (!out.count()) return;
@@ -669,7 +697,8 @@ FGGP_ONCE void make_gather(const Node &node, const InputArrays &inputs, const st
 
 /* ---- Operators that only look at the elements in another shape. */
 
-FGGP_ONCE std::vector<TensorType> infer_reshape(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
+FGGP_ONCE
+std::vector<TensorType> infer_reshape(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     check_inputs(node, inputs, 1, 1);
     TensorType type{inputs[0]->type, node.sizes("shape", sizes)};
     if (type.count() != inputs[0]->count())
@@ -677,7 +706,8 @@ FGGP_ONCE std::vector<TensorType> infer_reshape(const Node &node, const InputTyp
     return {type};
 }
 
-FGGP_ONCE std::vector<TensorType> infer_flatten(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE
+std::vector<TensorType> infer_flatten(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 1);
     const TensorType &in = *inputs[0];
     if (in.rank() != 4) node.refuse(text_of(in) + " does not have 4 dimensions");

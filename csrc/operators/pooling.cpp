@@ -28,7 +28,8 @@ typedef std::array<Axis, AXES> Axes;
 struct Maximum {
     static constexpr bool DIVIDES = false;
     static constexpr float IDENTITY = -std::numeric_limits<float>::infinity();
-    template <class Lanes> static Lanes combine(Lanes a, Lanes b) { return (b > a) | (b != b) ? b : a; } /* keeps NaN */
+    /* Keeps NaN. */
+    template <class Lanes> static Lanes combine(Lanes a, Lanes b) { return ((b > a) | (b != b)) ? b : a; }
 };
 struct Mean {
     static constexpr bool DIVIDES = true;
@@ -53,7 +54,8 @@ struct Rows {
         }
     }
     int64_t offset(const Window &planes, const Window &rows, int64_t i, int64_t j) const {
-        return ((planes.begin + i * axes[0].dilation) * axes[1].size + rows.begin + j * axes[1].dilation) * axes[2].size;
+        const int64_t plane = planes.begin + i * axes[0].dilation, row = rows.begin + j * axes[1].dilation;
+        return (plane * axes[1].size + row) * axes[2].size;
     }
 };
 
@@ -65,7 +67,8 @@ template <class Combine> struct EachWindow : Rows {
                 float all = Combine::IDENTITY;
                 for (int64_t i = 0; i < planes.count; i++)
                     for (int64_t j = 0; j < rows.count; j++)
-                        all = Combine::combine(all, run(from + offset(planes, rows, i, j) + columns.begin, columns.count));
+                        all = Combine::combine(
+                            all, run(from + offset(planes, rows, i, j) + columns.begin, columns.count));
                 if (Combine::DIVIDES) all /= planes.divisor * rows.divisor * columns.divisor;
                 *to++ = all;
             }
@@ -164,7 +167,8 @@ template <class Combine> struct DownThenAcross : Rows {
     }
 };
 
-FGGP_ONCE int spatial_of(const Node &node, const InputTypes &inputs) {
+FGGP_ONCE
+int spatial_of(const Node &node, const InputTypes &inputs) {
     check_inputs(node, inputs, 1, 1);
     check_type(node, *inputs[0], Type::F32, "its input");
     int spatial = inputs[0]->rank() - 2;
@@ -175,7 +179,8 @@ FGGP_ONCE int spatial_of(const Node &node, const InputTypes &inputs) {
 }
 
 /* The axes of a pool with a kernel, but for the windows. */
-FGGP_ONCE Axes kernel_axes(const Node &node, const TensorType &in) {
+FGGP_ONCE
+Axes kernel_axes(const Node &node, const TensorType &in) {
     bool maximum = node.op == "max_pool";
     int spatial = in.rank() - 2;
     auto kernel = numbers_by_dimension(node, "kernel", spatial, 1);
@@ -187,8 +192,8 @@ FGGP_ONCE Axes kernel_axes(const Node &node, const TensorType &in) {
         axes[AXES - spatial + d] = {in.shape[2 + d], kernel[d], stride[d], padding[d], dilation[d], {}};
         int64_t extent = (kernel[d] - 1) * dilation[d] + 1;
         if (padding[d] > extent / 2)
-            node.refuse("\"padding\" has " + std::to_string(padding[d]) + ", and must be at most half of the kernel's " +
-                        std::to_string(extent));
+            node.refuse("\"padding\" has " + std::to_string(padding[d]) +
+                        ", and must be at most half of the kernel's " + std::to_string(extent));
     }
     return axes;
 }
@@ -205,7 +210,8 @@ int64_t outputs_of(const Node &node, const Axis &axis) {
     return outputs;
 }
 
-FGGP_ONCE std::vector<TensorType> infer_pool(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE
+std::vector<TensorType> infer_pool(const Node &node, const InputTypes &inputs, const Sizes &) {
     int spatial = spatial_of(node, inputs);
     Axes axes = kernel_axes(node, *inputs[0]);
     TensorType out = *inputs[0];
@@ -217,7 +223,8 @@ FGGP_ONCE std::vector<TensorType> infer_pool(const Node &node, const InputTypes 
 
 /* Make the operation that computes the windows. */
 template <class Combine>
-FGGP_ONCE void make_windows(Axes axes, bool window_by_window, const Array &in, const Array &out, Operations &operations) {
+FGGP_ONCE
+void make_windows(Axes axes, bool window_by_window, const Array &in, const Array &out, Operations &operations) {
     /* If a window is all of the rows, these are one long row. */
     for (int d = AXES - 1; d > 0; d--) {
         Axis &last = axes[AXES - 1];
@@ -247,7 +254,8 @@ FGGP_ONCE void make_windows(Axes axes, bool window_by_window, const Array &in, c
     }
 }
 
-FGGP_ONCE void make_pool(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+FGGP_ONCE
+void make_pool(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                Operations &operations) {
     const TensorType &in = inputs[0]->type;
     if (!outputs[0].type.count()) return;
@@ -275,7 +283,8 @@ FGGP_ONCE void make_pool(const Node &node, const InputArrays &inputs, const std:
         make_windows<Mean>(axes, false, *inputs[0], outputs[0], operations);
 }
 
-FGGP_ONCE std::vector<TensorType> infer_adaptive(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
+FGGP_ONCE
+std::vector<TensorType> infer_adaptive(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     int spatial = spatial_of(node, inputs);
     auto size = node.sizes("size", sizes);
     if ((int)size.size() != spatial)
@@ -286,7 +295,8 @@ FGGP_ONCE std::vector<TensorType> infer_adaptive(const Node &node, const InputTy
     return {out};
 }
 
-FGGP_ONCE void make_adaptive(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+FGGP_ONCE
+void make_adaptive(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                    Operations &operations) {
     const Shape &in = inputs[0]->type.shape, &out = outputs[0].type.shape;
     if (!outputs[0].type.count()) return;

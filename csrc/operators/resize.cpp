@@ -38,7 +38,8 @@ void cubic_weights(float t, float *weights) {
 }
 
 /* scale: input pixels for an output pixel, of those that do not align corners. */
-FGGP_ONCE Resampling resampling(const Mode &mode, int64_t in, int64_t out, float scale) {
+FGGP_ONCE
+Resampling resampling(const Mode &mode, int64_t in, int64_t out, float scale) {
     Resampling made;
     made.in = in, made.out = out;
     const bool same = in == out && (scale == 1 || mode.align_corners);
@@ -48,8 +49,8 @@ FGGP_ONCE Resampling resampling(const Mode &mode, int64_t in, int64_t out, float
     made.weight.assign(out * made.taps, 1);
     const float last = (float)(in - 1);
     for (int64_t i = 0; i < out; i++) {
-        /* Where the pixel lies in the input: in single precision, because PyTorch's choice of pixels depends on how that
-         * rounds; the product and the difference are rounded once. */
+        /* Where the pixel lies in the input: in single precision, because PyTorch's choice of pixels depends on how
+         * that rounds; the product and the difference are rounded once. */
         float place;
         if (mode.kind == Mode::NEAREST || mode.align_corners) place = scale * (float)i;
         else place = (float)((double)scale * ((double)i + 0.5) - 0.5);
@@ -154,7 +155,8 @@ class Resize {
     template <int TAPS> void sum(const float *const *lines, const float *weights, float *to) const {
         sum(lines, weights, to, TAPS);
     }
-    __attribute__((always_inline)) void sum(const float *const *lines, const float *weights, float *to, int taps) const {
+    __attribute__((always_inline)) void sum(const float *const *lines, const float *weights, float *to,
+                                            int taps) const {
         for (int64_t x = 0; x < axes[2].out; x += LANES) {
             vec all = load(lines[0] + x) * weights[0];
 #pragma GCC unroll 4
@@ -170,7 +172,8 @@ class Resize {
     int64_t width; /* floats of a line */
 };
 
-FGGP_ONCE Mode mode_of(const Node &node) {
+FGGP_ONCE
+Mode mode_of(const Node &node) {
     static const char *const NAMES[] = {"nearest", "nearest_exact", "linear", "cubic"};
     const std::string &name = node.text("mode");
     const bool align_corners = node.flag("align_corners", false);
@@ -183,7 +186,8 @@ FGGP_ONCE Mode mode_of(const Node &node) {
 }
 
 /* The factors that "scales" gives; 0: none. */
-FGGP_ONCE std::vector<double> factors_of(const Node &node, int spatial) {
+FGGP_ONCE
+std::vector<double> factors_of(const Node &node, int spatial) {
     std::vector<double> factors(spatial, 0);
     const json::Value *given = node.attributes.find("scales");
     if (!given || given->kind == json::Value::NONE) return factors;
@@ -199,7 +203,8 @@ FGGP_ONCE std::vector<double> factors_of(const Node &node, int spatial) {
     return factors;
 }
 
-FGGP_ONCE std::vector<TensorType> infer_resize(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
+FGGP_ONCE
+std::vector<TensorType> infer_resize(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     check_inputs(node, inputs, 1, 1);
     const TensorType &in = *inputs[0];
     check_type(node, in, Type::F32, "its input");
@@ -221,7 +226,8 @@ FGGP_ONCE std::vector<TensorType> infer_resize(const Node &node, const InputType
     return {out};
 }
 
-FGGP_ONCE void make_resize(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+FGGP_ONCE
+void make_resize(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                  Operations &operations) {
     const Shape &in = inputs[0]->type.shape, &out = outputs[0].type.shape;
     if (!outputs[0].type.count()) return;
