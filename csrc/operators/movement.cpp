@@ -288,7 +288,8 @@ Axis padded_axis(const Node &node, const std::string &mode, int64_t size, int64_
     constexpr int64_t MOST = int64_t(1) << 40;
     auto refuse = [&](const char *why) {
         node.refuse("\"pads\" has " + std::to_string(before) + " and " + std::to_string(after) +
-                    " for a dimension of size " + std::to_string(size) + (mode == "constant" ? "" : " and the mode " + mode) + why);
+                    " for a dimension of size " + std::to_string(size) +
+                    (mode == "constant" ? "" : " and the mode " + mode) + why);
     };
     if (before > MOST || after > MOST || before < -MOST || after < -MOST) refuse(", which is too much");
     int64_t left = std::max<int64_t>(before, 0), right = std::max<int64_t>(after, 0);
