@@ -56,6 +56,11 @@ const char *fggp_describe(const fggp_network *);
 int32_t fggp_run(fggp_network *, const fggp_array *inputs, int32_t count, int32_t threads, const fggp_array **outputs,
                  int32_t *output_count);
 
+/* Run the network a few times for these inputs. steps: set to what it does, in order, as a list in JSON, which stays until
+ * the next call. Each step has "names" and "operators", those of its nodes, which are empty for a conversion of layout;
+ * "runs": "kernels" (sparse), "operator" (dense) or "conversion"; and "milliseconds". */
+int32_t fggp_profile(fggp_network *, const fggp_array *inputs, int32_t count, int32_t threads, const char **steps);
+
 /* An activation: `groups` × `channels` planes of `height` × `width` pixels, each pixel `lanes` floats wide.
  *
  * lanes = fggp_lanes(): for batches. A group is `lanes` images, and a vector holds the same pixel of each.

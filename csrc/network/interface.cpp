@@ -12,7 +12,7 @@ using namespace fggp;
 
 struct fggp_network {
     std::unique_ptr<Session> session; /* NULL: the network was refused when it was made */
-    std::string error, description;
+    std::string error, description, profile;
     std::vector<fggp_array> outputs;
 };
 
@@ -89,6 +89,25 @@ void load(fggp_network &made, Span bytes) {
     set_network(made, std::move(file.graph), file.metadata);
 }
 
+/* The caller's inputs in the order of the network's. */
+std::vector<Array> given_inputs(const fggp_network &network, const fggp_array *inputs, int32_t count) {
+    if (!network.session) throw Refused("the network was not loaded");
+    const Graph &graph = *network.session->graph;
+    std::vector<Array> given(graph.inputs.size());
+    std::vector<bool> found(graph.inputs.size());
+    for (int32_t i = 0; i < count; i++) {
+        auto input = std::find_if(graph.inputs.begin(), graph.inputs.end(), [&](auto &one) { return one.name == inputs[i].name; });
+        if (input == graph.inputs.end()) throw Refused("the network has no input \"" + std::string(inputs[i].name) + "\"");
+        size_t place = input - graph.inputs.begin();
+        if (found[place]) throw Refused("the input \"" + input->name + "\" is given twice");
+        found[place] = true;
+        given[place] = {type_of(inputs[i]), (void *)inputs[i].data, false};
+    }
+    for (size_t i = 0; i < found.size(); i++)
+        if (!found[i]) throw Refused("the input \"" + graph.inputs[i].name + "\" is missing");
+    return given;
+}
+
 } // namespace
 
 extern "C" {
@@ -134,28 +153,24 @@ const char *fggp_describe(const fggp_network *network) { return network->descrip
 int32_t fggp_run(fggp_network *network, const fggp_array *inputs, int32_t count, int32_t threads,
                  const fggp_array **outputs, int32_t *output_count) {
     return reporting(network, [&] {
-        if (!network->session) throw Refused("the network was not loaded");
-        const Graph &graph = *network->session->graph;
-        std::vector<Array> given(graph.inputs.size());
-        std::vector<bool> found(graph.inputs.size());
-        for (int32_t i = 0; i < count; i++) {
-            auto input = std::find_if(graph.inputs.begin(), graph.inputs.end(), [&](auto &one) { return one.name == inputs[i].name; });
-            if (input == graph.inputs.end()) throw Refused("the network has no input \"" + std::string(inputs[i].name) + "\"");
-            size_t place = input - graph.inputs.begin();
-            if (found[place]) throw Refused("the input \"" + input->name + "\" is given twice");
-            found[place] = true;
-            given[place] = {type_of(inputs[i]), (void *)inputs[i].data, false};
-        }
-        for (size_t i = 0; i < found.size(); i++)
-            if (!found[i]) throw Refused("the input \"" + graph.inputs[i].name + "\" is missing");
+        auto given = given_inputs(*network, inputs, count);
         auto &arrays = network->session->run(given, std::max(threads, 1));
         network->outputs.clear();
         for (size_t i = 0; i < arrays.size(); i++) {
             auto &type = arrays[i].type;
-            network->outputs.push_back({graph.outputs[i].name.c_str(), (int32_t)type.type, type.rank(), type.shape.data(), arrays[i].data});
+            network->outputs.push_back({network->session->graph->outputs[i].name.c_str(), (int32_t)type.type, type.rank(), type.shape.data(), arrays[i].data});
         }
         *outputs = network->outputs.data();
         *output_count = (int32_t)network->outputs.size();
+    });
+}
+
+int32_t fggp_profile(fggp_network *network, const fggp_array *inputs, int32_t count, int32_t threads,
+                     const char **steps) {
+    return reporting(network, [&] {
+        auto given = given_inputs(*network, inputs, count);
+        network->profile = network->session->profile(given, std::max(threads, 1));
+        *steps = network->profile.c_str();
     });
 }
 }

@@ -41,13 +41,27 @@ std::string setting(const Graph &graph, const char *key) {
     return found ? found->text : "";
 }
 
+ForcedTilings forced_tilings(const Graph &graph) {
+    ForcedTilings forced;
+    forced.first = setting(graph, "tilings") == "first";
+    forced.chains = setting(graph, "chains") != "no";
+    if (auto *candidate = graph.plan.find("candidate")) forced.candidate = std::max<int64_t>(candidate->integer, 0);
+    auto *tile = graph.plan.find("tile");
+    if (tile && tile->list.size() == 3) {
+        forced.rows = std::max<int64_t>(tile->list[0].integer, 1);
+        forced.columns = tile->list[1].integer;
+        forced.channels = tile->list[2].integer;
+    }
+    return forced;
+}
+
 } // namespace
 
 Session::Session(std::unique_ptr<Graph> given)
     : graph(std::move(given)), choice(setting(*graph, "products") == "kernels"     ? Products::KERNELS
                                       : setting(*graph, "products") == "operators" ? Products::OPERATORS
                                                                                    : Products::MEASURED),
-      tuner(setting(*graph, "tilings") == "first"),
+      tuner(forced_tilings(*graph)),
       separate_memory(setting(*graph, "memory") == "separate"), may_split(has_free_batch(*graph)) {
     if (setting(*graph, "pieces") == "no") may_split = false;
     if (setting(*graph, "lanes") == "one") forced_lanes = 1;

@@ -1,8 +1,20 @@
 #include "plan/memory.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <new>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define FGGP_ADDRESS_SANITIZER 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define FGGP_ADDRESS_SANITIZER 1
+#endif
+#endif
+#if FGGP_ADDRESS_SANITIZER
+#include <sanitizer/asan_interface.h>
+#endif
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -12,6 +24,8 @@ namespace fggp {
 namespace {
 
 constexpr int64_t CACHE_LINE = 64, HUGE_PAGE = 2 << 20; /* bytes */
+constexpr int64_t HUGE_FROM = 128 << 10;                 /* a smaller block is no huge page */
+constexpr int64_t GUARD = 256;                          /* bytes before and after each storage, for tests */
 
 /* For each storage, the last step that uses it; the number of steps for those that are kept; -1 if none does. */
 std::vector<int> last_uses(const std::vector<Step> &steps, size_t storages, const std::vector<int> &outputs) {
@@ -31,9 +45,15 @@ std::vector<int> used_by(const Step &step) {
 }
 
 Block::Block(int64_t bytes) {
-    /* Planes are so far apart that each would lie in small pages of its own. */
-    int64_t align = bytes >= HUGE_PAGE ? HUGE_PAGE : CACHE_LINE;
-    if ((uint64_t)bytes > SIZE_MAX / 2 - HUGE_PAGE) throw std::bad_alloc();
+    /* Planes are so far apart that each would lie in small pages of its own, also in a block that fills part of one. */
+    int64_t align = CACHE_LINE;
+    if ((uint64_t)bytes > SIZE_MAX / 2 - 2 * HUGE_PAGE) throw std::bad_alloc();
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (bytes >= HUGE_FROM) {
+        align = HUGE_PAGE;
+        bytes = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    }
+#endif
     allocated = calloc((size_t)(bytes + align), 1);
     if (!allocated) throw std::bad_alloc();
     data = (char *)(((uintptr_t)allocated + align - 1) / align * align);
@@ -65,7 +85,7 @@ std::vector<int> overwritten_storages(const std::vector<Step> &steps, const std:
 
 Memory::Memory(const std::vector<Step> &steps, const std::vector<Storage> &storages, const std::vector<int> &outputs,
                bool separate)
-    : storages(storages), offsets(storages.size(), -1), sizes(storages.size()) {
+    : separate(separate), storages(storages), offsets(storages.size(), -1), sizes(storages.size()) {
     std::vector<int> last = last_uses(steps, storages.size(), outputs);
     std::vector<int> overwritten(storages.size(), -1);
     if (!separate) overwritten = overwritten_storages(steps, storages, outputs);
@@ -91,12 +111,46 @@ Memory::Memory(const std::vector<Step> &steps, const std::vector<Storage> &stora
         }
     }
     block = std::make_unique<Block>(bytes);
+#if FGGP_ADDRESS_SANITIZER
+    for_guards([](char *first, int64_t size) { __asan_poison_memory_region(first, (size_t)size); });
+#else
+    for_guards([](char *first, int64_t size) { std::fill_n((float *)first, size / sizeof(float), NAN); });
+#endif
+}
+
+Memory::~Memory() {
+#if FGGP_ADDRESS_SANITIZER
+    for_guards([](char *first, int64_t size) { __asan_unpoison_memory_region(first, (size_t)size); });
+#endif
+}
+
+template <class Action> void Memory::for_guards(const Action &action) const {
+    for (size_t i = 0; separate && i < storages.size(); i++) {
+        if (offsets[i] < 0) continue;
+        int64_t end = offsets[i] + (storages[i].bytes + 3) / 4 * 4;
+        action(block->data + offsets[i] - GUARD, GUARD);
+        action(block->data + end, offsets[i] + sizes[i] + GUARD - end);
+    }
+}
+
+void Memory::check_guards() const {
+#if !FGGP_ADDRESS_SANITIZER
+    for_guards([](char *first, int64_t size) {
+        auto *floats = (const float *)first;
+        for (int64_t i = 0; i < size / (int64_t)sizeof(float); i++)
+            if (!std::isnan(floats[i])) throw Refused("a defect of fggp: an operation wrote beyond its tensor");
+    });
+#endif
 }
 
 int64_t Memory::allocate(int storage, std::vector<Free> &free) {
     const Storage &wanted = storages[storage];
     int64_t needed = (wanted.bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
     sizes[storage] = needed;
+    if (separate) {
+        bytes += needed + 2 * GUARD;
+        return bytes - needed - GUARD;
+    }
     auto best = free.end();
     for (auto one = free.begin(); one != free.end(); one++) {
         bool fits = one->bytes >= needed &&

@@ -2,6 +2,7 @@
 #ifndef FGGP_PLAN_MEMORY_H
 #define FGGP_PLAN_MEMORY_H
 
+#include <algorithm>
 #include <map>
 #include <vector>
 
@@ -22,6 +23,23 @@ class Block {
     void *allocated;
 };
 
+/* Entries of weights one after another, in huge pages: a run reads each once, and small pages would take more time. */
+class Entries {
+  public:
+    explicit Entries(int64_t count) : block(count * (int64_t)sizeof(fggp_entry)) {}
+    /* A copy, which stays. All copies together have at most `count` entries. */
+    const fggp_entry *keep(const std::vector<fggp_entry> &entries) {
+        auto *first = (fggp_entry *)block.data + used;
+        std::copy(entries.begin(), entries.end(), first);
+        used += entries.size();
+        return first;
+    }
+
+  private:
+    Block block;
+    size_t used = 0;
+};
+
 /* For each storage that is written in place, the one that it overwrites; -1: none. Each names a candidate in
  * `may_overwrite`. The candidate is overwritten if no later step uses it and this step uses it only once: in a chain, a
  * second product could read it after the first one has written. */
@@ -32,8 +50,13 @@ std::vector<int> overwritten_storages(const std::vector<Step> &, const std::vect
  * only by a storage of the same layout: kernels write only pixels, so that the padding stays zero. */
 class Memory final : public Locations {
   public:
-    /* outputs: storages that are kept to the end. separate: reuse nothing; slow, for tests to compare with. */
+    /* outputs: storages that are kept to the end. separate: reuse nothing, and guard what lies before and after each
+     * storage with NaN, or with the address sanitizer; slow, for tests. */
     Memory(const std::vector<Step> &, const std::vector<Storage> &, const std::vector<int> &outputs, bool separate);
+    ~Memory();
+
+    /* Throws Refused: a guard was written to. */
+    void check_guards() const;
 
     float *address(int storage) const override { return (float *)(block->data + offsets[storage]); }
     fggp_tensor tensor(int storage) const override { return storages[storage].layout.tensor(address(storage)); }
@@ -46,6 +69,10 @@ class Memory final : public Locations {
     };
     int64_t allocate(int storage, std::vector<Free> &free);
     void release(int storage, std::vector<Free> &free);
+    /* Call `action(first, bytes)` for the two guards of each storage. */
+    template <class Action> void for_guards(const Action &action) const;
+
+    const bool separate;
 
     std::vector<Storage> storages;
     std::vector<int64_t> offsets, sizes;

@@ -21,6 +21,10 @@ Plan::Plan(const Graph &graph, const std::vector<TensorType> &inputs, const Plan
     slots.resize(inputs.size());
     for (size_t i = 0; i < lowered.storages.size(); i++) slots.push_back(memory->address((int)i));
 
+    int64_t nonzeros = 0;
+    for (auto &step : lowered.steps)
+        for (auto &product : step.chain) nonzeros += product.weight.nonzeros();
+    entries = std::make_unique<Entries>(nonzeros);
     weights.reserve(lowered.steps.size()); /* so that they stay where they are */
     for (auto &step : lowered.steps) {
         size_t before = program.operations.size();
@@ -32,7 +36,7 @@ Plan::Plan(const Graph &graph, const std::vector<TensorType> &inputs, const Plan
         } else {
             weights.emplace_back();
             auto &best = tuner.choose(step.chain, lowered.storages, setting.threads);
-            add_chain(step.chain, best.tiling, *memory, weights.back(), program.operations);
+            add_chain(step.chain, best.tiling, *memory, weights.back(), program.operations, entries.get());
             for (auto &product : step.chain) nodes.push_back(product.node);
         }
         steps.push_back({step.runner, nodes, program.operations.size() - before});
@@ -90,6 +94,7 @@ void Plan::run(const std::vector<Array> &given, int64_t images, int threads, con
         if (!copied[i]) slots[slot] = addresses[i];
     }
     program.run({slots.data(), any_images ? (int32_t)images : INT32_MAX}, threads, seconds);
+    if (setting.separate_memory) memory->check_guards();
     for (size_t i = 0; i < addresses.size(); i++) {
         int slot = output_slots[i];
         int64_t bytes = outputs[i].type.bytes() / setting.batch * images;

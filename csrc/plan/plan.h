@@ -57,6 +57,7 @@ class Plan {
     std::unique_ptr<Memory> memory;
     /* They own numbers that operations read. */
     std::vector<PackedWeights> weights;
+    std::unique_ptr<Entries> entries;
     std::vector<std::function<void(const Locations &, Operations &)>> kept;
     std::vector<void *> slots;
     std::vector<int> output_slots; /* -1: a constant */

@@ -111,7 +111,7 @@ class TrialMemory final : public Locations {
 } // namespace
 
 void add_chain(const std::vector<Convolve> &chain, const Tiling &tiling, const Locations &at, PackedWeights &weights,
-               Operations &operations) {
+               Operations &operations, Entries *kept) {
     std::vector<fggp_conv> convs;
     weights.reserve(chain.size()); /* so that they stay where they are */
     for (size_t i = 0; i < chain.size(); i++) {
@@ -123,7 +123,9 @@ void add_chain(const std::vector<Convolve> &chain, const Tiling &tiling, const L
         ActivationLayout in; /* as far as offsets depend on it */
         in.lanes = conv.in.lanes, in.plane = conv.in.plane, in.row = conv.in.row;
         weights.push_back(c.weight.pack(in, c.padding, c.dilation, tiling.chunks[i]));
-        conv.entries = weights.back().entries.data();
+        auto &entries = weights.back().entries;
+        conv.entries = kept ? kept->keep(entries) : entries.data();
+        if (kept) std::vector<fggp_entry>().swap(entries);
         conv.starts = weights.back().starts.data();
         conv.bias = weights.back().bias.data();
         conv.activation = c.activation;
@@ -148,13 +150,28 @@ bool can_append(const Step &step, const Step &next, const std::vector<Storage> &
     return storages[last.out].layout.lanes > 1 && next.chain[0].pointwise() && next.chain[0].input == last.out;
 }
 
+Tiling Tuner::forced_tiling(const std::vector<Convolve> &chain, const std::vector<Storage> &storages,
+                            const std::vector<Tiling> &candidates) const {
+    if (forced.candidate >= 0) return candidates[forced.candidate % candidates.size()];
+    auto &out = storages[chain[0].out].layout;
+    bool whole = out.lanes == 1 && (out.height * out.width == 1 || chain[0].stride == 2); /* these take no other */
+    if (!forced.rows || whole) return candidates[0];
+    int64_t columns = std::min<int64_t>({std::max<int64_t>(forced.columns, 1), MAX_COLUMNS, REGISTERS});
+    Tiling tiling{std::min<int64_t>({forced.rows, MAX_ROWS, REGISTERS / columns}), columns, {}};
+    for (auto &c : chain) tiling.chunks.push_back(std::min(std::max<int64_t>(forced.channels, 1), c.weight.inputs));
+    return tiling;
+}
+
 const Tuner::Best &Tuner::choose(const std::vector<Convolve> &chain, const std::vector<Storage> &storages, int threads) {
     std::string key = timing_key(chain, storages, threads);
     auto known = found.find(key);
     if (known != found.end()) return known->second;
     std::vector<Tiling> tilings = candidate_tilings(chain, storages);
-    Best best{first ? 1.0 : 0, tilings[0]};
-    if (tilings.size() > 1 && !first) {
+    Best best{0, tilings[0]};
+    if (forced.any()) {
+        double length = (double)chain.size();
+        best = {forced.chains ? 1 : length * length, forced_tiling(chain, storages, tilings)};
+    } else if (tilings.size() > 1) {
         TrialMemory memory(chain, storages);
         std::vector<Program> programs(tilings.size());
         std::vector<PackedWeights> weights(tilings.size());

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "plan/memory.h"
 #include "plan/steps.h"
 
 namespace fggp {
@@ -22,18 +23,27 @@ struct Tiling {
 /* The weights of a chain's convolutions, which its operation reads. */
 typedef std::vector<PackedWeight> PackedWeights;
 
-/* Append the operation of a chain. The weights must outlive it. */
-void add_chain(const std::vector<Convolve> &, const Tiling &, const Locations &, PackedWeights &, Operations &);
+/* Append the operation of a chain. The weights must outlive it, and the entries, if there are any, to which those of the
+ * weights are moved. */
+void add_chain(const std::vector<Convolve> &, const Tiling &, const Locations &, PackedWeights &, Operations &,
+               Entries * = nullptr);
 
 /* Whether a step's products, and those of the next step, may run together tile by tile. */
 bool can_append(const Step &, const Step &next, const std::vector<Storage> &);
 
+/* What is done without trials, so that results are always the same; for tests. */
+struct ForcedTilings {
+    bool first = false;                          /* the first candidate */
+    int64_t candidate = -1;                      /* the candidate of this number, from the start again after the last */
+    int64_t rows = 0, columns = 0, channels = 0; /* a tile, and the input channels of a chunk; rows 0: not forced */
+    bool chains = true;                          /* fuse whatever can be, or else nothing */
+    bool any() const { return first || candidate >= 0 || rows > 0; }
+};
+
 /* Finds the fastest tiling by trial, once for each shape of convolution and number of threads. */
 class Tuner {
   public:
-    /* first: take the first candidate, without trials, and fuse whatever can be; so that the results are always the
-     * same, for tests. */
-    explicit Tuner(bool first) : first(first) {}
+    explicit Tuner(const ForcedTilings &forced) : forced(forced) {}
     struct Best {
         double seconds; /* 0 if there is only one candidate */
         Tiling tiling;
@@ -41,7 +51,10 @@ class Tuner {
     const Best &choose(const std::vector<Convolve> &, const std::vector<Storage> &, int threads);
 
   private:
-    const bool first;
+    Tiling forced_tiling(const std::vector<Convolve> &, const std::vector<Storage> &,
+                         const std::vector<Tiling> &candidates) const;
+
+    const ForcedTilings forced;
     std::map<std::string, Best> found;
 };
 

@@ -460,4 +460,4 @@ def test_a_size_below_zero_is_refused(raw, size):
     handle = c_void_p()
     assert library().fggp_load_bytes(raw, size, byref(handle)) == REFUSED
     with pytest.raises(Refused, match="a file cannot have -"):
-        Network(handle, REFUSED)
+        Network(library(), handle, REFUSED)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
 import sympy
@@ -101,7 +103,7 @@ def capture(
     batch = next((len(x) for x in (*args, *kwargs.values()) if x.dim()), None)
     if batch == 0:
         raise ValueError("example_input is a batch of 0; it must hold at least one")
-    with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings():
+    with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings(), _quiet():
         # torch warns of its own internals, and of attributes set while tracing, which `evaluation_mode` restores.
         warnings.simplefilter("ignore")
         errors = []
@@ -150,6 +152,24 @@ def _check_on_cpu(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[st
         for name, tensor in tensors:
             if tensor.device.type != "cpu":
                 raise ValueError(f"{what} {name!r} is on {tensor.device}; model and example_input must be on the CPU")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what torch logs and prints when it cannot trace a model: pages for each way. The error is reported once."""
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    handlers = list(logging.getLogger("torch").handlers)
+    for handler in handlers:
+        handler.addFilter(nothing)
+    try:
+        with redirect_stderr(io.StringIO()):  # torch.export prints the graph that it has so far
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(nothing)
 
 
 @contextmanager
