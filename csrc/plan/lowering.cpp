@@ -360,7 +360,8 @@ ActivationLayout Lowering::unfolded_layout(const Node &node) const {
     Window window = window_of(node);
     ImageSizes unfolded = out.sizes;
     unfolded.channels = in.sizes.channels * window.kernel.rows * window.kernel.columns;
-    return choose_layout(unfolded, in.lanes, Margin(), out.row);
+    /* For single images, vectors cross the ends of rows, so it needs rows as long as the output's. */
+    return choose_layout(unfolded, in.lanes, Margin(), in.lanes == 1 ? layout_of(out).row : 0);
 }
 
 int Lowering::new_storage(const ActivationLayout &layout, int may_overwrite) {

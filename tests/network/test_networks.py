@@ -79,13 +79,7 @@ VISION = {
 }
 
 
-# Plans of vector builds compute a depthwise convolution of stride 2 after another of stride 2 wrongly for one image.
-WRONG = pytest.mark.xfail(reason="strided depthwise convolutions, one image", strict=False)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[WRONG] if name == "mobilenet_v3" else []) for name in VISION]
-)
+@pytest.mark.parametrize("name", VISION)
 def test_torchvision(name):
     any_size, build, side = VISION[name]
     # The first is a batch of one: its size is free nevertheless.

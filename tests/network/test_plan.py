@@ -265,3 +265,15 @@ def test_padding_between_rows_is_zero():
         for _ in range(2):
             for result, right in zip(network.run(inputs).values(), net.expected(inputs, *pooled), strict=True):
                 assert_close(result, right)
+
+
+@pytest.mark.parametrize("size", [(24, 24), (33, 17)])
+def test_depthwise_convolutions_of_stride_2_after_an_unfolded_one(size):
+    """The unfolded input has rows as long as the output's, whose margin only the depthwise convolution asks for."""
+    net = Described((3, *size), plan={"products": "kernels"})
+    x = net.conv(0, 16, (3, 3), padding=(1, 1), stride=(2, 2))
+    y = net.conv(x, 16, (3, 3), padding=(1, 1), stride=(2, 2), groups=16)
+    inputs = net.inputs(1)
+    with closing(net.build(y)) as network:
+        (result,) = network.run(inputs).values()
+    assert_close(result, net.expected(inputs, y)[0])
