@@ -409,7 +409,7 @@ def test_calls_in_forked_processes():
 def test_it_is_not_copied_or_pickled():
     fast = fggp.compile(cnn(), images(2))
     for copier in (copy.copy, copy.deepcopy, pickle.dumps):
-        with pytest.raises(TypeError, match=r"cannot be copied or pickled; save the model itself"):
+        with pytest.raises(TypeError, match=r"cannot be copied or pickled; write a network file"):
             copier(fast)
 
 
