@@ -52,7 +52,8 @@ def main(kind, folder):
 if __name__ == "__main__":
     main(*sys.argv[1:])
     # PyTorch 2.15 sometimes aborts a process that has had a process group while the interpreter shuts down.
-    torch.distributed.barrier()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
