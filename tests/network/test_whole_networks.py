@@ -10,6 +10,8 @@ from exported import assert_same
 from models import inception, randomised, vision, vit
 
 TOLERANCE = 1e-6
+# With PyTorch 2.10, torch.export fixes the heights and widths of these.
+FIXED_BY_2_10 = ("resnet18", "resnet50", "densenet121", "shufflenet_v2", "googlenet")
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +84,8 @@ VISION = {
 @pytest.mark.parametrize("name", VISION)
 def test_torchvision(name):
     any_size, build, side = VISION[name]
+    if torch.__version__.startswith("2.10.") and name in FIXED_BY_2_10:
+        any_size = False
     # The first is a batch of one: its size is free nevertheless.
     examples = [images(1, side), images(2, side)]
     if any_size:
@@ -173,6 +177,8 @@ def distilbert(transformers):
 
 
 def gpt2(transformers):
+    if int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip("GPT-2 of Transformers 4 writes into its mask, which a network file cannot express")
     sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24}
     config = transformers.GPT2Config(vocab_size=60, **sizes, use_cache=False, bos_token_id=0, eos_token_id=0)
     return transformers.GPT2LMHeadModel(config)
