@@ -26,9 +26,11 @@ if [ ! -e "$study/ready" ]; then
     git clone --quiet --no-checkout "$repository" "$study/code"
     git -C "$study/code" checkout --quiet --detach "$commit"
     "$installed" "$study/code/experiments/subset.py" "$images" "$study/code/data/cifar10-10k" --per-class 1000
-    # The kernels as they are installed; they are no part of a commit, and git does not count new files as changes.
+    # The kernels of that commit: later ones have another interface. git ignores or does not count these files.
+    cmake -S "$study/code" -B "$study/build"
+    cmake --build "$study/build" --parallel
+    cp "$study/build"/libfggp_*.so "$study/code/src/fggp/"
     installed_packages=$("$installed" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    cp "$installed_packages"/fggp/libfggp_*.so "$study/code/src/fggp/"
     # The editable installation of the repository would come before PYTHONPATH, so the environment is a new one.
     "$installed" -m venv --without-pip "$study/env"
     packages=$("$study/env/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
