@@ -56,10 +56,12 @@ const char *fggp_describe(const fggp_network *);
 int32_t fggp_run(fggp_network *, const fggp_array *inputs, int32_t count, int32_t threads, const fggp_array **outputs,
                  int32_t *output_count);
 
-/* Run the network a few times for these inputs. steps: set to what it does, in order, as a list in JSON, which stays until
- * the next call. Each step has "names" and "operators", those of its nodes, which are empty for a conversion of layout;
+/* Run the network a few times for these inputs. profile: set to what it does, as an object in JSON, which stays until the
+ * next call. A large batch may go through the network in pieces: "images" is the size of a piece (of dimension 0), or of
+ * the batch. "memory" is how many bytes the values between the network's operations take. "steps" is what it does with one
+ * piece, in order. Each step has "names" and "operators", those of its nodes, which are empty for a conversion of layout;
  * "runs": "kernels" (sparse), "operator" (dense) or "conversion"; and "milliseconds". */
-int32_t fggp_profile(fggp_network *, const fggp_array *inputs, int32_t count, int32_t threads, const char **steps);
+int32_t fggp_profile(fggp_network *, const fggp_array *inputs, int32_t count, int32_t threads, const char **profile);
 
 /* An activation: `groups` × `channels` planes of `height` × `width` pixels, each pixel `lanes` floats wide.
  *

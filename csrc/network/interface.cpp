@@ -166,11 +166,11 @@ int32_t fggp_run(fggp_network *network, const fggp_array *inputs, int32_t count,
 }
 
 int32_t fggp_profile(fggp_network *network, const fggp_array *inputs, int32_t count, int32_t threads,
-                     const char **steps) {
+                     const char **profile) {
     return reporting(network, [&] {
         auto given = given_inputs(*network, inputs, count);
         network->profile = network->session->profile(given, std::max(threads, 1));
-        *steps = network->profile.c_str();
+        *profile = network->profile.c_str();
     });
 }
 }

@@ -210,9 +210,10 @@ std::string Session::profile(const std::vector<Array> &inputs, int threads) {
         plan.run(inputs, batch, threads, {}, seconds.data());
         for (size_t i = 0; i < operations; i++) least[i] = std::min(least[i], seconds[i]);
     }
-    std::string text = "[";
+    std::string text = "{\"images\":" + std::to_string(batch) + ",\"memory\":" + std::to_string(plan.memory_bytes()) + ",\"steps\":[";
     size_t i = 0;
     for (auto &step : plan.steps) {
+        text += &step == &plan.steps[0] ? "" : ",";
         double sum = 0;
         for (size_t k = 0; k < step.operations; k++) sum += least[i++];
         std::string names, operators;
@@ -223,9 +224,9 @@ std::string Session::profile(const std::vector<Array> &inputs, int threads) {
         char milliseconds[40];
         snprintf(milliseconds, sizeof milliseconds, "%.6f", sum * 1e3);
         const char *runner = step.runner == Runner::KERNELS ? "kernels" : step.runner == Runner::OPERATOR ? "operator" : "conversion";
-        text += std::string(text.size() > 1 ? "," : "") + "{\"names\":[" + names + "],\"operators\":[" + operators + "],\"runs\":\"" + runner + "\",\"milliseconds\":" + milliseconds + "}";
+        text += "{\"names\":[" + names + "],\"operators\":[" + operators + "],\"runs\":\"" + runner + "\",\"milliseconds\":" + milliseconds + "}";
     }
-    return text + "]";
+    return text + "]}";
 }
 
 } // namespace fggp

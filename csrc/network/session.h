@@ -22,9 +22,7 @@ class Session {
     /* Run the network. Returns its outputs, whose memory is the session's, until the next run. Throws Refused. */
     const std::vector<Array> &run(const std::vector<Array> &inputs, int threads);
 
-    /* Run it a few times. Returns a list in JSON of what it does, in order: for each step "names" and "operators" of its
-     * nodes, which are empty for a conversion of layout, "runs" ("kernels", "operator" or "conversion") and
-     * "milliseconds". For a batch that runs in pieces these are of the first piece. */
+    /* Run it a few times. Returns what it does, as an object in JSON, which fggp.h describes at fggp_profile. */
     std::string profile(const std::vector<Array> &inputs, int threads);
 
     const std::unique_ptr<Graph> graph;

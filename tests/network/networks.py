@@ -38,8 +38,8 @@ class Network(networks.Network):
         results = super().run(_encoded(inputs), threads)
         return dict(zip(self.description["outputs"], results, strict=True))
 
-    def profile(self, inputs: Mapping[str, Tensor], threads: int = 1) -> list[dict[str, Any]]:
-        """The steps for these inputs."""
+    def profile(self, inputs: Mapping[str, Tensor], threads: int = 1) -> dict[str, Any]:
+        """The steps for these inputs, and their memory."""
         return super().profile(_encoded(inputs), threads)
 
 

@@ -42,7 +42,7 @@ def run(graph, inputs, build, lanes="vector", tiling=None, threads=1, memory="se
         given = dict(zip((v.name for v in graph.inputs), inputs, strict=True))
         first = list(network.run(given, threads).values())
         second = list(network.run(given, threads).values())
-        steps = network.profile(given, threads)
+        steps = network.profile(given, threads)["steps"]
     assert not [step for step in steps if step["runs"] == "operator"]
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a.view(torch.int32), b.view(torch.int32))

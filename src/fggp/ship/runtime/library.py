@@ -131,16 +131,16 @@ class Network:
         self._check(status)
         return [_tensor(outputs[i]) for i in range(count.value)]
 
-    def profile(self, inputs: Mapping[bytes, Tensor], threads: int) -> list[dict[str, Any]]:
-        """The steps that it takes for these inputs, and their times, as `fggp_profile` gives them."""
+    def profile(self, inputs: Mapping[bytes, Tensor], threads: int) -> dict[str, Any]:
+        """The steps that it takes for these inputs, their times and their memory, as `fggp_profile` gives them."""
         arrays, kept = self._given(inputs)
         text = c_char_p()
         status = self._library.fggp_profile(self._handle, arrays, len(arrays), threads, byref(text))
         del kept
         self._check(status)
         assert text.value is not None
-        steps: list[dict[str, Any]] = json.loads(text.value)
-        return steps
+        profile: dict[str, Any] = json.loads(text.value)
+        return profile
 
     def close(self) -> None:
         """Free it."""
