@@ -11,7 +11,7 @@ OLDEST = VENV=.venv-oldest PYTHON=$(OLDEST_PYTHON) LOCK=requirements/oldest.txt
 
 MINUTES ?= 60
 
-.PHONY: help demo test test-oldest lint format fuzz lock picture benchmark faults sanitize deploy runtime clean
+.PHONY: help demo test test-oldest lint format fuzz lock picture benchmark faults sanitize deploy runtime web clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -52,6 +52,8 @@ lock: $(READY)  ## resolve all requirements anew: the newest versions, and the o
 		-o requirements/oldest.txt
 	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-annotate \
 		--extra test --custom-compile-command 'make lock' runtime/pyproject.toml -o requirements/runtime.txt
+	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-annotate \
+		--custom-compile-command 'make lock' web/requirements.in -o requirements/web.txt
 
 picture: $(READY)  ## docs/images/architecture.png, drawn from the code
 	$(VENV)/bin/python tools/draw_architecture.py
@@ -89,6 +91,15 @@ runtime: $(READY)  ## fggp-runtime: its wheel, and its tests without PyTorch
 	$(VENV)/bin/python tests/deploy/network_files.py build/networks
 	FGGP_NETWORKS=build/networks .venv-runtime/bin/pytest runtime
 
+# Zig's Clang, pinned, makes the same module on every machine. npm packs it, where npm is installed.
+web:  ## libfggp for browsers and Node: web/fggp.wasm, compiled anew, and its npm package
+	[ -x .venv-web/bin/pip ] || $(PYTHON) -m venv .venv-web
+	.venv-web/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/web.txt
+	PATH="$(abspath .venv-web/bin):$$PATH" cmake -G Ninja -S . -B build/web -DCMAKE_TOOLCHAIN_FILE=cmake/wasm.cmake \
+		-DZIG="$$(.venv-web/bin/python -c 'import ziglang; print(*ziglang.__path__)')"
+	PATH="$(abspath .venv-web/bin):$$PATH" cmake --build build/web --parallel
+	cd build && npm pack --silent ../web
+
 # The last line but one: without a compiler fggp is installed without its kernels, and nothing here should run so.
 $(READY): $(LOCK) pyproject.toml CMakeLists.txt
 	$(PYTHON) -m venv $(VENV)
@@ -99,4 +110,4 @@ $(READY): $(LOCK) pyproject.toml CMakeLists.txt
 	touch $@
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-oldest .venv-runtime build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-runtime .venv-web build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,10 +4,12 @@
 #define FGGP_THREADS_H
 
 #include <atomic>
+#ifndef __wasi__ /* WebAssembly without threads, for which the C++ library has none of these */
 #include <condition_variable>
 #include <mutex>
 #include <thread>
 #include <vector>
+#endif
 
 namespace fggp {
 
@@ -24,6 +26,7 @@ class Barrier {
 /* The work of thread number `thread` of `threads`. */
 typedef void (*Work)(void *context, int thread, int threads);
 
+#ifndef __wasi__
 class Team {
   public:
     ~Team();
@@ -52,6 +55,7 @@ class Team {
     void *context = nullptr;
     int run_threads = 0;
 };
+#endif
 
 } // namespace fggp
 #endif
