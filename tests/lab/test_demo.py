@@ -4,11 +4,11 @@ import pytest
 from rich.console import Console
 
 import fggp
+from fggp import native
 from fggp.lab import demo
 from fggp.lab.bench.networks import magnitude_pruned
 from fggp.lab.export.trained import Network, weights
 from fggp.lab.training.models import create
-from fggp.ship.runtime import kernels
 
 
 def fixed(model):
@@ -57,9 +57,9 @@ def test_demo(tmp_path, capsys):
 
 def test_without_kernels_it_ships_and_says_so(tmp_path, monkeypatch):
     def missing():
-        raise kernels.KernelsMissingError("no kernels here")
+        raise native.KernelsMissingError("no kernels here")
 
-    monkeypatch.setattr(kernels, "load", missing)
+    monkeypatch.setattr(native, "load", missing)
     networks = [
         Network(magnitude_pruned(create("digits-cnn", 10, 1), sparsity).eval(), "digits-cnn", "a test", 1, (8, 8))
         for sparsity in (0.0, 0.95)

@@ -12,8 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 from fggp.lab.training.models import create
 from fggp.ship.graph.interpret import execute, run
-from fggp.ship.graph.operations import RELU, Activation, Call, Conv2d, Graph, Linear, Value
-from fggp.ship.runtime.sparse_weight import SparseWeight
+from fggp.ship.graph.operations import RELU, Activation, Call, Conv2d, Graph, Value
 
 
 def randomised(model, seed=0):
@@ -183,11 +182,6 @@ class Builder:
 PAIRS = ("stride", "padding", "dilation")
 
 
-def products(graph):
-    """The non-zero weights of all convolutions and linear layers."""
-    return {op: SparseWeight.of(op) for op in graph.ops if isinstance(op, (Conv2d, Linear))}
-
-
 def exact(graph, inputs):
     """A graph's outputs, computed in float64."""
     wide = replace(graph, ops=tuple(op.with_constants(lambda t: t.double()) for op in graph.ops))
@@ -203,22 +197,3 @@ ACTIVATIONS = [
     Activation("elu", (0.7, 1.3, 0.5)),
     *map(Activation, ["hard_sigmoid", "hard_swish", "sigmoid", "silu", "tanh", "gelu", "gelu_tanh", "mish"]),
 ]
-
-
-class Tilings:
-    """Replaces `tiles.tuner` without timing anything.
-
-    Args:
-        tiling: returns the tiling for a chain of convolutions.
-        chained: whether products run together wherever they can.
-    """
-
-    def __init__(self, tiling, chained=False):
-        self.tiling, self.chained = tiling, chained
-
-    def __call__(self, kernels, threads):
-        return self
-
-    def choose(self, chain, locate):
-        length = len(chain)
-        return (1 / length**2 if self.chained else length**2), self.tiling(chain)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from fggp import native
 from fggp.lab.base.errors import UsageError
 from fggp.lab.bench import bench as bench_module
 from fggp.lab.bench import engines as engines_module
@@ -20,7 +21,6 @@ from fggp.lab.export.trained import weights
 from fggp.lab.training.models import create
 from fggp.lab.training.settings import TrainSettings
 from fggp.lab.training.train import train
-from fggp.ship.runtime import kernels
 
 WORKER = """
 import json, sys
@@ -186,9 +186,9 @@ def test_int8_is_not_called_wrong(capsys):
 
 def test_engines_that_are_not_there(monkeypatch, console):
     def missing():
-        raise kernels.KernelsMissingError("no kernels here")
+        raise native.KernelsMissingError("no kernels here")
 
-    monkeypatch.setattr(kernels, "load", missing)
+    monkeypatch.setattr(native, "load", missing)
     monkeypatch.setattr(engines_module.importlib.util, "find_spec", lambda name: None if name == "openvino" else True)
     assert "openvino not installed: pip install openvino" in engines()["openvino"].missing
     chosen = [engine.name for engine in BenchSettings("vgg19").chosen_engines()]

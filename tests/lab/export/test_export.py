@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import nn
 
 import fggp
+from fggp import native
 from fggp.lab import cli
 from fggp.lab.base.errors import UsageError
 from fggp.lab.bench.networks import magnitude_pruned, with_random_norms
@@ -21,7 +22,6 @@ from fggp.lab.training.data import load_data
 from fggp.lab.training.models import create
 from fggp.lab.training.settings import TrainSettings
 from fggp.lab.training.train import train
-from fggp.ship.runtime import kernels
 from networks import closing, load
 
 
@@ -288,13 +288,13 @@ def test_where_files_go(tmp_path):
 
 
 def test_without_kernels_it_works_and_says_so(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(kernels, "load", missing)
+    monkeypatch.setattr(native, "load", missing)
     export(ExportSettings(run, out=tmp_path), Console(width=200))
     assert "would run on PyTorch: no kernels here" in capsys.readouterr().out
 
 
 def missing():
-    raise kernels.KernelsMissingError("no kernels here")
+    raise native.KernelsMissingError("no kernels here")
 
 
 def test_dense_bytes_are_those_of_the_file(pruned, tmp_path):

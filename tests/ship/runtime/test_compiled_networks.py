@@ -12,10 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import fggp
-from fggp.ship.graph.operations import Conv2d, Linear
-from fggp.ship.runtime import kernels
-from fggp.ship.runtime.instructions import Product
-from fggp.ship.runtime.kernels import KernelsMissingError
+from fggp import native
+from fggp.native import KernelsMissingError
 from helpers import bits
 from models import IMAGE_MODELS, randomised
 
@@ -56,18 +54,11 @@ def assert_agrees(fast, model, x, tolerance=1e-4):
     assert (ours.double() - right.double()).norm() <= tolerance * right.double().norm()
 
 
-def on_kernels(fast, *inputs):
-    """The number of products that run on the sparse kernels for these inputs."""
-    return sum(len(step.chain) for step, _ in fast._engine.profile(list(inputs)) if isinstance(step, Product))
+def runs(fast, *inputs):
+    """What runs the steps for these inputs."""
+    return {step.runs for step in fast._engine.profile(list(inputs))}
 
 
-def all_products(fast):
-    return sum(isinstance(op, (Conv2d, Linear)) for op in fast._graph.ops)
-
-
-# Real networks. Which layers are left to PyTorch: a first convolution's dense weights are few; those of attention and
-# of ConvNeXt are products over tokens, which time decides about.
-UNDECIDED = {"convnext_tiny", "vit"}
 FAST = ["resnet18", "vgg11_bn", "mobilenet_v3_small", "convnext_tiny", "vit", "lab vgg19", "lab resnet50"]
 
 
@@ -80,8 +71,8 @@ def test_real_networks(name):
     for batch in (1, 5, 20):
         x = images(batch, side, channels, batch)
         assert_agrees(fast, model, x)
-        if name not in UNDECIDED:
-            assert on_kernels(fast, x) == all_products(fast)
+        assert "PyTorch" not in runs(fast, x)
+        assert "kernels" in runs(fast, x)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -104,7 +95,9 @@ def test_a_transformer_with_an_attention_mask():
         assert_agrees(fast, model, given(batch))
     with pytest.raises(TypeError, match="keywords"):
         fast(input_ids=given(2)["input_ids"])
-    with pytest.raises(ValueError, match="batches of"):
+    for length in (5, 30):
+        assert_agrees(fast, model, given(3, length))
+    with pytest.raises(ValueError, match="the size N is 2 in the input 'input_ids' and 3 in 'attention_mask'"):
         fast(input_ids=given(2)["input_ids"], attention_mask=given(3)["attention_mask"])
 
 
@@ -164,6 +157,14 @@ def test_batches_of_any_size():
     assert fast(images(0)).shape == (0, 5)
 
 
+def test_heights_and_widths_that_the_model_leaves_free():
+    model = cnn()
+    fast = fggp.compile(model, images(1))
+    for side in (9, 10, 16, 33):
+        for batch in (1, 3):
+            assert_agrees(fast, model, images(batch, side))
+
+
 def test_inputs_that_lie_in_memory_otherwise():
     model = cnn()
     fast = fggp.compile(model, images(4))
@@ -180,8 +181,8 @@ def test_inputs_that_lie_in_memory_otherwise():
 @pytest.mark.parametrize(
     ("x", "error", "says"),
     [
-        (images(2, side=9), ValueError, r"\(2, 3, 9, 9\) .* must be torch.float32 \('any', 3, 10, 10\)"),
-        (images(2, channels=4), ValueError, r"\(2, 4, 10, 10\)"),
+        (images(2, channels=4), ValueError, r"\(2, 4, 10, 10\) .* must be torch.float32 \(N, 3, H, W\)"),
+        (images(2, side=3), ValueError, "do not fit the network"),
         (images(1)[0], ValueError, r"\(3, 10, 10\)"),
         (torch.tensor(1.0), ValueError, r"\(\)"),
         (images(2).double(), ValueError, "torch.float64"),
@@ -325,7 +326,7 @@ def test_without_kernels(monkeypatch):
     def load():
         raise KernelsMissingError("there are none")
 
-    monkeypatch.setattr(kernels, "load", load)
+    monkeypatch.setattr(native, "load", load)
     model = cnn()
     fast = compiled_with_warning(model, images(2), "PyTorch's dense kernels: there are none")
     for batch in (0, 1, 2, 40):
@@ -335,7 +336,7 @@ def test_without_kernels(monkeypatch):
 
 def test_what_is_off_is_found_even_where_it_is_not_a_number(monkeypatch):
     """A wrong result of the kernels is never used."""
-    engine = fggp.ship.runtime.engine.SparseEngine
+    engine = fggp.ship.runtime.engine.Engine
     right = engine.run
     monkeypatch.setattr(engine, "run", lambda self, inputs: [x * torch.nan for x in right(self, inputs)])
     model = cnn()
@@ -432,14 +433,14 @@ def test_print_names_layers_operations_and_densities():
         model.head.weight.zero_()[:4, 0] = 1  # 4 of 40
     fast = fggp.compile(model, images(2))
     text = str(fast)
-    assert text.startswith("Net compiled by fggp for a batch of 2: 2 of 2 convolutions and linear layers on the sparse")
+    assert text.startswith("Net compiled by fggp for inputs of 2×3×10×10: 2 of 2 convolutions and linear layers on the")
     stem, head = (next(line for line in text.splitlines() if line.startswith(name)) for name in ("stem", "head"))
     assert stem.split()[:3] == ["stem", "Conv2d", "8×3×3×3"]
     assert "1.4%" in stem
     assert head.split()[:3] == ["head", "Linear", "5×8"]
     assert "10.0%" in head
     assert "fggp " in stem
-    assert "convert to the kernels' layout" in text
+    assert "conversion of layout" in text
     assert text.splitlines()[-1].startswith("total")
 
 

@@ -21,9 +21,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from fggp import native
 from fggp.lab.base import Json
-from fggp.ship.runtime import kernels
-from fggp.ship.runtime.kernels import KernelsMissingError
+from fggp.native import KernelsMissingError
 
 INEXACT = ("openvino-int8",)
 """Engines whose outputs differ from PyTorch's by more than rounding, by design."""
@@ -71,7 +71,7 @@ def _missing(name: str, packages: Sequence[str]) -> str:
         return f"{', '.join(absent)} not installed: pip install {' '.join(absent)}"
     if name == "fggp":
         try:
-            kernels.load()
+            native.load()
         except KernelsMissingError as error:
             return str(error)
     return ""

@@ -22,13 +22,12 @@ from fggp.lab.base.options import default_shown_as
 from fggp.lab.export.onnx_file import TOLERANCE, check_packages, onnx_difference, write_onnx
 from fggp.lab.export.trained import Network, load_network, weights_left
 from fggp.lab.training.run_folder import RunFolder
+from fggp.native import KernelsMissingError
 from fggp.ship.graph.capture import CaptureError
 from fggp.ship.graph.inplace import MutationError
 from fggp.ship.network.describe import describe_model
 from fggp.ship.network.description import UnsupportedError
 from fggp.ship.network.write import write
-from fggp.ship.runtime import kernels
-from fggp.ship.runtime.kernels import KernelsMissingError
 
 Format = Literal["small", "network", "onnx"]
 SUFFIXES: dict[Format, str] = {"small": ".safetensors", "network": ".fggp", "onnx": ".onnx"}
@@ -248,6 +247,6 @@ def _print_usage(file: Path, console: Console) -> None:
     console.print(f"read it back: fggp.load({str(file)!r}, model)", highlight=False, soft_wrap=True)
     console.print("run it fast:  fggp.compile(model, example_input)", highlight=False)
     try:
-        kernels.load()
+        native.load()
     except KernelsMissingError as error:
         console.print(f"on this machine that would run on PyTorch: {error}", highlight=False, soft_wrap=True)

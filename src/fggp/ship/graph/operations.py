@@ -343,6 +343,11 @@ class Graph:
         return "\n".join([*lines, f"  return {', '.join(map(_short_text, self.outputs))}"])
 
 
+def is_size(value: Value) -> bool:
+    """Whether a value is a whole number that follows from the sizes of the inputs."""
+    return value.dtype is None and bool(value.sizes)
+
+
 def arguments(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call of an `OpOverload` by name, with defaults filled in."""
     given = dict(zip((a.name for a in target._schema.arguments), args, strict=False))

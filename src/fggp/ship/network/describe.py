@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import TreeSpec
 
 from fggp.ship.graph.capture import capture, unwrapped
-from fggp.ship.graph.operations import Call, Conv2d, Graph, Linear, Op, Value, arguments, map_leaves
+from fggp.ship.graph.operations import Call, Conv2d, Graph, Linear, Op, Value, arguments, is_size, map_leaves
 from fggp.ship.graph.simplify import simplify
 from fggp.ship.network.aten import HANDLERS
 from fggp.ship.network.description import Description, Inexpressible, UnsupportedError
@@ -49,7 +49,7 @@ def describe(
             found.append((f"the input {name!r}", "", str(error)))
             values[v] = Operand(-1, torch.float32, v.sizes)
     for op in graph.ops:
-        if op.output.dtype is None and op.output.sizes:  # a size
+        if is_size(op.output):
             values[op.output] = op.output.sizes[0]
             continue
         writer.module = _place(op)
@@ -86,10 +86,45 @@ def describe_model(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[s
         CaptureError, MutationError, ValueError: it cannot be captured (`capture`).
     """
     model = unwrapped(model)
-    captured = capture(model, args, kwargs, any_size=True, decomposed=lambda op: op not in HANDLERS)
-    graph = simplify(captured, copy_constants=False)
+    graph = simplify(captured(model, args, kwargs), copy_constants=False)
     names = [*_argument_names(model, len(args)), *graph.keywords]
     return describe(graph, input_names=names, names=tensor_names(model))
+
+
+def captured(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Graph:
+    """A model's graph with all sizes free that it leaves free, and as few operators as possible that the file lacks.
+
+    The arguments and the errors are those of `describe_model`.
+    """
+    return capture(model, args, kwargs, any_size=True, decomposed=lambda op: op not in HANDLERS)
+
+
+def written_alone(op: Op, written: Mapping[Value, Any]) -> Any:
+    """What one operation of a graph would be in a network file.
+
+    Args:
+        op: it. It computes no size.
+        written: what this function returned for operations before it.
+
+    Returns:
+        An operand, a tuple of operands, or a number.
+
+    Raises:
+        Inexpressible, ValueError: the network file cannot express it.
+    """
+    values: dict[Value, Any] = {}
+    for v in op.inputs:
+        if is_size(v):
+            values[v] = v.sizes[0]
+        elif v.dtype is None:
+            if v not in written:
+                raise Inexpressible(f"{v.name} is no tensor")
+            values[v] = written[v]
+        else:
+            if -1 in v.shape:
+                raise Inexpressible(f"the shape of {v.name} depends on the data")
+            values[v] = Operand(-1, file_dtype(v.dtype), v.sizes)
+    return _written(Writer(lambda t: None), op, values)
 
 
 def _argument_names(model: nn.Module, count: int) -> list[str]:

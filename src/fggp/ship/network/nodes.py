@@ -74,15 +74,21 @@ class Writer:
         self.module = ""
         self._name_of = name_of
         self._values = 0
+        self._unnamed = 0
         self._known: dict[Any, Operand] = {}
         self._kept: list[Tensor] = []  # so that no two have one address
 
     # What goes in.
 
     def input(self, name: str, dtype: torch.dtype, sizes: Sequence[Size]) -> Operand:
-        """Add an input."""
+        """Add an input. The file has only numbers and names in the shapes of inputs: any other size gets a new name."""
         dtype = file_dtype(dtype)
-        self.inputs.append({"name": name, "type": TYPES[dtype], "shape": expressions(sizes)})
+        shape = expressions(sizes)
+        for i, size in enumerate(shape):
+            if isinstance(size, list):
+                self._unnamed += 1
+                shape[i] = f"size{self._unnamed}"
+        self.inputs.append({"name": name, "type": TYPES[dtype], "shape": shape})
         return self._value(dtype, sizes)
 
     def tensor(self, tensor: Tensor, name: str) -> Operand:

@@ -9,7 +9,7 @@ import os
 import threading
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -17,16 +17,17 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from fggp import registry
+from fggp.native import KernelsMissingError
 from fggp.ship.graph import interpret
-from fggp.ship.graph.capture import CaptureError, capture, evaluation_mode, normalise_example
+from fggp.ship.graph.capture import CaptureError, evaluation_mode, normalise_example
 from fggp.ship.graph.inplace import MutationError
 from fggp.ship.graph.operations import Graph, Value
 from fggp.ship.graph.simplify import simplify
-from fggp.ship.network.describe import describe_model
+from fggp.ship.network.describe import captured, describe_model
 from fggp.ship.network.write import write
-from fggp.ship.runtime import kernels
-from fggp.ship.runtime.engine import SparseEngine
-from fggp.ship.runtime.kernels import KernelsMissingError
+from fggp.ship.runtime import library
+from fggp.ship.runtime.engine import Engine
+from fggp.ship.runtime.library import RefusedError
 from fggp.ship.runtime.summary import summary
 
 # The relative difference that is accepted between the compiled network and the model: larger than the rounding
@@ -37,15 +38,15 @@ TOLERANCE = 1e-3
 def compile(model: nn.Module, example_input: Any) -> Compiled:
     """Prepare a network for inference on the CPU, in float32, that skips zero weights.
 
-    Batch norms are folded into the convolutions and linear layers before them. Sparse convolutions and linear layers
-    run on fggp's own kernels, and so do the operations between them. All others run on PyTorch, and so do layers that
-    are too dense to gain, by measurement.
+    Batch norms are folded into the convolutions and linear layers before them. The network runs in fggp's C++ library,
+    and operations that it does not have run on PyTorch. A layer runs on the library's sparse or dense kernels,
+    whichever is faster, by measurement.
 
     Args:
         model: on the CPU; it is not changed. Later changes of its weights do not affect the compiled network.
         example_input: a tensor; or a tuple of tensors, for several arguments; or a dict, for keyword arguments.
-            Dimension 0 is the batch. The compiled network is prepared for batches of this size, and for another size
-            when it is first called with one.
+            Dimension 0 is the batch. The compiled network is prepared for inputs of these sizes, and for others when
+            they first come: other batch sizes, and other heights, widths and lengths if the model leaves them free.
 
     Returns:
         A function that takes the same arguments as the model.
@@ -82,16 +83,18 @@ class Compiled:
         self._lock = threading.Lock()
         self._fallback_model: nn.Module | None = None
         self._graph: Graph | None = None
-        self._engine: SparseEngine | None = None
+        self._engine: Engine | None = None
         self._reason = ""
         self._model = model
         self._weights = _fingerprint(model)
         try:
-            self._graph = simplify(capture(model, args, kwargs))
-            self._engine = SparseEngine(self._graph, kernels.load())
-        except (CaptureError, MutationError) as error:
+            captured_graph = captured(model, args, kwargs)
+            self._engine = Engine(simplify(captured_graph, copy_constants=False), library.load())
+            self._graph = self._engine.signature
+        except (CaptureError, MutationError, RefusedError) as error:
             self._fall_back(f"the whole model runs on PyTorch: {error}", model)
         except KernelsMissingError as error:
+            self._graph = simplify(captured_graph)
             self._fall_back(f"the simplified network runs on PyTorch's dense kernels: {error}")
         if self._engine is not None:
             difference = self._relative_difference(self._engine, model)
@@ -104,16 +107,14 @@ class Compiled:
                 )
 
     @torch.no_grad()
-    def _relative_difference(self, engine: SparseEngine, model: nn.Module) -> float:
+    def _relative_difference(self, engine: Engine, model: nn.Module) -> float:
         """The distance of the compiled output for the example from the model's, relative to the norm of the model's."""
         args, kwargs = self._example
         ours = tree_leaves(self(*args, **kwargs))
-        assert self._graph is not None
         # The model takes much time and memory for a whole batch. Two images suffice where images are independent.
-        few = engine.first_images(self._graph.flatten(args, kwargs), 2)
-        if few is not None:
-            ours = [x[:2] if isinstance(v, Value) else x for v, x in zip(self._graph.outputs, ours, strict=True)]
-            args, kwargs = tuple(few[: len(args)]), dict(zip(self._graph.keywords, few[len(args) :], strict=True))
+        if engine.images_are_independent:
+            ours = [x[:2] if isinstance(v, Value) else x for v, x in zip(engine.signature.outputs, ours, strict=True)]
+            args, kwargs = tuple(x[:2] for x in args), {name: x[:2] for name, x in kwargs.items()}
         with evaluation_mode(model):
             expected = tree_leaves(model(*args, **kwargs))
         return max((_relative_distance(a, b) for a, b in zip(ours, expected, strict=True)), default=0.0)
@@ -174,7 +175,8 @@ class Compiled:
         """Run the network.
 
         Args:
-            args: the model's positional arguments, of the example's shapes and dtypes; only the batch size may differ.
+            args: the model's positional arguments, of the example's dtypes and shapes; only the batch size may differ,
+                and heights, widths and lengths if the model leaves them free.
             kwargs: its keyword arguments, with the same rule.
 
         Returns:
@@ -182,13 +184,13 @@ class Compiled:
 
         Raises:
             TypeError: the arguments are not those of the example.
-            ValueError: a tensor's shape, dtype or device differs from the example's; the message says how.
+            ValueError: a tensor's shape, dtype or device does not fit; the message says what would.
         """
         if self._fallback_model is not None:
             return self._fallback_model(*args, **kwargs)
         assert self._graph is not None
         inputs = self._graph.flatten(args, kwargs)
-        self._check(self._graph, inputs)
+        check(self._graph, inputs)
         if self._engine is None:
             return interpret.run(self._graph, inputs)
         with self._lock:
@@ -199,21 +201,6 @@ class Compiled:
         ]
         return tree_unflatten(owned, self._graph.out_spec)
 
-    def _check(self, graph: Graph, inputs: list[Tensor]) -> None:
-        for value, x in zip(graph.inputs, inputs, strict=True):
-            if not isinstance(x, Tensor):
-                raise TypeError(f"input {value.name!r} is of type {type(x).__name__}; it must be a tensor")
-            varies = any(isinstance(size, str) for size in value.sizes[:1]) or graph.batch is not None
-            matches = (
-                (x.shape[1:] == value.shape[1:] and x.dim() == len(value.shape)) if varies else x.shape == value.shape
-            )
-            if not matches or x.dtype != value.dtype or x.device.type != "cpu":
-                wanted = ("any", *value.shape[1:]) if varies else value.shape
-                raise ValueError(
-                    f"input {value.name!r} is {x.dtype} {tuple(x.shape)} on {x.device}; it must be {value.dtype} "
-                    f"{wanted} on the CPU, as the example was"
-                )
-
     def __repr__(self) -> str:
         if self._engine is None:
             return f"{self._name} compiled by fggp: {self._reason}"
@@ -222,6 +209,36 @@ class Compiled:
         inputs = self._graph.flatten(args, kwargs)
         with self._lock, torch.no_grad():
             return summary(self._name, self._engine, inputs)
+
+
+def check(graph: Graph, inputs: Sequence[Any]) -> None:
+    """Check that inputs have the types and shapes that a graph takes.
+
+    Raises:
+        TypeError, ValueError: naming the input, what it is, and what it must be.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    for value, x in zip(graph.inputs, inputs, strict=True):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"input {value.name!r} is of type {type(x).__name__}; it must be a tensor")
+        batch = ("N",) if graph.batch is not None and value.shape[:1] == (graph.batch,) else value.sizes[:1]
+        wanted = (*batch, *value.sizes[1:])
+        fits = x.dim() == len(wanted) and all(
+            isinstance(size, str) or size == actual for size, actual in zip(wanted, x.shape, strict=True)
+        )
+        if not fits or x.dtype != value.dtype or x.device.type != "cpu":
+            raise ValueError(
+                f"input {value.name!r} is {x.dtype} {tuple(x.shape)} on {x.device}; it must be {value.dtype} "
+                f"({', '.join(map(str, wanted))}{',' * (len(wanted) == 1)}) on the CPU, as the example was"
+            )
+        for size, actual in zip(wanted, x.shape, strict=True):
+            if isinstance(size, str):
+                other, name = found.setdefault(size, (actual, value.name))
+                if other != actual:
+                    raise ValueError(
+                        f"the size {size} is {actual} in the input {value.name!r} and {other} in {name!r}; "
+                        f"it must be the same"
+                    )
 
 
 def _relative_distance(ours: Any, expected: Any) -> float:

@@ -1,170 +1,276 @@
-"""Running a graph on the sparse kernels for batches of any size, with a plan for each size, made on first use."""
+"""Running a network: each of its parts by the C++ library or by PyTorch."""
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from ctypes import CDLL
+from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from fggp.ship.graph import interpret
-from fggp.ship.graph.operations import Graph, Value
-from fggp.ship.runtime.choice import ProductChoice
-from fggp.ship.runtime.instructions import Step
-from fggp.ship.runtime.kernels import Kernels
-from fggp.ship.runtime.plan import Plan
+from fggp.ship.graph.free_sizes import evaluate
+from fggp.ship.graph.interpret import execute
+from fggp.ship.graph.operations import Call, Conv2d, Graph, Linear, Op, Value, is_size
+from fggp.ship.network.describe import describe
+from fggp.ship.network.nodes import file_dtype
+from fggp.ship.runtime.library import Network, RefusedError
+from fggp.ship.runtime.parts import Part, divide
 
 TRIALS = 3
-# Plans that are kept. Each holds memory for its activations and its own copy of the non-zero weights.
-PLANS_KEPT = 8
-# Threads that one group of images can keep busy; a group has one image per lane of a vector.
-THREADS_PER_GROUP = 8
 
 
-class SparseEngine:
-    """Runs a network on batches of any size.
+@dataclass(frozen=True)
+class Step:
+    """What one step of a run did.
 
     Args:
-        graph: the simplified network.
-        kernels: the kernels that run its sparse products.
+        names: the places in the model of the operations that it computed; none for a conversion of layout.
+        operators: their operators.
+        runs: "kernels" (sparse), "operator" (dense) or "conversion", in the library; or "PyTorch".
+        milliseconds: how long it took.
     """
 
-    def __init__(self, graph: Graph, kernels: Kernels) -> None:
-        self.graph, self.kernels = graph, kernels
-        self._choice = ProductChoice(graph, kernels)
-        self._plans: OrderedDict[tuple[int, int], Plan] = OrderedDict()
-        self._lanes: dict[int, int] = {}
+    names: tuple[str, ...]
+    operators: tuple[str, ...]
+    runs: str
+    milliseconds: float
 
+
+@dataclass(frozen=True)
+class ProductWeight:
+    """The weight of a convolution or linear layer.
+
+    Args:
+        operation: "Conv2d" or "Linear".
+        shape: the weight's.
+        density: the share of its non-zero elements.
+    """
+
+    operation: str
+    shape: tuple[int, ...]
+    density: float
+
+
+class Engine:
+    """Runs a network on inputs of any size that its graph leaves free.
+
+    Args:
+        graph: simplified. It may share its constants with the model: those that are needed later are copied.
+        library: `fggp.ship.runtime.library.load`.
+
+    Attributes:
+        signature: the graph without its operations and their weights.
+        cpu: the processor that the library was built for.
+        images_are_independent: whether it is plain that no image's outputs depend on other images of the batch.
+        products: the convolutions and linear layers, by their place in the model.
+
+    Raises:
+        RefusedError: the library refuses a part of the network.
+    """
+
+    def __init__(self, graph: Graph, library: CDLL) -> None:
+        self.products = {
+            op.layer or op.output.module: ProductWeight(
+                type(op).__name__, tuple(op.weight.shape), int(op.weight.count_nonzero()) / max(1, op.weight.numel())
+            )
+            for op in graph.ops
+            if isinstance(op, (Conv2d, Linear))
+        }
+        # The library copies what it needs of the weights, so that the dense ones are free from here on.
+        self._parts = [_NativePart(part, library) if part.native else _TorchPart(part) for part in divide(graph)]
+        self.signature = replace(
+            graph, ops=(), outputs=tuple(x.clone() if isinstance(x, Tensor) else x for x in graph.outputs)
+        )
+        self.cpu: str = library.fggp_cpu().decode()
+        ends = (*graph.inputs, *(x for x in graph.outputs if isinstance(x, Value)))
+        self.images_are_independent = all(v.batched for v in ends) and not any(isinstance(op, Call) for op in graph.ops)
+        self._inputs, self._outputs, self._batch = graph.inputs, self.signature.outputs, graph.batch
+        self._places = {
+            size: (v, dim) for v in graph.inputs for dim, size in enumerate(v.sizes) if isinstance(size, str)
+        }
+        read = {v for part in self._parts if isinstance(part, _TorchPart) for op in part.ops for v in op.inputs}
+        read |= {v for v in graph.outputs if isinstance(v, Value)}
+        self._sizes = [op for op in graph.ops if op.output in read and is_size(op.output)]
+        self._freed_after = self._values_freed_after()
+
+    @torch.no_grad()
     def run(self, inputs: Sequence[Tensor]) -> list[Any]:
-        """Run the network on one tensor for each of the graph's inputs. Returns the graph's outputs."""
-        batch, threads = self.batch_size(inputs), torch.get_num_threads()
-        if batch == 0:
-            return tree_leaves(interpret.run(self.graph, inputs))  # PyTorch handles empty tensors
-        if self.graph.batch is not None and batch != self.graph.batch:
-            return self._run_in_fixed_pieces(inputs, batch, self.graph.batch)
-        piece = self.piece_size(batch)
-        if piece < batch:
-            return self._run_in_pieces(inputs, batch, piece, threads)
-        return self._plan(inputs, batch).run(inputs, batch, threads)
+        """Run the network.
 
-    def profile(self, inputs: Sequence[Tensor]) -> list[tuple[Step, float]]:
-        """The steps for these inputs, or for the first piece of them, and the seconds that each takes."""
-        batch, threads = self.batch_size(inputs), torch.get_num_threads()
-        piece = self.piece_size(batch)
-        if piece < batch:
-            inputs, batch = [x[:piece] for x in inputs], piece
-        runs = [self._plan(inputs, batch).profile(inputs, batch, threads) for _ in range(TRIALS)]
-        return [(steps[0][0], min(seconds for _, seconds in steps)) for steps in zip(*runs, strict=True)]
+        Args:
+            inputs: one for each of the graph's inputs, of shapes and dtypes that fit it.
 
-    def batch_size(self, inputs: Sequence[Tensor]) -> int:
-        """The batch size of the inputs.
+        Returns:
+            The graph's outputs. Those that are inputs are the caller's tensors; all others are new.
 
         Raises:
-            ValueError: they have different batch sizes.
+            ValueError: inputs do not fit each other, or this network.
         """
-        sizes = {len(x) for value, x in zip(self.graph.inputs, inputs, strict=True) if self._has_batch(value)}
+        batch = self._fixed_batch(inputs)
+        if batch is not None and batch != self._batch:
+            return self._run_in_fixed_batches(inputs, batch)
+        values = self._start(inputs)
+        if any(0 in x.shape for x in inputs):
+            return self._run_empty(values)
+        threads = torch.get_num_threads()
+        for part, unused in zip(self._parts, self._freed_after, strict=True):
+            part.run(values, threads)
+            for value in unused:
+                del values[value]  # frees its memory
+        return self._results(values)
+
+    @torch.no_grad()
+    def profile(self, inputs: Sequence[Tensor]) -> list[Step]:
+        """Run the network for these inputs a few times. Returns what it does, in order, and the least times."""
+        values = self._start([x[: self._batch] if self._batch is not None else x for x in inputs])
+        threads = torch.get_num_threads()
+        return [step for part in self._parts for step in part.profile(values, threads)]
+
+    def _start(self, inputs: Sequence[Tensor]) -> dict[Value, Any]:
+        """The values that are known before the first part."""
+        values: dict[Value, Any] = dict(zip(self._inputs, inputs, strict=True))
+        for op in self._sizes:
+            values[op.output] = execute(op, values)
+        for part in self._parts:
+            for bearer in part.bearers:
+                v, dim = self._places[bearer.sizes[0]]  # type: ignore[index]
+                values[bearer] = torch.empty(values[v].shape[dim], 0, dtype=torch.bool)
+        return values
+
+    def _results(self, values: Mapping[Value, Any]) -> list[Any]:
+        return [values[x] if isinstance(x, Value) else x.clone() if isinstance(x, Tensor) else x for x in self._outputs]
+
+    def _values_freed_after(self) -> list[list[Value]]:
+        """The tensors that are not needed after each part; inputs and outputs are always kept."""
+        kept = {*self._inputs, *(x for x in self._outputs if isinstance(x, Value))}
+        kept |= {op.output for op in self._sizes}
+        last = {v: i for i, part in enumerate(self._parts) for v in (*part.inputs, *part.outputs)}
+        return [[v for v, at in last.items() if at == i and v not in kept] for i in range(len(self._parts))]
+
+    # Batches that need care.
+
+    def _run_empty(self, values: dict[Value, Any]) -> list[Any]:
+        """Results without elements, for inputs without elements."""
+        places = {name: (values[v], dim) for name, (v, dim) in self._places.items()}
+        for x in self._outputs:
+            if isinstance(x, Value) and x not in values:
+                shape = [evaluate(size, places) for size in x.sizes]
+                if 0 not in shape:
+                    raise ValueError(
+                        f"the inputs have no elements, and an output of shape {tuple(shape)} would depend on them"
+                    )
+                values[x] = torch.empty(shape, dtype=x.dtype)
+        return self._results(values)
+
+    def _fixed_batch(self, inputs: Sequence[Tensor]) -> int | None:
+        """The batch size of the inputs, if the network was captured for one alone."""
+        if self._batch is None:
+            return None
+        sizes = {len(x) for value, x in zip(self._inputs, inputs, strict=True) if self._has_batch(value)}
         if len(sizes) > 1:
             raise ValueError(f"the inputs have batches of sizes {sorted(sizes)}; all must have the same size")
-        return sizes.pop() if sizes else 1
+        return sizes.pop() if sizes else None
 
     def _has_batch(self, value: Value) -> bool:
-        # Any symbol counts, because tracing may give the batch sizes of several inputs different symbols.
-        varies = any(isinstance(size, str) for size in value.sizes[:1])
-        return varies or (self.graph.batch is not None and value.shape[:1] == (self.graph.batch,))
+        return value.shape[:1] == (self._batch,)
 
-    # Plans.
-
-    def _plan(self, inputs: Sequence[Tensor], batch: int) -> Plan:
-        vector = self.kernels.lanes
-        if batch >= vector:
-            return self._plan_for(batch, vector)
-        if batch not in self._lanes:
-            self._lanes[batch] = (
-                1 if batch == 1 else min((1, vector), key=lambda n: self._least_seconds(inputs, batch, n))
-            )
-        return self._plan_for(batch, self._lanes[batch])
-
-    def _plan_for(self, batch: int, lanes: int) -> Plan:
-        groups = -(-batch // lanes)
-        for key in ((lanes, batch), (lanes, groups * lanes)):
-            if key in self._plans:
-                self._plans.move_to_end(key)
-                return self._plans[key]
-        plan = Plan(self.graph, batch, self.kernels, lanes, self._choice.products(batch, lanes))
-        self._plans[lanes, batch if plan.fixed_batch else plan.capacity] = plan
-        if len(self._plans) > PLANS_KEPT:
-            self._plans.popitem(last=False)
-        return plan
-
-    def _least_seconds(self, inputs: Sequence[Tensor], batch: int, lanes: int) -> float:
-        plan = self._plan_for(batch, lanes)
-        times = []
-        for _ in range(TRIALS):
-            start = time.perf_counter()
-            plan.run(inputs, batch, torch.get_num_threads())
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    # Large batches, in pieces.
-
-    def piece_size(self, batch: int) -> int:
-        """The number of images that run through the network at once.
-
-        If images are independent, that is the least number that keeps all threads busy, so that the activations between
-        two layers stay in the caches.
-        """
-        piece = self.kernels.lanes * -(-torch.get_num_threads() // THREADS_PER_GROUP)
-        return (
-            piece
-            if batch > piece and self._images_are_independent(self._plan_for(piece, self.kernels.lanes))
-            else batch
-        )
-
-    def first_images(self, inputs: Sequence[Tensor], count: int) -> list[Tensor] | None:
-        """The inputs of the first ``count`` images; None if their outputs may depend on the other images."""
-        batch = self.batch_size(inputs)
-        plan = self._plan(inputs, min(batch, self.piece_size(batch)))
-        return [x[:count] for x in inputs] if self._images_are_independent(plan) else None
-
-    def _images_are_independent(self, plan: Plan) -> bool:
-        """Whether no image's output depends on another image: known only where the kernels run the whole plan."""
-        ends = (*self.graph.inputs, *(x for x in self.graph.outputs if isinstance(x, Value)))
-        return plan.kernels_only and self.graph.batch is None and all(value.batched for value in ends)
-
-    def _run_in_pieces(self, inputs: Sequence[Tensor], batch: int, piece: int, threads: int) -> list[Any]:
-        given = dict(zip(self.graph.inputs, inputs, strict=True))
-        outputs: dict[Value, Tensor] = {
-            value: torch.empty((batch, *value.shape[1:]), dtype=torch.float32)
-            for value in self.graph.outputs
-            if isinstance(value, Value) and value not in given
-        }
-        for start in range(0, batch, piece):
-            stop = min(start + piece, batch)
-            part = [x[start:stop] for x in inputs]
-            out = {value: x[start:stop] for value, x in outputs.items()}
-            self._plan(part, stop - start).run(part, stop - start, threads, out)
-        values = {**given, **outputs}
-        return [values[x] if isinstance(x, Value) else x for x in self.graph.outputs]
-
-    def _run_in_fixed_pieces(self, inputs: Sequence[Tensor], batch: int, piece: int) -> list[Any]:
+    def _run_in_fixed_batches(self, inputs: Sequence[Tensor], batch: int) -> list[Any]:
         """Run a network that was captured for one batch size. The last piece is filled up with copies."""
+        size = self._batch
+        assert size is not None
         parts: list[list[Any]] = []
-        for start in range(0, batch, piece):
+        for start in range(0, max(batch, 1), size):
             part = []
-            for value, x in zip(self.graph.inputs, inputs, strict=True):
+            for value, x in zip(self._inputs, inputs, strict=True):
                 if self._has_batch(value):
-                    x = x[start : start + piece]
-                    x = torch.cat([x, x[-1:].expand(piece - len(x), *x.shape[1:])])
+                    x = x[start : start + size]
+                    last = x[-1:] if len(x) else x.new_zeros((1, *x.shape[1:]))
+                    x = torch.cat([x, last.expand(size - len(x), *x.shape[1:])])
                 part.append(x)
             parts.append(self.run(part))
         joined: list[Any] = []
-        for value, *pieces in zip(self.graph.outputs, *parts, strict=True):
+        for value, *pieces in zip(self._outputs, *parts, strict=True):
             if isinstance(value, Value) and self._has_batch(value):
                 joined.append(torch.cat(pieces)[:batch])
             else:
                 joined.append(pieces[0])
         return joined
+
+
+class _NativePart:
+    """A part that the library runs."""
+
+    def __init__(self, part: Part, library: CDLL) -> None:
+        graph = part.graph
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+        self.bearers = graph.inputs[len(graph.inputs) - len(part.sizes) :]
+        description = describe(graph, input_names=[f"{i}: {v.name}" for i, v in enumerate(graph.inputs)])
+        self._names = [entry["name"].encode() for entry in description.network["inputs"]]
+        self._dtypes = [file_dtype(v.dtype) for v in graph.inputs]
+        self._network = Network.build(description.network, description.tensors, library)
+
+    def run(self, values: dict[Value, Any], threads: int) -> None:
+        """Compute its outputs in ``values``."""
+        try:
+            results = self._network.run(self._given(values), threads)
+        except RefusedError as error:
+            raise ValueError(f"these inputs do not fit the network: {error}") from None
+        for v, result in zip(self.outputs, results, strict=True):
+            values[v] = result.to(v.dtype)  # int32 is int64 in the library
+
+    def profile(self, values: dict[Value, Any], threads: int) -> list[Step]:
+        """Its steps, and their times."""
+        steps = self._network.profile(self._given(values), threads)
+        self.run(values, threads)
+        return [
+            Step(tuple(step["names"]), tuple(step["operators"]), step["runs"], step["milliseconds"]) for step in steps
+        ]
+
+    def _given(self, values: Mapping[Value, Any]) -> dict[bytes, Tensor]:
+        return {
+            name: values[v].to(dtype) for name, dtype, v in zip(self._names, self._dtypes, self.inputs, strict=True)
+        }
+
+
+class _TorchPart:
+    """A part that PyTorch runs."""
+
+    bearers: tuple[Value, ...] = ()
+
+    def __init__(self, part: Part) -> None:
+        copies: dict[int, Tensor] = {}
+
+        def owned(t: Tensor) -> Tensor:
+            return copies.setdefault(id(t), t.clone())
+
+        self.inputs, self.outputs = part.graph.inputs, part.graph.outputs
+        self.ops = [op.with_constants(owned) for op in part.graph.ops if not is_size(op.output)]
+        self._computed = [op.output for op in self.ops if op.output not in self.outputs]
+
+    def run(self, values: dict[Value, Any], threads: int) -> None:
+        """Compute its outputs in ``values``."""
+        for op in self.ops:
+            values[op.output] = execute(op, values)
+        for v in self._computed:
+            del values[v]
+
+    def profile(self, values: dict[Value, Any], threads: int) -> list[Step]:
+        """Its steps, and their times."""
+        steps = []
+        for op in self.ops:
+            least = float("inf")
+            for _ in range(TRIALS):
+                start = perf_counter()
+                values[op.output] = execute(op, values)
+                least = min(least, perf_counter() - start)
+            name = op.target_name if isinstance(op, Call) else type(op).__name__
+            steps.append(Step((_place(op),), (name,), "PyTorch", least * 1e3))
+        return steps
+
+
+def _place(op: Op) -> str:
+    layer = op.layer if isinstance(op, (Conv2d, Linear)) else ""
+    return layer or op.output.module or op.output.name

@@ -7,53 +7,40 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fggp.ship.graph.operations import Call, Conv2d, Linear, Op
-from fggp.ship.runtime.engine import SparseEngine
-from fggp.ship.runtime.instructions import Product, Step, Torch
+from fggp.ship.runtime.engine import Engine, Step
 
 HEADER = ("layer", "operation", "weight", "non-zero", "runs on", "ms")
+_RUNS = {"kernels": "fggp sparse", "operator": "fggp dense", "conversion": "fggp", "PyTorch": "PyTorch"}
+_PRODUCTS = ("conv", "linear", "Conv2d", "Linear")
 
 
-def summary(name: str, engine: SparseEngine, inputs: Sequence[Tensor]) -> str:
-    """Run the network once for these inputs, and list its steps and their times as a table."""
-    profile = engine.profile(inputs)
-    sparse = f"fggp {engine.kernels.cpu}"
-    rows = [row for step, seconds in profile for row in _rows(step, seconds * 1e3, sparse)]
-    products = [op for op in engine.graph.ops if isinstance(op, (Conv2d, Linear))]
-    on_kernels = sum(len(step.chain) for step, _ in profile if isinstance(step, Product))
-    total = sum(seconds for _, seconds in profile) * 1e3
+def summary(name: str, engine: Engine, inputs: Sequence[Tensor]) -> str:
+    """Run the network a few times for these inputs, and list its steps and their times as a table."""
+    steps = engine.profile(inputs)
+    rows = [row for step in steps for row in _rows(step, engine)]
+    sparse = sum(operator in _PRODUCTS for step in steps if step.runs == "kernels" for operator in step.operators)
+    products = sum(operator in _PRODUCTS for step in steps for operator in step.operators)
+    total = sum(step.milliseconds for step in steps)
     threads = torch.get_num_threads()
-    threads_text = "1 thread" if threads == 1 else f"{threads} threads"
+    shapes = ", ".join("×".join(map(str, x.shape)) for x in inputs)
     lines = [
-        f"{name} compiled by fggp for a batch of {engine.batch_size(inputs)}: {on_kernels} of {len(products)} "
-        f"convolutions and linear layers on the sparse {engine.kernels.cpu} kernels; {threads_text}",
+        f"{name} compiled by fggp for inputs of {shapes}: {sparse} of {products} convolutions and linear layers on the "
+        f"sparse {engine.cpu} kernels; {threads} thread{'s' if threads > 1 else ''}",
         *_aligned([HEADER, *rows, ("total", "", "", "", "", f"{total:.3f}")]),
     ]
     return "\n".join(lines)
 
 
-def _rows(step: Step, ms: float, sparse: str) -> Iterable[tuple[str, ...]]:
-    if isinstance(step, Product):
-        for convolve in step.chain:
-            last = convolve is step.chain[-1]
-            yield (*_operation(convolve.op), sparse, f"{ms:.3f}" if last else "with the next")
-    elif isinstance(step, Torch):
-        yield (*_operation(step.op), "PyTorch", f"{ms:.3f}")
-    elif step.op is not None:
-        yield (*_operation(step.op), sparse, f"{ms:.3f}")
-    else:
-        direction = "to" if step.name == "load" else "from"
-        yield ("", f"convert {direction} the kernels' layout", "", "", sparse, f"{ms:.3f}")
-
-
-def _operation(op: Op) -> tuple[str, str, str, str]:
-    """The layer's path, the operation's name, and the shape and density of its weight."""
-    if isinstance(op, (Conv2d, Linear)):
-        density = float(op.weight.count_nonzero()) / max(1, op.weight.numel())
-        shape = "×".join(map(str, op.weight.shape))
-        return op.layer or op.output.name, type(op).__name__, shape, f"{density:.1%}"
-    name = op.target_name if isinstance(op, Call) else type(op).__name__
-    return op.output.module or op.output.name, name, "", ""
+def _rows(step: Step, engine: Engine) -> Iterable[tuple[str, ...]]:
+    ms = f"{step.milliseconds:.3f}"
+    if not step.operators:
+        yield ("", "conversion of layout", "", "", _RUNS[step.runs], ms)
+    for i, (name, operator) in enumerate(zip(step.names, step.operators, strict=True)):
+        last = i == len(step.operators) - 1
+        weight = engine.products.get(name) if operator in _PRODUCTS else None
+        described = ("", "") if weight is None else ("×".join(map(str, weight.shape)), f"{weight.density:.1%}")
+        operation = operator if weight is None else weight.operation
+        yield (name, operation, *described, _RUNS[step.runs], ms if last else "with the next")
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
