@@ -27,7 +27,7 @@ PLACES = {
     "schedule": (1, 6, 1, CORE, "how many are active at step t"),
     "weights": (0, 7, 2, CORE, "where their parts, gradients and optimizers are"),
     "ship.file": (2, 3, 1, SHIP, "the small file"),
-    "ship.runtime": (3, 3, 1, SHIP, "layouts, memory, plans, kernels"),
+    "ship.runtime": (3, 3, 1, SHIP, "the library's parts and PyTorch's"),
     "ship.graph": (3, 5, 1, SHIP, "a model as a graph of operations"),
     "registry": (2, 7, 1, LEAF, "how far pruning got"),
     "native": (0, 8, 4, LEAF, "loads the compiled library: csrc/selection and csrc/runtime behind csrc/fggp.h"),

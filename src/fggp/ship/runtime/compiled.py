@@ -33,6 +33,8 @@ from fggp.ship.runtime.summary import summary
 # The relative difference that is accepted between the compiled network and the model: larger than the rounding
 # difference of another order of additions, smaller than what a bug would cause.
 TOLERANCE = 1e-3
+# Shapes of inputs that were found to fit are kept, because the check takes as long as a small layer.
+_CHECKED_KEPT = 64
 
 
 def compile(model: nn.Module, example_input: Any) -> Compiled:
@@ -85,6 +87,7 @@ class Compiled:
         self._graph: Graph | None = None
         self._engine: Engine | None = None
         self._reason = ""
+        self._checked: set[Any] = set()
         self._model = model
         self._weights = _fingerprint(model)
         try:
@@ -190,7 +193,12 @@ class Compiled:
             return self._fallback_model(*args, **kwargs)
         assert self._graph is not None
         inputs = self._graph.flatten(args, kwargs)
-        check(self._graph, inputs)
+        kinds = tuple((x.dtype, x.shape, x.device) if isinstance(x, Tensor) else None for x in inputs)
+        if kinds not in self._checked:
+            check(self._graph, inputs)
+            if len(self._checked) == _CHECKED_KEPT:
+                self._checked.clear()
+            self._checked.add(kinds)
         if self._engine is None:
             return interpret.run(self._graph, inputs)
         with self._lock:

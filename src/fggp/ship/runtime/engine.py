@@ -96,7 +96,6 @@ class Engine:
         self._sizes = [op for op in graph.ops if op.output in read and is_size(op.output)]
         self._freed_after = self._values_freed_after()
 
-    @torch.no_grad()
     def run(self, inputs: Sequence[Tensor]) -> list[Any]:
         """Run the network.
 
@@ -122,7 +121,6 @@ class Engine:
                 del values[value]  # frees its memory
         return self._results(values)
 
-    @torch.no_grad()
     def profile(self, inputs: Sequence[Tensor]) -> list[Step]:
         """Run the network for these inputs a few times. Returns what it does, in order, and the least times."""
         values = self._start([x[: self._batch] if self._batch is not None else x for x in inputs])
@@ -219,20 +217,22 @@ class _NativePart:
         except RefusedError as error:
             raise ValueError(f"these inputs do not fit the network: {error}") from None
         for v, result in zip(self.outputs, results, strict=True):
-            values[v] = result.to(v.dtype)  # int32 is int64 in the library
+            values[v] = result if result.dtype == v.dtype else result.to(v.dtype)  # int32 is int64 in the library
 
     def profile(self, values: dict[Value, Any], threads: int) -> list[Step]:
         """Its steps, and their times."""
-        steps = self._network.profile(self._given(values), threads)
+        steps = self._network.profile(self._given(values), threads)["steps"]
         self.run(values, threads)
         return [
             Step(tuple(step["names"]), tuple(step["operators"]), step["runs"], step["milliseconds"]) for step in steps
         ]
 
     def _given(self, values: Mapping[Value, Any]) -> dict[bytes, Tensor]:
-        return {
-            name: values[v].to(dtype) for name, dtype, v in zip(self._names, self._dtypes, self.inputs, strict=True)
-        }
+        given = {}
+        for name, dtype, v in zip(self._names, self._dtypes, self.inputs, strict=True):
+            x = values[v]
+            given[name] = x if x.dtype == dtype else x.to(dtype)
+        return given
 
 
 class _TorchPart:
