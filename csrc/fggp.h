@@ -1,9 +1,7 @@
 /* fggp's C interface.
  *
  * The first part runs pruned networks: load a file that fggp wrote, run it, free it.
- * The second part is the sparse kernels alone. A program is a list of operations on activations at fixed addresses. It
- * is built once for given shapes; each run gets only the addresses of its inputs and outputs. All numbers are float32.
- * The third part is the selection: passes over the weights of a network that is being pruned.
+ * The second part is the selection: passes over the weights of a network that is being pruned.
  */
 #ifndef FGGP_H
 #define FGGP_H
@@ -63,133 +61,15 @@ int32_t fggp_run(fggp_network *, const fggp_array *inputs, int32_t count, int32_
  * "runs": "kernels" (sparse), "operator" (dense) or "conversion"; and "milliseconds". */
 int32_t fggp_profile(fggp_network *, const fggp_array *inputs, int32_t count, int32_t threads, const char **profile);
 
-/* An activation: `groups` × `channels` planes of `height` × `width` pixels, each pixel `lanes` floats wide.
- *
- * lanes = fggp_lanes(): for batches. A group is `lanes` images, and a vector holds the same pixel of each.
- * lanes = 1: for single images. A group is one image, and a vector holds consecutive pixels of a plane, row after row.
- *
- * Pixel (y, x) is at (y * row + x) * lanes. The floats between width and row, and between a plane's last row and the
- * next plane, are zero and serve as padding: the right margin of a row is also the left margin of the next row.
- * fggp_lanes() floats after the last pixel may be read.
- */
-typedef struct {
-    float *data;
-    int32_t lanes, groups, channels, height, width;
-    int64_t row;   /* pixels from one row to the next */
-    int64_t plane; /* pixels from one channel to the next */
-    int64_t group; /* pixels from one group to the next */
-} fggp_tensor;
-
-/* A non-zero weight: its value, and the offset of its input from the output's pixel, in bytes. */
-typedef struct {
-    int32_t offset;
-    float value;
-} fggp_entry;
-
-/* A function that an operation applies to each number of its result.
- *
- * FGGP_IDENTITY: none. FGGP_CLAMP: from a to b; a ReLU is from 0 to infinity. FGGP_LEAKY_RELU: a · x for negative x.
- * FGGP_ELU: b · x for positive x, else a · (exp(c · x) - 1). The others have no numbers; FGGP_GELU_TANH is the
- * approximation of FGGP_GELU with a hyperbolic tangent. All keep NaN. */
-enum {
-    FGGP_IDENTITY,
-    FGGP_CLAMP,
-    FGGP_LEAKY_RELU,
-    FGGP_ELU,
-    FGGP_HARD_SIGMOID,
-    FGGP_HARD_SWISH,
-    FGGP_SIGMOID,
-    FGGP_SILU,
-    FGGP_TANH,
-    FGGP_GELU,
-    FGGP_GELU_TANH,
-    FGGP_MISH
-};
-typedef struct {
-    int32_t kind;
-    double a, b, c;
-} fggp_activation;
-
-/* A sparse convolution; out = activation(weights ∗ in + bias + residual?).
- *
- * Entries are sorted by chunk of input channels, then by output channel; starts has chunks * out.channels + 1 numbers.
- * A chunk should be small enough for its inputs of one tile to fit the first-level cache. */
-typedef struct {
-    fggp_tensor in, out, residual; /* residual.data may be NULL (none) or out.data */
-    const fggp_entry *entries;
-    const uint32_t *starts;
-    const float *bias; /* one for each channel */
-    fggp_activation activation;
-    int32_t chunks, stride;
-    int32_t tile_rows, tile_columns; /* a tile of rows × columns vectors is summed in registers */
-} fggp_conv;
-
-typedef struct {
-    fggp_tensor in, out;
-    int32_t kernel[2], stride[2], padding[2], dilation[2];
-    int32_t count_padding; /* averages: whether padded pixels count */
-    float divisor;         /* averages: 0 for the size of the window */
-} fggp_pool;
-
-typedef struct fggp_program fggp_program;
-
 /* Raised with every change of this interface: Python refuses kernels that were built for another one. */
-#define FGGP_INTERFACE 4
+#define FGGP_INTERFACE 5
 int32_t fggp_interface(void);
 
 const char *fggp_cpu(void);   /* the processor this build is for: "avx512", "avx2" or "generic" */
 int32_t fggp_lanes(void);     /* floats in a vector */
-int32_t fggp_registers(void); /* the most vectors that a tile may have */
-
-fggp_program *fggp_program_new(void); /* NULL: out of memory */
-void fggp_program_free(fggp_program *);
+int32_t fggp_registers(void); /* the most vectors whose sums are held in registers */
 
 /* All functions below return 0, or 1 if memory ran out. */
-
-/* Each fggp_add_… adds one operation. The memory behind its pointers must outlive the program. */
-
-/* A chain of convolutions. Each after the first is pointwise (1×1, stride 1) and reads the output of the one before it,
- * tile by tile, while the tile is in the caches. All use the tiles of the first. */
-int32_t fggp_add_conv(fggp_program *, const fggp_conv *chain, int32_t length);
-/* out[n, o] = activation(Σ value · in[n, offset] + bias) for single images; in and out are rows of features. */
-int32_t fggp_add_product(fggp_program *, const fggp_conv *);
-/* A convolution of single images whose stride is 2 and whose chunks are 1. Reading its input with gaps is slower than
- * reading an unfolded one, but saves unfolding, which few weights do not pay for. After the last pixel that the output
- * depends on, 2 * fggp_lanes() further floats may be read. */
-int32_t fggp_add_strided(fggp_program *, const fggp_conv *);
-int32_t fggp_add_max_pool(fggp_program *, const fggp_pool *);
-int32_t fggp_add_average_pool(fggp_program *, const fggp_pool *);
-/* Each output pixel is the mean of its part of the input; the parts are as even as possible. */
-int32_t fggp_add_adaptive_average(fggp_program *, const fggp_tensor *in, const fggp_tensor *out);
-/* out = activation(a + b). */
-int32_t fggp_add_sum(fggp_program *, const fggp_tensor *a, const fggp_tensor *b, const fggp_tensor *out,
-                     const fggp_activation *);
-/* out = activation(in · gate), where gate has one pixel for each channel of each image. */
-int32_t fggp_add_gate(fggp_program *, const fggp_tensor *in, const fggp_tensor *gate, const fggp_tensor *out,
-                      const fggp_activation *);
-/* out = activation(scale · in + shift), with a scale (NULL: 1) and a shift (NULL: 0) for each channel. */
-int32_t fggp_add_affine(fggp_program *, const fggp_tensor *in, const fggp_tensor *out, const float *scale,
-                        const float *shift, const fggp_activation *);
-/* Copy channels of `in` to channels of `out`: `count` pairs of numbers, from and to. */
-int32_t fggp_add_copy(fggp_program *, const fggp_tensor *in, const fggp_tensor *out, const int32_t *pairs,
-                      int32_t count);
-/* Turn pixels into channels: out has in.channels * in.height * in.width channels of one pixel. */
-int32_t fggp_add_flatten(fggp_program *, const fggp_tensor *in, const fggp_tensor *out);
-/* Make a channel for each input channel and kernel position: a convolution of the result has a 1×1 kernel. */
-int32_t fggp_add_unfold(fggp_program *, const fggp_pool *);
-/* The layout of a tensor of the caller's: floats from one image, channel, row and pixel to the next. */
-typedef struct {
-    int64_t image, channel, row, pixel;
-} fggp_strides;
-
-/* Load from, and store to, the address in a slot. */
-int32_t fggp_add_load(fggp_program *, int32_t slot, const fggp_strides *, const fggp_tensor *out);
-int32_t fggp_add_store(fggp_program *, const fggp_tensor *in, int32_t slot, const fggp_strides *);
-
-/* Run all operations in order, each on `threads` threads, the caller's included (or on fewer if the system provides no
- * more). A program may only run once at a time. The images may fill only some lanes of the last group.
- * seconds: NULL, or an array with a number for each operation, to which its time is added. */
-int32_t fggp_program_run(fggp_program *, void *const *slots, int32_t images, int32_t threads, double *seconds);
 
 /* The type of a layer's numbers. */
 enum { FGGP_FLOAT32, FGGP_BFLOAT16 };

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "fggp.h"
+#include "runtime/kernels.h"
 #include "network/json.h"
 #include "network/types.h"
 

@@ -2,7 +2,7 @@
 #ifndef FGGP_PLAN_LAYOUT_H
 #define FGGP_PLAN_LAYOUT_H
 
-#include "fggp.h"
+#include "runtime/kernels.h"
 #include "network/types.h"
 
 namespace fggp {

@@ -2,7 +2,7 @@
 #ifndef FGGP_ACTIVATIONS_H
 #define FGGP_ACTIVATIONS_H
 
-#include "fggp.h"
+#include "runtime/kernels.h"
 #include "vectors.h"
 
 namespace fggp {

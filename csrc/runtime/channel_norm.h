@@ -2,6 +2,7 @@
 #ifndef FGGP_CHANNEL_NORM_H
 #define FGGP_CHANNEL_NORM_H
 
+#include "runtime/kernels.h"
 #include "runtime/operation.h"
 
 namespace fggp {

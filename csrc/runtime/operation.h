@@ -3,10 +3,9 @@
 #define FGGP_OPERATION_H
 
 #include <atomic>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
-
-#include "fggp.h"
 
 namespace fggp {
 

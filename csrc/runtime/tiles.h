@@ -3,7 +3,7 @@
 #ifndef FGGP_TILES_H
 #define FGGP_TILES_H
 
-#include "fggp.h"
+#include "runtime/kernels.h"
 #include "runtime/activations.h"
 #include "vectors.h"
 
