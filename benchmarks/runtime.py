@@ -1,13 +1,13 @@
 """fggp.compile compared with other engines, in twelve cells (two networks, three sparsities, two batches).
 
     python benchmarks/runtime.py --deepsparse deepsparse-venv/bin/python      the twelve cells
-    python benchmarks/runtime.py --more                                       larger networks, transformers
+    python benchmarks/runtime.py --more                                       torchvision's networks, an encoder
     python benchmarks/runtime.py --show                                       prints and draws the last records
 
 Engines run in processes of their own, in turns (`fggp.lab.bench.engines`). Figures are medians of the turns' medians;
-compare their ratios, not their absolute values. Networks are the lab's CIFAR forms with random weights and random batch
-norms, each layer pruned by magnitude to the same sparsity. `benchmarks/deepsparse_worker.py` says how to install
-DeepSparse.
+compare their ratios, not their absolute values. The twelve cells are the lab's CIFAR forms. All networks have random
+weights and random batch norms, and each layer is pruned by magnitude to the same sparsity.
+`benchmarks/deepsparse_worker.py` says how to install DeepSparse.
 """
 
 from __future__ import annotations
@@ -56,22 +56,28 @@ def cells() -> Iterator[tuple[str, nn.Module, float, list[Tensor]]]:
                 yield f"{name} (CIFAR form)", pruned, sparsity, [torch.randn(batch, 3, 32, 32)]
 
 
+SHIPPED = (
+    *("mobilenet_v2", "efficientnet_b0", "resnet50", "mobilenet_v3_small", "mobilenet_v3_large", "mnasnet1_0"),
+    *("shufflenet_v2_x1_0", "regnet_y_400mf", "googlenet", "densenet121", "convnext_tiny", "swin_t", "vit_b_16"),
+)
+"""torchvision's networks that people put on devices, and larger ones."""
+
+
 def more() -> Iterator[tuple[str, nn.Module, float, list[Tensor]]]:
-    """Networks of other sizes and kinds."""
+    """Networks of other sizes and kinds, for images of 224×224 pixels; and an encoder of a text network."""
+    for name in SHIPPED:
+        torch.manual_seed(0)
+        given = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+        dense = with_random_norms(torchvision.models.get_model(name, weights=None, **given)).eval()
+        if name == "vit_b_16":
+            nn.init.normal_(dense.heads.head.weight, std=0.02)  # torchvision initialises it to zero
+        for sparsity in (0.9, 0.95):
+            pruned = magnitude_pruned(dense, sparsity)
+            for batch in (1, 8) if name in ("mobilenet_v2", "resnet50", "vit_b_16") else (1,):
+                yield name, pruned, sparsity, [torch.randn(batch, 3, 224, 224)]
     torch.manual_seed(0)
-    resnet = with_random_norms(torchvision.models.resnet50()).eval()
-    for sparsity in (0.9, 0.95):
-        pruned = magnitude_pruned(resnet, sparsity)
-        for batch in (1, 8):
-            yield "resnet50 (ImageNet form)", pruned, sparsity, [torch.randn(batch, 3, 224, 224)]
-    vit = torchvision.models.vit_b_16()
-    nn.init.normal_(vit.heads.head.weight, std=0.02)  # torchvision initialises it to zero
-    vit = magnitude_pruned(vit.eval(), 0.95)
-    for batch in (1, 8):
-        yield "vit_b_16", vit, 0.95, [torch.randn(batch, 3, 224, 224)]
     bert = magnitude_pruned(bert_size().eval(), 0.95)
-    for batch in (1, 8):
-        yield "encoder of BERT-base's size, 128 tokens", bert, 0.95, [torch.randn(batch, 128, 768)]
+    yield "encoder of BERT-base's size, 128 tokens", bert, 0.95, [torch.randn(1, 128, 768)]
 
 
 def bert_size() -> nn.Module:
