@@ -28,9 +28,10 @@ PLACES = {
     "weights": (0, 7, 2, CORE, "where their parts, gradients and optimizers are"),
     "ship.file": (2, 3, 1, SHIP, "the small file"),
     "ship.runtime": (3, 3, 1, SHIP, "the library's parts and PyTorch's"),
+    "ship.network": (3, 4, 1, SHIP, "a graph as a network file"),
     "ship.graph": (3, 5, 1, SHIP, "a model as a graph of operations"),
     "registry": (2, 7, 1, LEAF, "how far pruning got"),
-    "native": (0, 8, 4, LEAF, "loads the compiled library: csrc/selection and csrc/runtime behind csrc/fggp.h"),
+    "native": (0, 8, 4, LEAF, "loads the compiled library: csrc/ behind csrc/fggp.h"),
 }
 # Modules at the top of the package that belong to one of the places above.
 PART_OF = {
@@ -61,6 +62,13 @@ def lines_of(place: str) -> int:
     return sum(len(f.read_text().splitlines()) for f, module in modules.items() if place_of(module) == place)
 
 
+def unplaced() -> list[str]:
+    """Packages with modules of their own that have no place in the picture."""
+    packages = {file.parent.relative_to(SOURCE).parts for file in SOURCE.rglob("*.py") if file.name != "__init__.py"}
+    names = {".".join(("fggp", *parts)) for parts in packages if parts}
+    return sorted(name for name in names if place_of(name) is None)
+
+
 def arrows() -> set[tuple[str, str]]:
     """Which places import which, lazy imports included."""
     graph = grimp.build_graph("fggp", cache_dir=None)
@@ -76,6 +84,8 @@ def arrows() -> set[tuple[str, str]]:
 
 def main() -> None:
     """Draw the picture."""
+    if missing := unplaced():
+        raise SystemExit(f"PLACES in {Path(__file__).name} has no place for {', '.join(missing)}")
     figure, axes = plt.subplots(figsize=(12, 10), dpi=110)
     boxes = {}
     for name, (column, row, width, colour, about) in PLACES.items():

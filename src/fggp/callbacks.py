@@ -70,11 +70,11 @@ class PruningCallback:
         return self._pruner
 
     def _method_for(self, total: int) -> Method | OneShot:
-        """The method for a training of so many steps."""
+        """The method for a training of ``total`` steps."""
         return GraNet(total_steps=total) if self._method == GraNet.name else resolve(self._method)
 
     def _pruner_for(self, model: nn.Module, optimizer: Any, total: int, arguments: Mapping[str, Any]) -> fggp.Pruner:
-        """The Pruner for a training of so many steps, with the arguments that do not depend on its length."""
+        """The Pruner for a training of ``total`` steps, with the arguments that do not depend on its length."""
         method = self._method_for(total)
         steps = steps_of_shares(total, self._begin, self._end, self._every)
         when: dict[str, Any] = {} if isinstance(method, OneShot) else steps._asdict()

@@ -119,7 +119,7 @@ def test_runs_are_in_the_order_of_the_plan(gpu, day):
 )
 def test_length_and_jobs_are_the_best_of_all(gpu, speeds, seconds, images):
     def needed(epochs: int, jobs: int) -> float:
-        """Rounds of so many runs at once, each as fast as the share that it gets."""
+        """The seconds for rounds of ``jobs`` runs at once, each as fast as its share of the GPU."""
         left, total = gpu.study.FIRST, 0.0
         while left > 0:
             total += epochs * images / (speeds[jobs] / jobs) * gpu.study.OVERHEAD

@@ -330,8 +330,8 @@ def test_a_state_from_before_groups_is_one_of_single_weights():
 
 SHAPES = {name: p.shape for name, p in convnet().named_parameters() if name in GROUPS}
 HALVES = {name: (torch.arange(shape.numel()) % 2 == 0).view(shape) for name, shape in SHAPES.items()}
-FEW = {name: torch.ones(shape, dtype=torch.bool) for name, shape in SHAPES.items()}
-FEW["6.weight"][:, 8:] = False  # half of its groups are empty
+HALF_EMPTY = {name: torch.ones(shape, dtype=torch.bool) for name, shape in SHAPES.items()}
+HALF_EMPTY["6.weight"][:, 8:] = False  # half of its groups are empty
 
 
 class Cutting(fggp.OneShot):
@@ -372,7 +372,7 @@ class Cutting(fggp.OneShot):
             r"a mask in init keeps a part of a group of 1×2×3×3 weights of '0.weight'",
         ),
         (
-            {"granularity": fggp.NM(2, 4), "init": FEW, "sparsity": 0.33},
+            {"granularity": fggp.NM(2, 4), "init": HALF_EMPTY, "sparsity": 0.33},
             ValueError,
             r"granularity= lets only 280 of the 380 weights stay that init keeps; sparsity=0.33 leaves 292",
         ),

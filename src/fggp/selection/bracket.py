@@ -114,5 +114,5 @@ def spread_indices(count: int, length: int, device: torch.device) -> Tensor:
     not every device has float64 (Apple's GPUs have none).
     """
     turns = torch.arange(count, device=device) * 0x9E37_79B9 & 0xFFFF_FFFF  # the fraction's first 32 bits
-    bits = min(32, 63 - length.bit_length())  # of which so many times the length fit into an int64
+    bits = min(32, 63 - length.bit_length())  # as many as leave the product with the length in an int64
     return (turns >> (32 - bits)) * length >> bits

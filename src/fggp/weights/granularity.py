@@ -73,8 +73,8 @@ class NM:
     keeps at most N too; a group of N or fewer, as in a depthwise convolution, is free.
 
     Args:
-        n: at most so many stay.
-        m: of so many.
+        n: how many weights of a group stay at most.
+        m: the weights in a group.
     """
 
     n: int

@@ -17,7 +17,7 @@ class Grid:
     Args:
         shape: the weight's full shape.
         steps: the extent of a cell in each dimension, cut to that of the weight; the last cells may be shorter.
-        limit: None if a cell is pruned as a whole. Otherwise single weights are, and so many may stay in a cell.
+        limit: None if a cell is pruned as a whole. Otherwise single weights are, and this many stay at most.
     """
 
     shape: tuple[int, ...]

@@ -18,9 +18,9 @@ class ReportSettings:
     $ fggp report ours theirs.jsonl --baseline gmp differences to another method than FGGP
     $ fggp report fggp-grids --by validation       to choose among methods or rates
 
-    Leaves report.html (one file that needs no network), report.md, and every picture as PNG and SVG. Records are JSON,
-    one run a line; they need run, method, model, data, sparsity, init_sparsity, seed, test_accuracy and val_accuracy,
-    and everything else that `fggp train` writes down is shown where it is there.
+    Writes report.html (one file that needs no network), report.md, and every picture as PNG and SVG. Records are JSON,
+    one run a line. They need run, method, model, data, sparsity, init_sparsity, seed, test_accuracy and val_accuracy.
+    Everything else that `fggp train` records is shown if it is there.
     """
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
