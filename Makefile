@@ -65,16 +65,16 @@ faults: $(READY)  ## kill runs, damage their files, fill their disk: docs/faults
 	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/faults/harness.py \
 		--page docs/faults.md --records results/faults/faults.ndjson
 
-# The kernels' tests with kernels that check their own memory accesses and arithmetic. An interpreter that was built
+# The C++ library's tests with a library that checks its own memory accesses and arithmetic. An interpreter that was built
 # without the checks needs their libraries loaded before anything else; its own leaks at exit are not looked for.
-sanitize: $(READY)  ## the kernels' tests with checked memory accesses and arithmetic
+sanitize: $(READY)  ## the C++ library's tests with checked memory accesses and arithmetic
 	cmake -S . -B build/sanitize -DFGGP_SANITIZE=ON -DCMAKE_BUILD_TYPE=Debug
 	cmake --build build/sanitize --parallel
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		FGGP_TEST_KERNELS=build/sanitize HYPOTHESIS_EXAMPLES=25 \
+		FGGP_TEST_KERNELS=build/sanitize FGGP_TEST_LIBRARY=build/sanitize/libfggp_generic.so HYPOTHESIS_EXAMPLES=25 \
 		$(VENV)/bin/pytest -p no:cacheprovider tests/ship/runtime/test_kernels.py tests/selection/test_native_passes.py \
-		tests/selection/test_all_finite.py tests/masks/test_zeroing.py
+		tests/selection/test_all_finite.py tests/masks/test_zeroing.py tests/network
 
 # Compilers and emulators that are not installed are left out, and named.
 deploy: runtime $(READY)  ## the library without PyTorch, tried as users would: in C, on other processors, from Python

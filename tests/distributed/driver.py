@@ -13,9 +13,20 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 
-import scenarios  # here, so that forked processes need not
+import scenarios_gradients
+import scenarios_optimizers
+import scenarios_selection
+import scenarios_state
 import torch
 import torch.distributed as dist
+
+import fggp.pruner  # noqa: F401 (here, as all that scenarios use: forked processes need not import it again)
+
+SCENARIOS = {
+    name: scenario
+    for module in (scenarios_gradients, scenarios_optimizers, scenarios_selection, scenarios_state)
+    for name, scenario in vars(module).items()
+}
 
 TIMEOUT = 120.0
 
@@ -28,7 +39,7 @@ def in_process(name, rank, size, folder):
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
     )
-    getattr(scenarios, name)(folder)
+    SCENARIOS[name](folder)
     dist.barrier()
     dist.destroy_process_group()
 

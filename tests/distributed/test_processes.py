@@ -1,4 +1,4 @@
-"""Distributed training in real processes (gloo): each test is a function of scenarios.py, run by driver.py."""
+"""Distributed training in real processes (gloo): each test is a function of a module scenarios_…, run by driver.py."""
 
 import os
 import subprocess

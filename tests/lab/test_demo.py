@@ -5,8 +5,9 @@ from rich.console import Console
 
 import fggp
 from fggp import native
-from fggp.lab import demo
 from fggp.lab.bench.networks import magnitude_pruned
+from fggp.lab.demo import demo
+from fggp.lab.demo.settings import DemoSettings
 from fggp.lab.export.trained import Network, weights
 from fggp.lab.training.models import create
 
@@ -26,7 +27,7 @@ def short(monkeypatch):
 
 
 def test_demo(tmp_path, capsys):
-    records = demo.demo(demo.DemoSettings(seeds=2, out=tmp_path), Console(width=120))
+    records = demo.demo(DemoSettings(seeds=2, out=tmp_path), Console(width=120))
     assert [(record["method"], record["seed"]) for record in records] == [
         (method, seed) for seed in (0, 1) for method in ("dense", "gmp", "fggp")
     ]

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import make_dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Union
@@ -28,11 +29,11 @@ $ fggp --version
 """
 
 COMMANDS = {
-    "demo": ("fggp.lab.demo", "DemoSettings", "Prune networks for handwritten digits."),
+    "demo": ("fggp.lab.demo.settings", "DemoSettings", "Prune networks for handwritten digits."),
     "train": ("fggp.lab.training.settings", "TrainSettings", "Train a network and prune it while it trains."),
     "grid": ("fggp.lab.grid.settings", "GridSettings", "Train every combination of settings."),
     "report": ("fggp.lab.report.settings", "ReportSettings", "Compare finished runs."),
-    "export": ("fggp.lab.export.export", "ExportSettings", "Write a trained network as a small file or ONNX."),
+    "export": ("fggp.lab.export.settings", "ExportSettings", "Write a trained network as a small file or ONNX."),
     "bench": ("fggp.lab.bench.settings", "BenchSettings", "Measure a pruned network beside the dense one."),
 }
 """The module and the name of each command's settings, and a line about it."""
@@ -63,12 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from rich.console import Console
-
     from fggp.lab.base.errors import UsageError
-    from fggp.lab.training.distributed import join
+    from fggp.lab.base.launch import launched
 
     name = arguments[0] if arguments else ""
+    if not launched():
+        # Help and mistakes end here, before PyTorch is imported.
+        command = _parse(arguments)
+        from fggp.lab.training.distributed import ALONE
+
+        return _execute(name, command, ALONE)
+    from fggp.lab.training.distributed import join
+
     try:
         world = join(trains=name == "train")
     except UsageError as error:
@@ -80,11 +87,20 @@ def _run(arguments: list[str]) -> int:
     except SystemExit:
         world.wait_for_output()
         raise
+    return _execute(name, command, world)
+
+
+def _execute(name: str, command: Any, world: "World") -> int:
+    """Run a command and return the exit code; errors that the user can correct become a line."""
+    from rich.console import Console
+
+    from fggp.lab.base.errors import UsageError
+
     console = Console() if world.rank == 0 else Console(quiet=True, force_terminal=False)
     try:
         if world.size > 1 and name != "train":
             raise UsageError("of fggp's commands only train runs in several processes; start this one without torchrun")
-        code = _execute(name, command, console, world)
+        code = _call(name, command, console, world)
         world.leave()
         return code
     except UsageError as error:
@@ -105,26 +121,22 @@ def _parse(arguments: list[str]) -> Any:
     """Return the settings of the command; exits for help and for arguments that cannot be read."""
     import tyro
 
-    def settings_of(command: str) -> Any:
-        module, kind, _ = COMMANDS[command]
-        return getattr(import_module(module), kind)
-
     config = (tyro.conf.FlagCreatePairsOff,)
     if arguments and arguments[0] in COMMANDS:
         name, *rest = arguments
-        return tyro.cli(settings_of(name), prog=f"fggp {name}", args=rest, config=config)
-    # A command's own help is its class's text; the list of commands shows a line on each.
+        module, kind, _ = COMMANDS[name]
+        return tyro.cli(getattr(import_module(module), kind), prog=f"fggp {name}", args=rest, config=config)
+    # No command was named, so all that tyro does is to list them, or to say what is wrong: no settings are needed.
     listed: Any = Union[  # noqa: UP007 (a union of a list has no other form)
         tuple(
-            Annotated[settings_of(name), tyro.conf.subcommand(name, description=line)]
-            for name, (_, _, line) in COMMANDS.items()
+            Annotated[make_dataclass(kind, ()), tyro.conf.subcommand(name, description=line)]
+            for name, (_, kind, line) in COMMANDS.items()
         )
     ]
     return tyro.cli(listed, prog="fggp", description=DESCRIPTION, args=arguments, config=config)
 
 
-def _execute(name: str, settings: Any, console: "Console", world: "World") -> int:
-    """Run the command and return the exit code."""
+def _call(name: str, settings: Any, console: "Console", world: "World") -> int:
     if name == "train":
         from fggp.lab.training.train import train
 
@@ -146,7 +158,7 @@ def _execute(name: str, settings: Any, console: "Console", world: "World") -> in
 
         bench(settings, console)
     else:
-        from fggp.lab.demo import demo
+        from fggp.lab.demo.demo import demo
 
         demo(settings, console)
     return 0

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from fggp.masks.zeroing import write_zero_code, write_zero_nibble, zero_pruned
-from fggp.weights.dtensor import local
+from fggp.weights.dtensor import is_dtensor, local
 
 Path = tuple[Any, ...]
 """The keys that lead from a weight's state to one of its tensors; most have one."""
@@ -145,7 +144,7 @@ def _part(optimizer: torch.optim.Optimizer, state: Mapping[Any, Any], path: Path
         TypeError: that is unknown.
     """
     kind = type(tensor)
-    if kind is DTensor:
+    if is_dtensor(tensor):
         tensor = local(tensor)
         kind = type(tensor)
     # A subclass that dispatches operations itself keeps its elements as it likes; without, it is a plain tensor.

@@ -8,14 +8,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from fggp.schedule import active_count, apportion
 from fggp.scores import Score, random
 from fggp.selection.chains import count_marked_each, keep_smallest
 from fggp.selection.groups import by_value, in_groups, of_weights
 from fggp.selection.rows import keep_rows_of_masks, rows_without_weight
-from fggp.weights.dtensor import local, own_part
+from fggp.weights.dtensor import is_dtensor, local, own_part
 from fggp.weights.layers import flatten
 from fggp.weights.processes import ALONE, Processes
 from fggp.weights.prunable import Prunable
@@ -172,7 +171,7 @@ def given_masks(weights: Sequence[Prunable], masks: Mapping[str, Tensor]) -> lis
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != w.parameter.shape:
             got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(f"init mask of {w.name!r} is {got}; it must be a bool tensor {list(w.parameter.shape)}")
-        check_granularity([w], [mask.full_tensor() if isinstance(mask, DTensor) else mask], "a mask in init")
+        check_granularity([w], [mask.full_tensor() if is_dtensor(mask) else mask], "a mask in init")
     return [own_part(w.parameter, masks[w.name]) for w in weights]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fggp.module_names import named_modules
 from fggp.text import listing
-from fggp.weights.dtensor import is_sharded
+from fggp.weights.dtensor import is_dtensor
 from fggp.weights.prunable import Prunable
 
 
@@ -52,7 +52,7 @@ def places_like(copy: nn.Module, weights: Sequence[Prunable]) -> list[tuple[nn.M
         raise ValueError(f"copy={type(copy).__name__} has no weight {listing(missing)}: it must be a copy of the model")
     for w in weights:
         module, attribute = best[w.name]
-        if is_sharded(w.parameter) != is_sharded(getattr(module, attribute)):
+        if is_dtensor(w.parameter) != is_dtensor(getattr(module, attribute)):
             raise ValueError(f"weight {w.name!r} of copy={type(copy).__name__} must be sharded as the model's is")
         shape = getattr(module, attribute).shape
         if shape != w.parameter.shape:

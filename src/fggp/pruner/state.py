@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from fggp.masks.packing import pack, unpack
 from fggp.methods import REGISTRY, Method, OneShot
@@ -16,7 +15,7 @@ from fggp.pruner.targets import Budget, Targets, split_into_budgets
 from fggp.pruner.update import Scope
 from fggp.schedule import CURVES, Curve, Schedule
 from fggp.weights.averages import Averages
-from fggp.weights.dtensor import own_part, placed_as
+from fggp.weights.dtensor import is_dtensor, own_part, placed_as
 from fggp.weights.gradients import LastGradients
 from fggp.weights.granularity import Granularity
 from fggp.weights.prunable import Prunable
@@ -228,7 +227,7 @@ def _check_shapes(state: Mapping[str, Any], weights: Sequence[Prunable]) -> None
 
 def _pack(mask: Tensor) -> Tensor:
     """A copy of a mask at one bit a weight; a DTensor keeps its placement and one byte a weight."""
-    return mask.clone() if isinstance(mask, DTensor) else pack(mask)
+    return mask.clone() if is_dtensor(mask) else pack(mask)
 
 
 def _restore_mask(state: Tensor, weight: Prunable) -> Tensor:

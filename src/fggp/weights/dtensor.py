@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def is_dtensor(tensor: Any) -> TypeGuard[DTensor]:
+    """Whether this is a DTensor, of which this process may hold only a part."""
+    # Importing the class takes a second. Until someone has imported it, there is no DTensor.
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return kind is not None and isinstance(tensor, kind)
 
 
 @dataclass(frozen=True)
@@ -29,8 +38,10 @@ class Part:
     def of(tensor: Tensor) -> Part:
         """The part of a tensor that this process holds."""
         full_shape = tuple(tensor.shape)
-        if not isinstance(tensor, DTensor):
+        if not is_dtensor(tensor):
             return Part(full_shape, full_shape, (0,) * len(full_shape))
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
         _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
         return Part(full_shape, tuple(local(tensor).shape), tuple(offset))
 
@@ -45,21 +56,23 @@ def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor, detached, sharing its memory."""
     # Detach first: autograd would record to_local() of the parameter itself.
     detached = tensor.detach()
-    return detached.to_local() if isinstance(detached, DTensor) else detached
+    return detached.to_local() if is_dtensor(detached) else detached
 
 
 def local_gradient(parameter: Tensor) -> Tensor | None:
     """This process's part of a parameter's gradient, the part that matches its part of the parameter."""
     grad = parameter.grad
-    if isinstance(grad, DTensor) and isinstance(parameter, DTensor) and grad.placements != parameter.placements:
+    if is_dtensor(grad) and is_dtensor(parameter) and grad.placements != parameter.placements:
         grad = grad.redistribute(placements=parameter.placements)  # tensor parallelism may leave partial sums
     return None if grad is None else local(grad)
 
 
 def placed_as(parameter: Tensor, part: Tensor) -> Tensor:
     """Wrap this process's part as a DTensor placed like the parameter; a plain parameter's is returned unchanged."""
-    if not isinstance(parameter, DTensor):
+    if not is_dtensor(parameter):
         return part
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(
         part,
         parameter.device_mesh,
@@ -72,12 +85,7 @@ def placed_as(parameter: Tensor, part: Tensor) -> Tensor:
 
 def copy_placed_as(parameter: Tensor, part: Tensor) -> Tensor:
     """A copy of this process's part of something: a DTensor placed like the parameter, or a CPU tensor."""
-    return placed_as(parameter, part.clone()) if is_sharded(parameter) else part.to("cpu", copy=True)
-
-
-def is_sharded(parameter: Tensor) -> bool:
-    """Whether a parameter is a DTensor, of which this process may hold only a part."""
-    return isinstance(parameter, DTensor)
+    return placed_as(parameter, part.clone()) if is_dtensor(parameter) else part.to("cpu", copy=True)
 
 
 def own_part(parameter: Tensor, given: Tensor) -> Tensor:
@@ -85,9 +93,9 @@ def own_part(parameter: Tensor, given: Tensor) -> Tensor:
 
     If a DTensor's placement differs from the parameter's, all processes must call this together.
     """
-    if isinstance(given, DTensor):
+    if is_dtensor(given):
         if (
-            isinstance(parameter, DTensor)
+            is_dtensor(parameter)
             and given.device_mesh == parameter.device_mesh
             and given.placements == parameter.placements
         ):
@@ -98,7 +106,7 @@ def own_part(parameter: Tensor, given: Tensor) -> Tensor:
 
 def is_partial_sum(tensor: Any) -> bool:
     """Whether this is a DTensor whose processes hold summands of the tensor instead of blocks."""
-    return isinstance(tensor, DTensor) and any(p.is_partial() for p in tensor.placements)
+    return is_dtensor(tensor) and any(p.is_partial() for p in tensor.placements)
 
 
 def is_gathered_for_forward(weight: Tensor, current: Tensor | None) -> bool:
@@ -108,7 +116,7 @@ def is_gathered_for_forward(weight: Tensor, current: Tensor | None) -> bool:
         weight: the weight that the optimizer holds.
         current: the parameter that the model holds in its place.
     """
-    if not isinstance(weight, DTensor) or not isinstance(current, torch.nn.Parameter) or current.shape != weight.shape:
+    if not is_dtensor(weight) or not isinstance(current, torch.nn.Parameter) or current.shape != weight.shape:
         return False
     # With tensor parallelism beside FSDP2, the gathered weight is still sharded, over fewer dimensions of the mesh.
-    return not isinstance(current, DTensor) or current.device_mesh.ndim < weight.device_mesh.ndim
+    return not is_dtensor(current) or current.device_mesh.ndim < weight.device_mesh.ndim

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from fggp.weights.dtensor import Part
+from fggp.weights.dtensor import Part, is_dtensor
 from fggp.weights.prunable import Prunable
 
 
@@ -58,7 +57,7 @@ class Processes:
             ValueError: their weights differ in name, order or shape, or their parts do not make up the full weights.
         """
         parts = [Part.of(w.parameter) for w in weights]
-        meshes = [w.parameter.device_mesh for w in weights if isinstance(w.parameter, DTensor)]
+        meshes = [w.parameter.device_mesh for w in weights if is_dtensor(w.parameter)]
         wrapped = [m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel)]
         if meshes:
             # Some weights may use fewer dimensions of the mesh than others (FSDP2 beside tensor parallelism).

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from fggp.weights.dtensor import is_gathered_for_forward
+from fggp.weights.dtensor import is_dtensor, is_gathered_for_forward
 from fggp.weights.grid import Grid
 
 
@@ -48,7 +47,7 @@ class Prunable:
     @property
     def rows_are_cut(self) -> bool:
         """Whether this is the direction of a weight norm and some process holds a part of a row."""
-        if self.norm_dim is None or not isinstance(self.parameter, DTensor):
+        if self.norm_dim is None or not is_dtensor(self.parameter):
             return False
         mesh = self.parameter.device_mesh
         placed = enumerate(self.parameter.placements)

@@ -11,11 +11,10 @@ from fggp import native
 from fggp.lab.base.errors import UsageError
 from fggp.lab.bench import bench as bench_module
 from fggp.lab.bench import engines as engines_module
-from fggp.lab.bench import settings as settings_module
 from fggp.lab.bench.bench import bench
-from fggp.lab.bench.engines import Engine, Job, engines, measure
+from fggp.lab.bench.engines import ON_REQUEST, Engine, Job, choose, engines, measure
 from fggp.lab.bench.networks import magnitude_pruned, refilled
-from fggp.lab.bench.settings import ON_REQUEST, BenchSettings
+from fggp.lab.bench.settings import BenchSettings
 from fggp.lab.bench.tables import show
 from fggp.lab.export.trained import weights
 from fggp.lab.training.models import create
@@ -114,7 +113,7 @@ def test_a_run_beside_itself_without_zeros(tmp_path, console):
 def test_an_engine_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     known = engines()
     fails = Engine("fails", "Fails", "torch", (sys.executable, "-c", "raise SystemExit('no such thing')"))
-    monkeypatch.setattr(settings_module, "engines", lambda: {"pytorch": known["pytorch"], "fails": fails})
+    monkeypatch.setattr(engines_module, "engines", lambda: {"pytorch": known["pytorch"], "fails": fails})
     settings = BenchSettings("digits-cnn", sparsity=(0.9,), batch=(1,), threads=1, rounds=1, out=tmp_path)
     record = bench(settings, Console(width=120))
     errors = [line.get("error") for line in record["measured"]]
@@ -128,7 +127,7 @@ def test_without_onnx_the_others_go_on(tmp_path, monkeypatch, capsys):
 
     known = engines()
     onnx = Engine("onnxruntime", "ONNX Runtime", "onnx", ())
-    monkeypatch.setattr(settings_module, "engines", lambda: {"pytorch": known["pytorch"], "onnxruntime": onnx})
+    monkeypatch.setattr(engines_module, "engines", lambda: {"pytorch": known["pytorch"], "onnxruntime": onnx})
     monkeypatch.setattr(bench_module, "write_onnx", refuse)
     options = {"sparsity": (0.9,), "batch": (1, 1), "threads": 1, "rounds": 1, "out": tmp_path}
     record = bench(BenchSettings("digits-cnn", **options), Console(width=120))
@@ -162,12 +161,12 @@ def test_openvino(tmp_path, name):
 
 def test_int8_is_measured_on_request_only(monkeypatch):
     monkeypatch.setattr(engines_module.importlib.util, "find_spec", lambda name: True)
-    assert {engine.name for engine in BenchSettings("vgg19").chosen_engines()}.isdisjoint(ON_REQUEST)
-    assert [e.name for e in BenchSettings("vgg19", engines=("openvino-int8",)).chosen_engines()] == ["openvino-int8"]
+    assert {engine.name for engine in choose(None)}.isdisjoint(ON_REQUEST)
+    assert [e.name for e in choose(("openvino-int8",))] == ["openvino-int8"]
     monkeypatch.setattr(engines_module.importlib.util, "find_spec", lambda name: None if name == "nncf" else True)
     assert engines()["openvino-int8"].missing == "nncf not installed: pip install nncf"
     with pytest.raises(UsageError, match="'openvino-int8', which cannot be used: nncf not installed"):
-        BenchSettings("vgg19", engines=("openvino-int8",)).chosen_engines()
+        choose(("openvino-int8",))
 
 
 def test_int8_is_not_called_wrong(capsys):
@@ -191,12 +190,12 @@ def test_engines_that_are_not_there(monkeypatch, console):
     monkeypatch.setattr(native, "load", missing)
     monkeypatch.setattr(engines_module.importlib.util, "find_spec", lambda name: None if name == "openvino" else True)
     assert "openvino not installed: pip install openvino" in engines()["openvino"].missing
-    chosen = [engine.name for engine in BenchSettings("vgg19").chosen_engines()]
+    chosen = [engine.name for engine in choose(None)]
     assert chosen == ["pytorch", "onnxruntime"]
     with pytest.raises(UsageError, match="no kernels here"):
-        BenchSettings("vgg19", engines=("pytorch", "fggp")).chosen_engines()
+        choose(("pytorch", "fggp"))
     with pytest.raises(UsageError, match="engines is 'tvm'; it must be of pytorch, "):
-        BenchSettings("vgg19", engines=("tvm",)).chosen_engines()
+        choose(("tvm",))
 
 
 @pytest.mark.parametrize(

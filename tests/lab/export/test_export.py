@@ -15,8 +15,9 @@ from fggp.lab import cli
 from fggp.lab.base.errors import UsageError
 from fggp.lab.bench.networks import magnitude_pruned, with_random_norms
 from fggp.lab.export import export as export_module
-from fggp.lab.export.export import ExportSettings, dense_bytes, export
+from fggp.lab.export.export import dense_bytes, export
 from fggp.lab.export.onnx_file import onnx_difference, write_onnx
+from fggp.lab.export.settings import ExportSettings
 from fggp.lab.export.trained import load_network
 from fggp.lab.training.data import load_data
 from fggp.lab.training.models import create

@@ -5,6 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
+import fggp
 from fggp.lab.base.errors import UsageError
 from fggp.lab.cli import main
 from fggp.lab.training import methods
@@ -121,3 +122,7 @@ def test_two_files_of_one_name_in_one_grid_are_refused(file, tmp_path, capsys):
     command = ["grid", "--method", f"{file}:Rated", f"{other}:Rated", "--out", str(tmp_path / "grid")]
     assert main([*command, "--epochs", "1", "--dry-run"]) == 2
     assert "rename one of the files" in " ".join(capsys.readouterr().err.split())
+
+
+def test_help_lists_all_methods_of_the_library():
+    assert ["dense", *fggp.methods.REGISTRY] == list(methods.METHODS)

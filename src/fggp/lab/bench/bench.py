@@ -16,7 +16,7 @@ import fggp
 from fggp.lab.base import Json
 from fggp.lab.base.errors import UsageError
 from fggp.lab.base.machine import device_name, source_commit
-from fggp.lab.bench.engines import Engine, Job, Measurement, engines, measure
+from fggp.lab.bench.engines import Engine, Job, Measurement, choose, engines, measure
 from fggp.lab.bench.networks import Variant, make_variants
 from fggp.lab.bench.settings import BenchSettings
 from fggp.lab.bench.tables import show
@@ -41,7 +41,7 @@ def bench(settings: BenchSettings, console: Console) -> Json:
     """
     from fggp.lab.bench.picture import draw_bench  # matplotlib takes a second to import
 
-    chosen = settings.chosen_engines()
+    chosen = choose(settings.engines)
     network, variants = make_variants(settings)
     threads = settings.threads or torch.get_num_threads()
     for engine in engines().values() if settings.engines is None else ():

@@ -23,8 +23,15 @@ import numpy as np
 
 from fggp import native
 from fggp.lab.base import Json
+from fggp.lab.base.errors import UsageError
+from fggp.lab.base.options import require
 from fggp.native import KernelsMissingError
 
+ON_REQUEST = ("torch.compile", "openvino-int8")
+"""Engines that are not measured by default.
+
+torch.compile needs a C++ compiler and a minute or more for a network; int8 changes the network's outputs.
+"""
 INEXACT = ("openvino-int8",)
 """Engines whose outputs differ from PyTorch's by more than rounding, by design."""
 
@@ -63,6 +70,22 @@ def engines() -> dict[str, Engine]:
         name: Engine(name, label, file, (sys.executable, worker, name), _missing(name, packages))
         for name, label, file, packages in known
     }
+
+
+def choose(names: Sequence[str] | None) -> list[Engine]:
+    """Return the engines of these names; by default all that can be used, without those of `ON_REQUEST`.
+
+    Raises:
+        UsageError: one that was asked for is unknown or not installed.
+    """
+    known = engines()
+    if names is None:
+        return [engine for name, engine in known.items() if not engine.missing and name not in ON_REQUEST]
+    for name in names:
+        require("engines", name, name in known, f"of {', '.join(known)}")
+        if known[name].missing:
+            raise UsageError(f"engines has {name!r}, which cannot be used: {known[name].missing}")
+    return [known[name] for name in dict.fromkeys(names)]
 
 
 def _missing(name: str, packages: Sequence[str]) -> str:

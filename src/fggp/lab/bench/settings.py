@@ -6,15 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from fggp.lab.base.errors import UsageError
 from fggp.lab.base.options import default_shown_as, require
-from fggp.lab.bench.engines import Engine, engines
-
-ON_REQUEST = ("torch.compile", "openvino-int8")
-"""Engines that are not measured by default.
-
-torch.compile needs a C++ compiler and a minute or more for a network; int8 changes the network's outputs.
-"""
 
 
 @dataclass(frozen=True)
@@ -55,18 +47,3 @@ class BenchSettings:
         require("batch", self.batch, len(self.batch) > 0 and min(self.batch) >= 1, "at least 1")
         require("threads", self.threads, self.threads is None or self.threads >= 1, "at least 1")
         require("rounds", self.rounds, self.rounds >= 1, "at least 1")
-
-    def chosen_engines(self) -> list[Engine]:
-        """Return the engines to measure.
-
-        Raises:
-            UsageError: one that was asked for is unknown or not installed.
-        """
-        known = engines()
-        if self.engines is None:
-            return [engine for name, engine in known.items() if not engine.missing and name not in ON_REQUEST]
-        for name in self.engines:
-            require("engines", name, name in known, f"of {', '.join(known)}")
-            if known[name].missing:
-                raise UsageError(f"engines has {name!r}, which cannot be used: {known[name].missing}")
-        return [known[name] for name in dict.fromkeys(self.engines)]

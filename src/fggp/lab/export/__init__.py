@@ -1,1 +1,1 @@
-"""`fggp export`: a trained network as a small file or as ONNX."""
+"""`fggp export`: a trained network as a small file, a network file or ONNX."""

@@ -4,13 +4,10 @@ import ctypes
 import json
 import os
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import safetensors.torch
 import torch
-import tyro
 from rich.console import Console
 from torch import nn
 
@@ -18,8 +15,8 @@ import fggp
 from fggp import native
 from fggp.lab.base import Json
 from fggp.lab.base.errors import UsageError
-from fggp.lab.base.options import default_shown_as
 from fggp.lab.export.onnx_file import TOLERANCE, check_packages, onnx_difference, write_onnx
+from fggp.lab.export.settings import ExportSettings
 from fggp.lab.export.trained import Network, load_network, weights_left
 from fggp.lab.training.run_folder import RunFolder
 from fggp.native import KernelsMissingError
@@ -29,68 +26,8 @@ from fggp.ship.network.describe import describe_model
 from fggp.ship.network.description import UnsupportedError
 from fggp.ship.network.write import write
 
-Format = Literal["small", "network", "onnx"]
-SUFFIXES: dict[Format, str] = {"small": ".safetensors", "network": ".fggp", "onnx": ".onnx"}
 LARGEST_BATCH = 7
 """The ONNX file is checked on batches of 1, 2 and this."""
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """Write a pruned network as a small file, as a network file or as ONNX.
-
-    $ fggp export fggp-runs/RUN                       the small file: the non-zero weights and their positions
-    $ fggp export fggp-runs/RUN --out net.fggp        the network file, which runs without Python and PyTorch
-    $ fggp export fggp-runs/RUN --out net.onnx        ONNX, for other runtimes, zeros included
-    $ fggp export fggp-runs/RUN --format small onnx   both
-    $ fggp export net.pt --model resnet50             from any state dict, of torch.save or safetensors
-
-    In Python, fggp.load(FILE, model) reads a small file, and fggp.compile(model, example) runs the model fast. The
-    files hold the network alone, which takes images normalised as in training. For a run, the command prints this
-    normalisation and keeps it in the files' metadata. Each file is read back and checked.
-    """
-
-    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_FOLDER|FILE")]
-    """Folder of a finished run of fggp train, or a file with a state dict."""
-    out: Annotated[Path | None, default_shown_as("the source's folder", "PATH")] = None
-    """A file, ending in .safetensors (the small file), .fggp (the network file) or .onnx, or else a folder."""
-    format: Annotated[
-        tuple[Format, ...] | None, default_shown_as("by the ending of --out, else small", "{small,network,onnx} …")
-    ] = None
-    """Files to write."""
-    values: Literal["fp32", "bf16"] = "fp32"
-    """Values in the small file and the network file: fp32 keeps every bit, bf16 rounds those of sparse layers to
-    bfloat16."""
-    model: Annotated[str | None, default_shown_as("the run's", "NAME")] = None
-    """For a state dict: the name of its network, as in fggp train."""
-    image_size: Annotated[tuple[int, ...] | None, default_shown_as("that of the run's data", "PIXELS")] = None
-    """For a network file and ONNX: height and width of the images, or one number for both."""
-    force: bool = False
-    """Replace existing files."""
-
-    def files(self) -> dict[Format, Path]:
-        """Return the files to write, by format.
-
-        Raises:
-            UsageError: the options contradict each other.
-        """
-        named = None if self.out is None else {end: each for each, end in SUFFIXES.items()}.get(self.out.suffix)
-        formats = self.format or (named or "small",)
-        if self.out is not None and named is not None:
-            if formats != (named,):
-                raise UsageError(
-                    f"out is {str(self.out)!r}, which is not for format {' '.join(formats)}; it must end in "
-                    f"{' or '.join(SUFFIXES.values())} as the format does, or be a folder"
-                )
-            return {named: self.out}
-        folder = self.out or (self.source if self.source.is_dir() else self.source.parent)
-        stem = "model" if self.source.is_dir() else self.source.stem
-        names: dict[Format, str] = {
-            "small": f"{stem}.small.safetensors",
-            "network": f"{stem}.fggp",
-            "onnx": f"{stem}.onnx",
-        }
-        return {each: folder / names[each] for each in formats}
 
 
 def export(settings: ExportSettings, console: Console) -> Json:

@@ -16,17 +16,13 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from fggp.lab.base.errors import UsageError
+from fggp.lab.base.launch import launched
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 REASON_SECONDS = 10
 """How long a failing rank waits for the one that prints the reason: torchrun ends all ranks once one has ended."""
-
-
-def launched() -> bool:
-    """Whether torchrun, or a launcher that sets the same variables, started this process as one of several."""
-    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 def join(trains: bool) -> "World":

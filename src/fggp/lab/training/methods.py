@@ -1,5 +1,7 @@
 """Methods and granularities by name: the built-in ones, and classes of methods in a file of the user."""
 
+from __future__ import annotations
+
 import importlib.util
 import inspect
 import sys
@@ -7,19 +9,39 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fggp import NM, Blocks, Method, OneShot, Rows
+import fggp
 from fggp.lab.base.errors import UsageError
-from fggp.methods import REGISTRY
 
-METHODS = ("dense", *REGISTRY)
+if TYPE_CHECKING:
+    from fggp import NM, Blocks, Method, OneShot, Rows
+
+    Kind = type[Method] | type[OneShot]
+
+# The names of `fggp.methods.REGISTRY`, written out: help shows them, and does not wait for PyTorch.
+METHODS = (
+    "dense",
+    "fggp",
+    "gmp",
+    "gradient-only",
+    "gradient-first-annealed",
+    "magnitude-first",
+    "magnitude-first-annealed",
+    "taylor",
+    "random",
+    "granet",
+    "rigl",
+    "set",
+    "snip",
+    "grasp",
+    "synflow",
+    "erk-static",
+)
 LABELS = {
     **{name: name.upper() for name in ("erk", "fggp", "gmp", "set", "snip")},
     **{name.lower(): name for name in ("GraNet", "GraSP", "RigL", "SynFlow")},
 }
-
-Kind = type[Method] | type[OneShot]
 
 
 def kind_of(method: str) -> Kind | None:
@@ -36,11 +58,11 @@ def kind_of(method: str) -> Kind | None:
     file, colon, name = method.rpartition(":")
     if colon and file.endswith(".py"):
         return _from_file(Path(file).resolve(), name)
-    if method not in REGISTRY:
+    if method not in METHODS:
         raise UsageError(
             f"method is {method!r}; it must be one of {', '.join(METHODS)}, or FILE.py:CLASS for a class of your own"
         )
-    return REGISTRY[method]
+    return fggp.methods.REGISTRY[method]
 
 
 def granularity_of(text: str | None) -> Blocks | Rows | NM | None:
@@ -52,10 +74,10 @@ def granularity_of(text: str | None) -> Blocks | Rows | NM | None:
     if text is None:
         return None
     if text == "rows":
-        return Rows()
+        return fggp.Rows()
     head, _, tail = text.partition(":")
     try:
-        return Blocks(int(tail)) if head == "blocks" else NM(int(head), int(tail))
+        return fggp.Blocks(int(tail)) if head == "blocks" else fggp.NM(int(head), int(tail))
     except ValueError as error:
         raise UsageError(
             f"granularity is {text!r}; it must be blocks:N (N of at least 2), rows, or N:M (N below M)"
@@ -64,7 +86,7 @@ def granularity_of(text: str | None) -> Blocks | Rows | NM | None:
 
 def _from_file(file: Path, name: str) -> Kind:
     kind = vars(_module(file)).get(name)
-    if not isinstance(kind, type) or not issubclass(kind, Method | OneShot):
+    if not isinstance(kind, type) or not issubclass(kind, fggp.Method | fggp.OneShot):
         classes = [
             n for n, v in vars(_module(file)).items() if isinstance(v, type) and v.__module__ == _module_name(file)
         ]
@@ -118,7 +140,7 @@ def without_folder(method: str) -> str:
 def acts_once(method: str) -> bool:
     """Whether a method chooses its masks once, before training."""
     kind = kind_of(method)
-    return kind is not None and issubclass(kind, OneShot)
+    return kind is not None and issubclass(kind, fggp.OneShot)
 
 
 def starts_sparse(method: str) -> bool:

@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
 from fggp.lab.base import Json
+from fggp.lab.base.launch import launched
 from fggp.lab.base.options import default_shown_as, require
-from fggp.lab.training.distributed import launched
 from fggp.lab.training.methods import (
     METHODS,
     acts_once,
@@ -216,6 +215,8 @@ def _first_given(value: Any, default: Any) -> Any:
 
 
 def _device(name: str) -> str:
+    import torch  # only now: help and mistakes do not wait for it
+
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
@@ -229,6 +230,8 @@ def _device(name: str) -> str:
 def _precision(name: str, device: str) -> str:
     if name != "auto":
         return name
+    import torch
+
     if device == "cpu":
         fast = torch.cpu._is_avx512_bf16_supported()
     else:

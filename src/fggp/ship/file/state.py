@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from fggp.module_names import is_wrapped
 from fggp.ship.file.dtypes import CODE_OF_DTYPE
@@ -46,7 +45,7 @@ def model_tensors(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Model
                 f"{key!r} in the state dict is of type {type(tensor).__name__}: a small file holds tensors only, and "
                 f"no extra state (get_extra_state)"
             )
-        if isinstance(tensor, DTensor) or hasattr(type(tensor), "__tensor_flatten__"):
+        if hasattr(type(tensor), "__tensor_flatten__"):
             raise NotImplementedError(f"{key!r} is a {type(tensor).__name__}: only plain tensors can be stored")
         if nn.parameter.is_lazy(tensor) or tensor.is_meta:
             raise ValueError(f"{key!r} has no values yet: run one batch, or materialise it (to_empty), first")

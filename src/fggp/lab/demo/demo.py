@@ -6,7 +6,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,8 +17,8 @@ from rich.table import Table
 import fggp
 from fggp.lab.base import Json
 from fggp.lab.base.errors import UsageError
-from fggp.lab.base.options import require
 from fggp.lab.bench.worker import time_runs
+from fggp.lab.demo.settings import DemoSettings
 from fggp.lab.export.export import dense_bytes
 from fggp.lab.export.trained import Network, load_network
 from fggp.lab.grid.folder import GridFolder
@@ -42,23 +41,6 @@ Next, train on your own pictures (PATH/train and PATH/test, each with a folder p
   fggp bench RUN_FOLDER
 or put one line into your own training loop:
   pruner = fggp.Pruner(model, optimizer, sparsity=0.9, begin=0, end=10_000, every=300)"""
-
-
-@dataclass(frozen=True)
-class DemoSettings:
-    """Train a small network on scikit-learn's digits: dense, and pruned by GMP and FGGP to 95 and 98 %.
-
-    Prints a table (mean ± standard deviation over the seeds) and writes a report, a record of each run and a small
-    file. It downloads nothing, and takes about a minute on two cores.
-    """
-
-    seeds: int = 5
-    """Runs of each setting."""
-    out: Path = Path("fggp-demo")
-    """Folder of the report, records and the small file."""
-
-    def __post_init__(self) -> None:
-        require("seeds", self.seeds, self.seeds >= 1, "at least 1")
 
 
 def demo(options: DemoSettings, console: Console) -> list[Json]:

@@ -1,0 +1,1 @@
+"""`fggp demo`: networks for handwritten digits, trained, pruned and shipped in a minute."""
