@@ -134,6 +134,18 @@ def test_later_changes_of_the_models_tensors_do_not_reach_what_pytorch_runs():
     assert_close(fast(images(2)), before)
 
 
+def test_whether_images_are_independent():
+    """Also where heights and widths are free."""
+    for forward, independent in [
+        (lambda m, x: F.relu(m.a(x)), True),
+        (lambda m, x: m.a(x) - m.a(x).mean(0), False),
+        (lambda m, x: (m.a(x), x.shape[0]), False),
+    ]:
+        fast = fggp.compile(Lambda(forward, a=sparse_conv()), images(2))
+        assert fast._engine.images_are_independent == independent
+        assert fast._graph.inputs[0].sizes == ("N", 4, "H", "W")
+
+
 def test_inputs_without_elements():
     model = Lambda(lambda m, x: (spectrum(m.a(x)), x.shape[0]), a=sparse_conv())
     fast = fggp.compile(model, images(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -36,7 +37,7 @@ class Value:
     @property
     def batched(self) -> bool:
         """Whether dimension 0, and no other, is the batch size; False in a graph of fixed batch size."""
-        return self.sizes[:1] == ("N",) and all(isinstance(size, int) for size in self.sizes[1:])
+        return self.sizes[:1] == ("N",) and not any(re.search(r"\bN\b", str(size)) for size in self.sizes[1:])
 
     @property
     def varies(self) -> bool:
