@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +33,8 @@ from fggp.lab.export.onnx_file import write_onnx
 from fggp.lab.training import models
 
 RECORDS = RESULTS / "runtime.ndjson"
+UNFINISHED = RESULTS / "runtime-unfinished.json"
+"""What a run has measured so far, so that it goes on from there if it is ended."""
 SPARSITIES = (0.9, 0.95, 0.98)
 BATCHES = (1, 32)
 LABELS = {
@@ -132,16 +136,28 @@ def line(
     }
 
 
-def run(options: argparse.Namespace) -> dict[str, object]:
+def run(options: argparse.Namespace) -> dict[str, Any]:
     wanted = engines()
     chosen = [wanted[name] for name in ("pytorch", "torch.compile", "onnxruntime", "openvino", "fggp")]
     if options.skip:
         chosen = [engine for engine in chosen if engine.name not in options.skip]
     if options.deepsparse:
         chosen.insert(-1, deepsparse(options.deepsparse))
-    lines: list[dict[str, object]] = []
+    record: dict[str, Any] = {
+        "benchmark": "runtime, more" if options.more else CELLS,
+        "command": command(options),
+        **conditions(),
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "turn_seconds": options.seconds,
+        "measured": [],
+    }
+    lines = record["measured"] = measured_before(record)
+    known = {(each["model"], each["sparsity"], each["batch"]) for each in lines}
     for name, model, sparsity, inputs in more() if options.more else cells():
         batch = len(inputs[0])
+        if (name, sparsity, batch) in known:
+            continue
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             kinds = {kind: write(copy.deepcopy(model), inputs, kind, folder) for kind in {e.file for e in chosen}}
@@ -152,16 +168,17 @@ def run(options: argparse.Namespace) -> dict[str, object]:
             expected = model(*inputs)
         here = [line(m, name, sparsity, batch, expected, model) for m in measured]
         lines += here
+        UNFINISHED.write_text(json.dumps(record))
         print(name, f"{sparsity:.0%}", batch, {each["engine"]: each.get("ms") for each in here}, flush=True)
-    return {
-        "benchmark": "runtime, more" if options.more else CELLS,
-        "command": command(options),
-        **conditions(),
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "turn_seconds": options.seconds,
-        "measured": lines,
-    }
+    return record
+
+
+def measured_before(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells that a run with the same command on the same day, code and machine measured before it was ended."""
+    before = json.loads(UNFINISHED.read_text()) if UNFINISHED.exists() else {}
+    cells: list[dict[str, Any]] = before.pop("measured", [])
+    same = before == {key: value for key, value in record.items() if key != "measured"}
+    return cells if same else []
 
 
 def command(options: argparse.Namespace) -> str:
@@ -242,6 +259,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.show:
         append(run(options), RECORDS)
+        UNFINISHED.unlink()
     last = {record["benchmark"]: record for record in read(RECORDS)}
     for record in last.values():
         print("\n".join(table(record)))
