@@ -444,6 +444,13 @@ def test_print_names_layers_operations_and_densities():
     assert text.splitlines()[-1].startswith("total")
 
 
+def test_a_convolution_whose_input_is_unfolded_is_one_line():
+    model = pruned(nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2)), 0.1)
+    text = str(fggp.compile(model, images(1, side=32)))
+    assert "2 of 2 convolutions" in text
+    assert [line.split()[0] for line in text.splitlines() if "Conv2d" in line] == ["0", "2"]
+
+
 def test_no_warning_where_all_is_well():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

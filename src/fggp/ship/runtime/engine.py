@@ -221,11 +221,16 @@ class _NativePart:
 
     def profile(self, values: dict[Value, Any], threads: int) -> list[Step]:
         """Its steps, and their times."""
-        steps = self._network.profile(self._given(values), threads)["steps"]
+        profile = self._network.profile(self._given(values), threads)
         self.run(values, threads)
-        return [
-            Step(tuple(step["names"]), tuple(step["operators"]), step["runs"], step["milliseconds"]) for step in steps
-        ]
+        steps: list[Step] = []
+        for entry in profile["steps"]:
+            step = Step(tuple(entry["names"]), tuple(entry["operators"]), entry["runs"], entry["milliseconds"])
+            if step.operators and steps and replace(steps[-1], milliseconds=step.milliseconds) == step:
+                # A convolution whose input is unfolded first takes two steps.
+                step = replace(step, milliseconds=steps.pop().milliseconds + step.milliseconds)
+            steps.append(step)
+        return steps
 
     def _given(self, values: Mapping[Value, Any]) -> dict[bytes, Tensor]:
         given = {}
