@@ -23,7 +23,7 @@ def sparse_conv(seed=0):
     generator = torch.Generator().manual_seed(seed)
     layer = nn.Conv2d(4, 4, 3, padding=1)
     layer.weight.data = torch.randn(4, 4, 3, 3, generator=generator) * (
-        torch.rand(4, 4, 3, 3, generator=generator) < 0.3
+        torch.rand(4, 4, 3, 3, generator=generator) < 0.15
     )
     layer.bias.data = torch.randn(4, generator=generator)
     return layer
