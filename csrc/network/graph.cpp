@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <set>
 
 #include "operators/operator.h"
 
@@ -30,6 +31,14 @@ void check_keys(const Value &object, std::initializer_list<const char *> known, 
     for (auto &entry : object.object)
         if (std::none_of(known.begin(), known.end(), [&](const char *key) { return entry.first == key; }))
             wrong(std::string(what) + " has an entry \"" + entry.first.substr(0, 40) + "\", which this version of fggp does not know");
+}
+
+/* Callers find inputs and outputs by their names. */
+template <class Named> void check_names(const std::vector<Named> &all, const char *what) {
+    std::set<std::string> names;
+    for (auto &one : all)
+        if (!names.insert(one.name).second)
+            wrong(std::string("it has two ") + what + " with the name \"" + one.name.substr(0, 80) + "\"");
 }
 
 int64_t operate(const std::string &name, int64_t a, int64_t b) {
@@ -302,6 +311,8 @@ std::unique_ptr<Graph> read_graph(const Value &description, std::vector<std::uni
         if (!value || value->kind == Value::NONE) wrong("an output has no value");
         graph->outputs.push_back({need(item, "name", Value::TEXT, "an output").text, operand(*value)});
     }
+    check_names(graph->inputs, "inputs");
+    check_names(graph->outputs, "outputs");
     if (const Value *example = description.find("example")) check_operations(*graph, *example);
     return graph;
 }

@@ -7,6 +7,7 @@
 #include "file/network_file.h"
 #include "network/session.h"
 #include "network/utf8.h"
+#include "plan/memory.h"
 
 using namespace fggp;
 
@@ -20,6 +21,15 @@ namespace {
 
 const char *const OUT_OF_MEMORY = "out of memory"; /* so short that a std::string needs none for it */
 
+/* Set the error, or a short one if there is no memory for it. */
+void set_error(fggp_network &network, const char *text, const char *otherwise) {
+    try {
+        network.error = text;
+    } catch (const std::bad_alloc &) {
+        network.error = otherwise;
+    }
+}
+
 template <class Do> int32_t reporting(fggp_network *network, const Do &action) {
     try {
         network->error.clear();
@@ -28,8 +38,14 @@ template <class Do> int32_t reporting(fggp_network *network, const Do &action) {
     } catch (const Refused &refused) {
         network->error = as_utf8(refused.what());
         return FGGP_REFUSED;
+    } catch (const NoMemory &missing) {
+        set_error(*network, missing.what(), OUT_OF_MEMORY);
+        return FGGP_OUT_OF_MEMORY;
     } catch (const std::bad_alloc &) {
     } catch (const std::length_error &) { /* a container that would be larger than memory */
+    } catch (const std::exception &other) {
+        set_error(*network, (std::string("a defect of fggp: ") + other.what()).c_str(), "a defect of fggp");
+        return FGGP_REFUSED;
     }
     network->error = OUT_OF_MEMORY;
     return FGGP_OUT_OF_MEMORY;

@@ -1,12 +1,13 @@
 #include "network/json.h"
 
 #include <algorithm>
-#include <clocale>
+#include <charconv>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <locale>
-#ifndef __wasi__
+#ifdef __wasi__
+#include <cstdlib>
+#else
 #include <sstream>
 #endif
 
@@ -123,12 +124,12 @@ class Parser {
         if (text.size() > 64) fail("a number is too long");
         Value value;
         value.kind = Value::NUMBER;
-        if (whole && text.size() <= 19) {
+        if (whole && std::from_chars(text.data(), text.data() + text.size(), value.integer).ec == std::errc()) {
             value.kind = Value::INTEGER;
-            value.integer = strtoll(text.c_str(), nullptr, 10);
             value.number = (double)value.integer;
             return value;
         }
+        /* Also a whole number beyond 64 bits. */
 #ifdef __wasi__ /* it has one locale, and streams would make a third of the module */
         value.number = strtod(text.c_str(), nullptr);
         bool read = true;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <new>
 
@@ -18,6 +19,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace fggp {
@@ -36,6 +38,16 @@ std::vector<int> last_uses(const std::vector<Step> &steps, size_t storages, cons
     return last;
 }
 
+/* How many bytes there can be at most. */
+int64_t machine_memory() {
+    constexpr int64_t ADDRESSABLE = (int64_t)std::min<uint64_t>(SIZE_MAX / 2, INT64_MAX / 2) - 2 * HUGE_PAGE;
+#if defined(__linux__)
+    static const int64_t pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGE_SIZE);
+    if (pages > 0 && page > 0 && pages < ADDRESSABLE / page) return pages * page;
+#endif
+    return ADDRESSABLE;
+}
+
 } // namespace
 
 std::vector<int> used_by(const Step &step) {
@@ -44,10 +56,15 @@ std::vector<int> used_by(const Step &step) {
     return used;
 }
 
+NoMemory::NoMemory(int64_t bytes) {
+    snprintf(text, sizeof text, "out of memory: it needs %lld MB for these inputs", (long long)(bytes / 1000000 + 1));
+}
+
 Block::Block(int64_t bytes) {
+    const int64_t wanted = bytes;
     /* Planes are so far apart that each would lie in small pages of its own, also in a block that fills part of one. */
     int64_t align = CACHE_LINE;
-    if ((uint64_t)bytes > SIZE_MAX / 2 - 2 * HUGE_PAGE) throw std::bad_alloc();
+    if (bytes > machine_memory()) throw NoMemory(wanted);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     if (bytes >= HUGE_FROM) {
         align = HUGE_PAGE;
@@ -55,7 +72,7 @@ Block::Block(int64_t bytes) {
     }
 #endif
     allocated = calloc((size_t)(bytes + align), 1);
-    if (!allocated) throw std::bad_alloc();
+    if (!allocated) throw NoMemory(wanted);
     data = (char *)(((uintptr_t)allocated + align - 1) / align * align);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     if (align == HUGE_PAGE) madvise(data, (size_t)bytes, MADV_HUGEPAGE);
@@ -147,6 +164,7 @@ int64_t Memory::allocate(int storage, std::vector<Free> &free) {
     const Storage &wanted = storages[storage];
     int64_t needed = (wanted.bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
     sizes[storage] = needed;
+    if (needed > INT64_MAX / 4 - bytes) throw NoMemory(INT64_MAX / 4);
     if (separate) {
         bytes += needed + 2 * GUARD;
         return bytes - needed - GUARD;

@@ -4,15 +4,28 @@
 
 #include <algorithm>
 #include <map>
+#include <new>
 #include <vector>
 
 #include "plan/steps.h"
 
 namespace fggp {
 
+/* Memory that ran out, with how much was asked for. */
+class NoMemory final : public std::bad_alloc {
+  public:
+    explicit NoMemory(int64_t bytes);
+    const char *what() const noexcept override { return text; }
+
+  private:
+    char text[80];
+};
+
 /* Memory that is zero at first, in huge pages where the system has them. */
 class Block {
   public:
+    /* Throws NoMemory, also if the machine does not have so much: some systems give any amount, and end the process when
+     * it is used. */
     explicit Block(int64_t bytes);
     ~Block();
     Block(const Block &) = delete;

@@ -32,6 +32,7 @@ struct ProgramRun {
         for (auto &operation : program.operations) scratch = std::max(scratch, operation->scratch());
         /* whole cache lines, and an unused one between threads */
         scratch = (scratch + 2 * CACHE_LINE_FLOATS - 1) / CACHE_LINE_FLOATS * CACHE_LINE_FLOATS;
+        if (scratch > (INT64_MAX - CACHE_LINE_FLOATS) / std::max(threads, 1)) throw std::bad_alloc();
         int64_t needed = scratch * threads + CACHE_LINE_FLOATS;
         if ((int64_t)program.scratch.size() < needed) program.scratch.resize(needed);
         constexpr uintptr_t bytes = CACHE_LINE_FLOATS * sizeof(float);

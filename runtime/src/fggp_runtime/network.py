@@ -155,9 +155,9 @@ def _check(status: int, handle: c_void_p) -> None:
     """
     if status == OK:
         return
-    if status == OUT_OF_MEMORY:
-        raise MemoryError("the memory does not suffice")
     message = library.fggp_error(handle).decode(errors="replace")
+    if status == OUT_OF_MEMORY:
+        raise MemoryError(message)
     if not handle:
         raise OSError(message)
     raise ValueError(message)

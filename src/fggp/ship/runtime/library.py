@@ -164,7 +164,7 @@ class Network:
         if status == REFUSED:
             raise RefusedError(self._library.fggp_error(self._handle).decode())
         if status != OK:
-            raise MemoryError("fggp's library ran out of memory")
+            raise MemoryError(self._library.fggp_error(self._handle).decode())
 
     def __del__(self) -> None:
         self.close()
