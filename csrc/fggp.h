@@ -56,9 +56,10 @@ int32_t fggp_run(fggp_network *, const fggp_array *inputs, int32_t count, int32_
 
 /* Run the network a few times for these inputs. profile: set to what it does, as an object in JSON, which stays until the
  * next call. A large batch may go through the network in pieces: "images" is the size of a piece (of dimension 0), or of
- * the batch. "memory" is how many bytes the values between the network's operations take. "steps" is what it does with one
- * piece, in order. Each step has "names" and "operators", those of its nodes, which are empty for a conversion of layout;
- * "runs": "kernels" (sparse), "operator" (dense) or "conversion"; and "milliseconds". */
+ * the batch. "memory" is how many bytes the values between the network's operations take. "trials" is how often parts of
+ * the network have been timed to make plans. "steps" is what it does with one piece, in order. Each step has "names" and
+ * "operators", those of its nodes, which are empty for a conversion of layout; "runs": "kernels" (sparse), "operator"
+ * (dense) or "conversion"; and "milliseconds". */
 int32_t fggp_profile(fggp_network *, const fggp_array *inputs, int32_t count, int32_t threads, const char **profile);
 
 /* Raised with every change of this interface: Python refuses kernels that were built for another one. */

@@ -210,7 +210,8 @@ std::string Session::profile(const std::vector<Array> &inputs, int threads) {
         plan.run(inputs, batch, threads, {}, seconds.data());
         for (size_t i = 0; i < operations; i++) least[i] = std::min(least[i], seconds[i]);
     }
-    std::string text = "{\"images\":" + std::to_string(batch) + ",\"memory\":" + std::to_string(plan.memory_bytes()) + ",\"steps\":[";
+    std::string text = "{\"images\":" + std::to_string(batch) + ",\"memory\":" + std::to_string(plan.memory_bytes()) +
+                       ",\"trials\":" + std::to_string(tuner.trials()) + ",\"steps\":[";
     size_t i = 0;
     for (auto &step : plan.steps) {
         text += &step == &plan.steps[0] ? "" : ",";

@@ -68,6 +68,11 @@ bool ProductChoice::measure(const Node &node, const SparseWeight &weight, bool i
     std::vector<std::vector<float>> numbers;
     std::vector<Array> arrays;
     for (auto &operand : alone.inputs) {
+        if (operand.constant && operand.constant->sparse) {
+            /* A copy, so that the dense one, which the operator asks it for, is not kept. */
+            graph.constants.push_back(std::make_unique<Constant>(*operand.constant));
+            operand.constant = graph.constants.back().get();
+        }
         if (operand.value < 0) continue;
         const TensorType &type = types[operand.value];
         operand.value = graph.values++;

@@ -35,7 +35,7 @@ Plan::Plan(const Graph &graph, const std::vector<TensorType> &inputs, const Plan
             kept.push_back(std::move(step.add));
         } else {
             weights.emplace_back();
-            auto &best = tuner.choose(step.chain, lowered.storages, setting.threads);
+            auto best = tuner.choose(step.chain, lowered.storages, setting.threads);
             add_chain(step.chain, best.tiling, *memory, weights.back(), program.operations, entries.get());
             for (auto &product : step.chain) nodes.push_back(product.node);
         }

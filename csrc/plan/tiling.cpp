@@ -17,7 +17,9 @@ namespace {
  * first-level cache, or the second-level cache; 0: the whole input. */
 constexpr int64_t WORKING_SET_BYTES[] = {32 << 10, 128 << 10, 0};
 constexpr int64_t MIN_CHUNK = 4;
-constexpr int TRIALS = 6;
+/* Trials of the tilings that stay to the end, of which there are at most so many. */
+constexpr int ROUNDS = 5;
+constexpr size_t FINALISTS = 2;
 /* A tiling that takes this multiple of the best one's time is not tried again. */
 constexpr double RULED_OUT_RATIO = 1.3;
 
@@ -50,7 +52,8 @@ std::vector<Tiling> candidate_tilings(const std::vector<Convolve> &chain, const 
     for (int64_t most : {4, 8}) {
         int64_t columns = even_part(flat ? out.width * out.height : out.width, most);
         for (int64_t registers : {REGISTERS, REGISTERS / 2}) {
-            int64_t rows = std::max<int64_t>(1, std::min<int64_t>(MAX_ROWS, registers / columns));
+            int64_t most_rows = chain[0].stride > 1 ? MAX_STRIDED_ROWS : MAX_ROWS;
+            int64_t rows = std::max<int64_t>(1, std::min<int64_t>(most_rows, registers / columns));
             for (int64_t working_set : WORKING_SET_BYTES) {
                 Tiling tiling{rows, columns, {}};
                 for (auto &c : chain)
@@ -62,15 +65,14 @@ std::vector<Tiling> candidate_tilings(const std::vector<Convolve> &chain, const 
     return found;
 }
 
-/* Everything that a chain's time depends on, with its numbers of weights rounded to one digit. */
+/* Everything that the best tiling of a chain depends on, with its numbers of weights rounded to powers of two. */
 std::string timing_key(const std::vector<Convolve> &chain, const std::vector<Storage> &storages, int threads) {
     std::string key = std::to_string(threads);
     auto add = [&](int64_t number) { key += "," + std::to_string(number); };
     for (auto &c : chain) {
         auto &weight = c.weight;
-        double digit = std::pow(10, std::floor(std::log10(std::max<double>(1, weight.nonzeros()))));
         for (int64_t number : {weight.outputs, weight.inputs, weight.rows, weight.columns, c.stride}) add(number);
-        add((int64_t)(std::round(weight.nonzeros() / digit) * digit));
+        add((int64_t)std::round(std::log2(std::max<double>(1, (double)weight.nonzeros()))));
         for (int storage : {c.input, c.out}) {
             auto &layout = storages[storage].layout;
             for (int64_t number : {layout.lanes, layout.groups, layout.height, layout.width, layout.row, layout.plane}) add(number);
@@ -162,36 +164,69 @@ Tiling Tuner::forced_tiling(const std::vector<Convolve> &chain, const std::vecto
     return tiling;
 }
 
-const Tuner::Best &Tuner::choose(const std::vector<Convolve> &chain, const std::vector<Storage> &storages, int threads) {
-    std::string key = timing_key(chain, storages, threads);
-    auto known = found.find(key);
-    if (known != found.end()) return known->second;
-    std::vector<Tiling> tilings = candidate_tilings(chain, storages);
-    Best best{0, tilings[0]};
-    if (forced.any()) {
-        double length = (double)chain.size();
-        best = {forced.chains ? 1 : length * length, forced_tiling(chain, storages, tilings)};
-    } else if (tilings.size() > 1) {
-        TrialMemory memory(chain, storages);
-        std::vector<Program> programs(tilings.size());
-        std::vector<PackedWeights> weights(tilings.size());
-        for (size_t i = 0; i < tilings.size(); i++) add_chain(chain, tilings[i], memory, weights[i], programs[i].operations);
-        std::vector<double> seconds(tilings.size(), INFINITY);
-        programs[0].run({nullptr, INT32_MAX}, threads, nullptr); /* the first use of memory takes longer */
-        for (int trial = 0; trial < TRIALS; trial++)
-            /* In turns, so that a short disturbance slows one trial of each tiling and not all trials of one. */
-            for (size_t i = 0; i < tilings.size(); i++) {
-                double least = *std::min_element(seconds.begin(), seconds.end());
-                if (trial > 0 && seconds[i] >= RULED_OUT_RATIO * least) continue;
-                auto start = std::chrono::steady_clock::now();
-                programs[i].run({nullptr, INT32_MAX}, threads, nullptr);
-                std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
-                seconds[i] = std::min(seconds[i], taken.count());
+/* Tilings worth trying. Of a longer chain's only those with a tile that is the best one for one of its parts. */
+std::vector<Tiling> Tuner::candidates_of(const std::vector<Convolve> &chain, const std::vector<Storage> &storages,
+                                         int threads) {
+    std::vector<Tiling> all = candidate_tilings(chain, storages), likely;
+    if (chain.size() == 1 || forced.any()) return all;
+    const Tiling first = choose({chain.begin(), chain.end() - 1}, storages, threads).tiling;
+    const Tiling last = choose({chain.back()}, storages, threads).tiling;
+    for (auto &tiling : all)
+        for (auto *part : {&first, &last})
+            if (tiling.rows == part->rows && tiling.columns == part->columns) {
+                likely.push_back(tiling);
+                break;
             }
-        size_t fastest = std::min_element(seconds.begin(), seconds.end()) - seconds.begin();
-        best = {seconds[fastest], tilings[fastest]};
+    return likely.empty() ? all : likely;
+}
+
+Tuner::Best Tuner::choose(const std::vector<Convolve> &chain, const std::vector<Storage> &storages, int threads) {
+    std::string key = timing_key(chain, storages, threads);
+    int64_t nonzeros = 1;
+    for (auto &c : chain) nonzeros += c.weight.nonzeros();
+    auto known = found.find(key);
+    if (known == found.end()) {
+        std::vector<Tiling> candidates = candidates_of(chain, storages, threads);
+        Best best{0, candidates[0]};
+        double length = (double)chain.size();
+        if (forced.any())
+            best = {forced.chains ? 1 : length * length, forced_tiling(chain, storages, candidates)};
+        else if (candidates.size() > 1 || chain.size() > 1)
+            best = try_out(chain, storages, candidates, threads);
+        known = found.emplace(key, Found{best, nonzeros}).first;
     }
-    return found[key] = best;
+    Best best = known->second.best;
+    if (!forced.any()) best.seconds *= (double)nonzeros / (double)known->second.nonzeros;
+    return best;
+}
+
+/* The fastest of some tilings. The slower half takes no part in the next round. */
+Tuner::Best Tuner::try_out(const std::vector<Convolve> &chain, const std::vector<Storage> &storages,
+                           const std::vector<Tiling> &candidates, int threads) {
+    TrialMemory memory(chain, storages);
+    std::vector<Program> programs(candidates.size());
+    std::vector<PackedWeights> weights(candidates.size());
+    std::vector<size_t> left;
+    for (size_t i = 0; i < candidates.size(); i++) {
+        add_chain(chain, candidates[i], memory, weights[i], programs[i].operations);
+        left.push_back(i);
+    }
+    auto run = [&](size_t i) {
+        auto start = std::chrono::steady_clock::now();
+        programs[i].run({nullptr, INT32_MAX}, threads, nullptr);
+        trial_count++;
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    };
+    std::vector<double> seconds(candidates.size(), INFINITY);
+    run(0); /* the first use of memory takes longer */
+    for (int round = 0; round < ROUNDS; round++) {
+        /* In turns, so that a short disturbance slows one trial of each tiling and not all trials of one. */
+        for (size_t i : left) seconds[i] = std::min(seconds[i], run(i));
+        std::sort(left.begin(), left.end(), [&](size_t a, size_t b) { return seconds[a] < seconds[b]; });
+        size_t most = std::max(FINALISTS, (left.size() + 1) / 2);
+        while (left.size() > most || seconds[left.back()] > RULED_OUT_RATIO * seconds[left[0]]) left.pop_back();
+    }
+    return {seconds[left[0]], candidates[left[0]]};
 }
 
 } // namespace fggp

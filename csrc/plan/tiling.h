@@ -40,22 +40,34 @@ struct ForcedTilings {
     bool any() const { return first || candidate >= 0 || rows > 0; }
 };
 
-/* Finds the fastest tiling by trial, once for each shape of convolution and number of threads. */
+/* Finds the fastest tiling by trial, once for each shape of convolution, number of threads and number of weights, rounded
+ * to a power of two. */
 class Tuner {
   public:
     explicit Tuner(const ForcedTilings &forced) : forced(forced) {}
     struct Best {
-        double seconds; /* 0 if there is only one candidate */
+        /* 0 if a single convolution has only one candidate. If the trials were of another number of weights, it is taken
+         * to grow with that. */
+        double seconds;
         Tiling tiling;
     };
-    const Best &choose(const std::vector<Convolve> &, const std::vector<Storage> &, int threads);
+    Best choose(const std::vector<Convolve> &, const std::vector<Storage> &, int threads);
+    int64_t trials() const { return trial_count; } /* how many chains were run */
 
   private:
+    struct Found {
+        Best best;
+        int64_t nonzeros;
+    };
+    std::vector<Tiling> candidates_of(const std::vector<Convolve> &, const std::vector<Storage> &, int threads);
+    Best try_out(const std::vector<Convolve> &, const std::vector<Storage> &, const std::vector<Tiling> &candidates,
+                 int threads);
     Tiling forced_tiling(const std::vector<Convolve> &, const std::vector<Storage> &,
                          const std::vector<Tiling> &candidates) const;
 
     const ForcedTilings forced;
-    std::map<std::string, Best> found;
+    std::map<std::string, Found> found;
+    int64_t trial_count = 0;
 };
 
 } // namespace fggp
