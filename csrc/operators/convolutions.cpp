@@ -98,7 +98,7 @@ int64_t outputs_of(const Geometry &g, int axis) {
 }
 
 FGGP_ONCE
-std::vector<TensorType> infer_conv(const Node &node, const InputTypes &in, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_conv(const Node &node, const InputTypes &in, const Sizes &) {
     check_convolution(node, in, 4);
     const TensorType &x = *in[0], &weight = *in[1];
     const Geometry g = geometry_of(node, x, weight);
@@ -473,8 +473,8 @@ Tensors tensors_of(const Node &node, const InputArrays &in, const Array &out) {
 }
 
 FGGP_ONCE
-void make_conv(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
-               Operations &operations) {
+FGGP_ONCE void make_conv(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
+                         Operations &operations) {
     if (!out[0].type.count()) return;
     Geometry g = geometry_of(node, in[0]->type, in[1]->type);
     for (int axis = 0; axis < AXES; axis++) g.out[axis] = outputs_of(g, axis);
@@ -512,7 +512,7 @@ Geometry transposed_geometry(const Node &node, const TensorType &x, const Tensor
 }
 
 FGGP_ONCE
-std::vector<TensorType> infer_conv_transpose(const Node &node, const InputTypes &in, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_conv_transpose(const Node &node, const InputTypes &in, const Sizes &) {
     check_convolution(node, in, 3);
     const TensorType &x = *in[0], &weight = *in[1];
     if (x.shape[1] != weight.shape[0])
@@ -609,8 +609,8 @@ class Transposed {
 };
 
 FGGP_ONCE
-void make_conv_transpose(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
-                         Operations &operations) {
+FGGP_ONCE void make_conv_transpose(const Node &node, const InputArrays &in, const std::vector<Array> &out,
+                                   const Sizes &, Operations &operations) {
     if (!out[0].type.count()) return;
     const Transposed transposed(transposed_geometry(node, in[0]->type, in[1]->type), tensors_of(node, in, out[0]));
     operations.push_back(loop(transposed.pieces(), transposed.work(), transposed.scratch(), transposed));

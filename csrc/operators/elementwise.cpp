@@ -409,24 +409,24 @@ void refuse_zeros(const Node &node, const Array &divisor, Operations &operations
     }));
 }
 
-std::vector<TensorType> infer_unary(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_unary(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 1);
     return {{function_of(node, inputs[0]->type, UNARY).out, inputs[0]->shape}};
 }
-void make_unary(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
-                Operations &operations) {
+FGGP_ONCE void make_unary(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
+                          Operations &operations) {
     compute(function_of(node, inputs[0]->type.type, UNARY).kernel, inputs, out[0], operations);
 }
 
-std::vector<TensorType> infer_binary(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_binary(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 2, 2);
     if (inputs[0]->type != inputs[1]->type)
         node.refuse("it reads two tensors of one type, not " + text_of(*inputs[0]) + " and " + text_of(*inputs[1]));
     Type out = function_of(node, inputs[0]->type, BINARY).out;
     return {{out, broadcast_shape(node, {&inputs[0]->shape, &inputs[1]->shape})}};
 }
-void make_binary(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
-                 Operations &operations) {
+FGGP_ONCE void make_binary(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
+                           Operations &operations) {
     const Function &function = function_of(node, inputs[0]->type.type, BINARY);
     if (function.divides && out[0].type.count()) refuse_zeros(node, *inputs[1], operations);
     compute(function.kernel, inputs, out[0], operations);
@@ -440,21 +440,21 @@ template <class T> void choose(const void *const *in, void *out, int64_t count) 
         },
         (const uint8_t *)in[0], (const T *)in[1], (const T *)in[2]);
 }
-std::vector<TensorType> infer_where(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_where(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 3, 3);
     check_type(node, *inputs[0], BOOL, "its condition");
     if (inputs[1]->type != inputs[2]->type)
         node.refuse("it reads two tensors of one type, not " + text_of(*inputs[1]) + " and " + text_of(*inputs[2]));
     return {{inputs[1]->type, broadcast_shape(node, {&inputs[0]->shape, &inputs[1]->shape, &inputs[2]->shape})}};
 }
-void make_where(const Node &, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
-                Operations &operations) {
+FGGP_ONCE void make_where(const Node &, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
+                          Operations &operations) {
     Type type = out[0].type.type;
     Kernel kernel = type == F32 ? choose<int32_t> : type == I64 ? choose<int64_t> : choose<uint8_t>;
     compute(kernel, inputs, out[0], operations);
 }
 
-std::vector<TensorType> infer_activate(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_activate(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 1);
     check_type(node, *inputs[0], F32, "its input");
     if (!node.has("activation")) node.refuse("it has no \"activation\"");
@@ -462,24 +462,24 @@ std::vector<TensorType> infer_activate(const Node &node, const InputTypes &input
     return {*inputs[0]};
 }
 template <class T> void copy(const void *const *in, void *out, int64_t count) { memcpy(out, in[0], count * sizeof(T)); }
-void make_activate(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
-                   Operations &operations) {
+FGGP_ONCE void make_activate(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
+                             Operations &operations) {
     compute(copy<float>, inputs, out[0], operations, node.activation());
 }
 
-std::vector<TensorType> infer_add(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_add(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 2, 2);
     check_type(node, *inputs[0], F32, "its input");
     check_floats(node, inputs[1], inputs[0]->shape, "its second input");
     node.activation();
     return {*inputs[0]};
 }
-void make_add(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
-              Operations &operations) {
+FGGP_ONCE void make_add(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
+                        Operations &operations) {
     compute(each_pair<float, float, Add>, inputs, out[0], operations, node.activation());
 }
 
-std::vector<TensorType> infer_gate(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_gate(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 2, 2);
     check_type(node, *inputs[0], F32, "its input");
     const Shape &shape = inputs[0]->shape;
@@ -488,8 +488,8 @@ std::vector<TensorType> infer_gate(const Node &node, const InputTypes &inputs, c
     node.activation();
     return {*inputs[0]};
 }
-void make_gate(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
-               Operations &operations) {
+FGGP_ONCE void make_gate(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
+                         Operations &operations) {
     compute(each_pair<float, float, Mul>, inputs, out[0], operations, node.activation());
 }
 
@@ -497,7 +497,7 @@ void make_gate(const Node &node, const InputArrays &inputs, const std::vector<Ar
 void scale_and_shift(const void *const *in, void *out, int64_t count) {
     in_float((float *)out, count, multiply_add, (const float *)in[0], (const float *)in[1], (const float *)in[2]);
 }
-std::vector<TensorType> infer_affine(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_affine(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 3);
     check_type(node, *inputs[0], F32, "its input");
     const Shape &shape = inputs[0]->shape;
@@ -507,8 +507,8 @@ std::vector<TensorType> infer_affine(const Node &node, const InputTypes &inputs,
     node.activation();
     return {*inputs[0]};
 }
-void make_affine(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
-                 Operations &operations) {
+FGGP_ONCE void make_affine(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
+                           Operations &operations) {
     const Shape &shape = out[0].type.shape;
     Array channels[2]; /* scale and shift, with a dimension for each that follows the channels */
     std::vector<const Array *> read = {inputs[0]};
@@ -539,12 +539,12 @@ struct ToWhole {
 struct NotZero {
     template <class T> static uint8_t of(T x) { return x != 0; }
 };
-std::vector<TensorType> infer_cast(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_cast(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 1);
     return {{type_named(node.text("type")), inputs[0]->shape}};
 }
-void make_cast(const Node &, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
-               Operations &operations) {
+FGGP_ONCE void make_cast(const Node &, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
+                         Operations &operations) {
     static const Kernel KERNELS[3][3] = { /* from, to, in the order of Type */
         {copy<float>, each<float, int64_t, Truncate>, each<float, uint8_t, NotZero>},
         {each<int64_t, float, ToFloat>, copy<int64_t>, each<int64_t, uint8_t, NotZero>},
@@ -564,7 +564,7 @@ int64_t whole_value(const Node &node, const char *key) {
     if (!value || value->kind != json::Value::INTEGER) node.refuse(std::string("\"") + key + "\" is no whole number");
     return value->integer;
 }
-std::vector<TensorType> infer_fill(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
+FGGP_ONCE std::vector<TensorType> infer_fill(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     check_inputs(node, inputs, 0, 0);
     Type type = type_named(node.text("type"));
     if (type == F32) node.number("value");
@@ -576,15 +576,15 @@ std::vector<TensorType> infer_fill(const Node &node, const InputTypes &inputs, c
     }
     return {{type, node.sizes("shape", sizes)}};
 }
-void make_fill(const Node &node, const InputArrays &, const std::vector<Array> &out, const Sizes &,
-               Operations &operations) {
+FGGP_ONCE void make_fill(const Node &node, const InputArrays &, const std::vector<Array> &out, const Sizes &,
+                         Operations &operations) {
     if (out[0].type.type == F32) return make_fill(out[0], (float)node.number("value"), operations);
     if (out[0].type.type == I64) return make_fill(out[0], node.integer("value"), operations);
     const json::Value &value = *node.attributes.find("value");
     make_fill(out[0], (uint8_t)(value.kind == json::Value::FLAG ? value.flag : value.integer != 0), operations);
 }
 
-std::vector<TensorType> infer_arange(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
+FGGP_ONCE std::vector<TensorType> infer_arange(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     check_inputs(node, inputs, 0, 0);
     Type type = type_named(node.text("type"));
     if (type == BOOL) node.refuse("its type is F32 or I64, not BOOL");
@@ -600,8 +600,8 @@ template <class T> void make_arange(T *to, int64_t count, int64_t start, int64_t
         for (int64_t i = range.begin; i < range.end; i++) to[i] = (T)(start + i * step);
     }));
 }
-void make_arange(const Node &node, const InputArrays &, const std::vector<Array> &out, const Sizes &sizes,
-                 Operations &operations) {
+FGGP_ONCE void make_arange(const Node &node, const InputArrays &, const std::vector<Array> &out, const Sizes &sizes,
+                           Operations &operations) {
     int64_t start = node.size("start", sizes), step = node.size("step", sizes), count = out[0].type.count();
     Array array = out[0];
     if (array.type.type == F32) make_arange(array.floats(), count, start, step, operations);

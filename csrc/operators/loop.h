@@ -10,29 +10,31 @@
 
 namespace fggp {
 
-/* With less work, a task costs more to hand out than to run. */
-constexpr int64_t LEAST_WORK = 8192;
+/* What does not depend on the work, and so is compiled once (loop.cpp). */
+class Pieces : public Operation {
+  public:
+    Pieces(int64_t count, int64_t work_each, int64_t floats);
+    int tasks(int threads) const override;
+    int64_t scratch() const override;
 
-template <class Work> class Loop final : public Operation {
+  protected:
+    int64_t count;
+
+  private:
+    int64_t most, floats;
+};
+
+template <class Work> class Loop final : public Pieces {
   public:
     Loop(int64_t count, int64_t work_each, int64_t floats, const Work &work)
-        : count(count), most(most_tasks(count, work_each)), floats(floats), work(work) {}
+        : Pieces(count, work_each, floats), work(work) {}
 
-    int tasks(int threads) const override { return (int)std::min<int64_t>(most, (int64_t)threads * 4); }
-    int64_t scratch() const override { return floats; }
     void run(int task, int tasks, const Call &call, float *scratch) const override {
         Range range(count, task, tasks);
         if (range.begin < range.end) work(range, call, scratch);
     }
 
   private:
-    static int64_t most_tasks(int64_t count, int64_t work_each) {
-        if (count <= 0) return 0;
-        int64_t each = std::max<int64_t>(1, LEAST_WORK / std::max<int64_t>(1, work_each)); /* pieces in a task */
-        return std::max<int64_t>(1, count / each);
-    }
-
-    int64_t count, most, floats;
     Work work;
 };
 

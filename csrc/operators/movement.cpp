@@ -217,14 +217,14 @@ void arrange(const Axes &axes, const Array &in, const Array &out, double value, 
 typedef Axes (*Arranging)(const Node &, const TensorType &, const Sizes &);
 template <Arranging axes>
 FGGP_ONCE
-std::vector<TensorType> infer_arranged(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
+FGGP_ONCE std::vector<TensorType> infer_arranged(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     check_inputs(node, inputs, 1, 1);
     return {{inputs[0]->type, shape_of(axes(node, *inputs[0], sizes))}};
 }
 template <Arranging axes>
 FGGP_ONCE
-void make_arranged(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &sizes,
-                   Operations &operations) {
+FGGP_ONCE void make_arranged(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs,
+                             const Sizes &sizes, Operations &operations) {
     arrange(axes(node, inputs[0]->type, sizes), *inputs[0], outputs[0],
             node.op == "pad" ? node.number("value", 0) : 0, operations);
 }
@@ -438,7 +438,7 @@ template <class T> struct Permutation {
 };
 
 FGGP_ONCE
-std::vector<TensorType> infer_permute(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_permute(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 1);
     auto dims = node.dimensions("dims", inputs[0]->rank());
     if (dims.size() != inputs[0]->shape.size())
@@ -450,8 +450,8 @@ std::vector<TensorType> infer_permute(const Node &node, const InputTypes &inputs
 }
 
 FGGP_ONCE
-void make_permute(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
-                  Operations &operations) {
+FGGP_ONCE void make_permute(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs,
+                            const Sizes &, Operations &operations) {
     const Array &in = *inputs[0], &out = outputs[0];
     if (!out.type.count()) return;
     auto in_strides = strides_of(in.type.shape), out_strides = strides_of(out.type.shape);
@@ -494,7 +494,7 @@ void check_any_inputs(const Node &node, const InputTypes &inputs) {
 }
 
 FGGP_ONCE
-std::vector<TensorType> infer_concat(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_concat(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_any_inputs(node, inputs);
     TensorType out = *inputs[0];
     int dim = node.dimension("dim", out.rank());
@@ -547,8 +547,8 @@ void join(std::vector<Part> parts, const Array &out, Operations &operations) {
 }
 
 FGGP_ONCE
-void make_concat(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
-                 Operations &operations) {
+FGGP_ONCE void make_concat(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs,
+                           const Sizes &, Operations &operations) {
     int rank = outputs[0].type.rank(), dim = node.dimension("dim", rank);
     std::vector<Part> parts;
     for (auto *input : inputs) {
@@ -559,7 +559,7 @@ void make_concat(const Node &node, const InputArrays &inputs, const std::vector<
 }
 
 FGGP_ONCE
-std::vector<TensorType> infer_channels(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_channels(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_any_inputs(node, inputs);
     TensorType out = *inputs[0];
     if (out.rank() < 2) node.refuse(text_of(out) + " has no channels");
@@ -580,8 +580,8 @@ std::vector<TensorType> infer_channels(const Node &node, const InputTypes &input
 }
 
 FGGP_ONCE
-void make_channels(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
-                   Operations &operations) {
+FGGP_ONCE void make_channels(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs,
+                             const Sizes &, Operations &operations) {
     std::vector<int64_t> starts = {0}; /* the first channel of each input */
     for (auto *input : inputs) starts.push_back(starts.back() + input->type.shape[1]);
     const TensorType &out = outputs[0].type;
@@ -610,7 +610,7 @@ std::string outside(const Node &node, int64_t size, bool negative) {
 }
 
 FGGP_ONCE
-std::vector<TensorType> infer_take(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_take(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 2, 2);
     check_type(node, *inputs[1], Type::I64, "the index");
     int dim = node.dimension("dim", inputs[0]->rank());
@@ -622,8 +622,8 @@ std::vector<TensorType> infer_take(const Node &node, const InputTypes &inputs, c
 }
 
 FGGP_ONCE
-void make_take(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
-               Operations &operations) {
+FGGP_ONCE void make_take(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+                         Operations &operations) {
     if (!outputs[0].type.count()) return;
     const TensorType &type = inputs[0]->type;
     int dim = node.dimension("dim", type.rank());
@@ -651,7 +651,7 @@ void make_take(const Node &node, const InputArrays &inputs, const std::vector<Ar
 }
 
 FGGP_ONCE
-std::vector<TensorType> infer_gather(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_gather(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 2, 2);
     check_type(node, *inputs[1], Type::I64, "the index");
     int dim = node.dimension("dim", inputs[0]->rank());
@@ -665,8 +665,8 @@ std::vector<TensorType> infer_gather(const Node &node, const InputTypes &inputs,
 }
 
 FGGP_ONCE
-void make_gather(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
-                 Operations &operations) {
+FGGP_ONCE void make_gather(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs,
+                           const Sizes &, Operations &operations) {
     const TensorType &in = inputs[0]->type, &out = outputs[0].type;
     if (!out.count()) return;
     int dim = node.dimension("dim", in.rank()), last = in.rank() - 1;
@@ -699,7 +699,7 @@ void make_gather(const Node &node, const InputArrays &inputs, const std::vector<
 /* ---- Operators that only look at the elements in another shape. */
 
 FGGP_ONCE
-std::vector<TensorType> infer_reshape(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
+FGGP_ONCE std::vector<TensorType> infer_reshape(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     check_inputs(node, inputs, 1, 1);
     TensorType type{inputs[0]->type, node.sizes("shape", sizes)};
     if (type.count() != inputs[0]->count())
@@ -708,7 +708,7 @@ std::vector<TensorType> infer_reshape(const Node &node, const InputTypes &inputs
 }
 
 FGGP_ONCE
-std::vector<TensorType> infer_flatten(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_flatten(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 1);
     const TensorType &in = *inputs[0];
     if (in.rank() != 4) node.refuse(text_of(in) + " does not have 4 dimensions");

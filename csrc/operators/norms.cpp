@@ -70,7 +70,7 @@ Shape normalised(const Node &node, const Shape &shape) {
     return Shape(shape.end() - dims, shape.end());
 }
 
-std::vector<TensorType> infer_row_norm(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_row_norm(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, node.op == "layer_norm" ? 3 : 2);
     check_type(node, *inputs[0], Type::F32, "its input");
     Shape row = normalised(node, inputs[0]->shape);
@@ -90,8 +90,8 @@ void finish_row(float *out, const float *x, int64_t count, const float *weight, 
     else in_float(out, count, center, x);
 }
 
-void make_row_norm(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
-                   Operations &operations) {
+FGGP_ONCE void make_row_norm(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
+                             Operations &operations) {
     int64_t elements = out[0].type.count();
     if (!elements) return;
     int64_t row = count_of(normalised(node, out[0].type.shape));
@@ -117,7 +117,7 @@ void make_row_norm(const Node &node, const InputArrays &inputs, const std::vecto
         }));
 }
 
-std::vector<TensorType> infer_group_norm(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_group_norm(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 3);
     check_type(node, *inputs[0], Type::F32, "its input");
     const Shape &shape = inputs[0]->shape;
@@ -132,8 +132,8 @@ std::vector<TensorType> infer_group_norm(const Node &node, const InputTypes &inp
     return {*inputs[0]};
 }
 
-void make_group_norm(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
-                     Operations &operations) {
+FGGP_ONCE void make_group_norm(const Node &node, const InputArrays &inputs, const std::vector<Array> &out,
+                               const Sizes &, Operations &operations) {
     const Shape &shape = out[0].type.shape;
     int64_t elements = out[0].type.count();
     if (!elements) return;
@@ -231,7 +231,7 @@ void softmax_columns(float *out, const float *x, int64_t count, int64_t stride, 
     }
 }
 
-std::vector<TensorType> infer_softmax(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_softmax(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 1);
     check_type(node, *inputs[0], Type::F32, "its input");
     node.dimension("dim", std::max(1, inputs[0]->rank()));
@@ -239,8 +239,8 @@ std::vector<TensorType> infer_softmax(const Node &node, const InputTypes &inputs
     return {*inputs[0]};
 }
 
-void make_softmax(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
-                  Operations &operations) {
+FGGP_ONCE void make_softmax(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
+                            Operations &operations) {
     const Shape &shape = out[0].type.shape;
     int64_t elements = out[0].type.count();
     if (!elements) return;

@@ -19,6 +19,9 @@ typedef std::vector<std::unique_ptr<Operation>> Operations;
 typedef std::vector<const TensorType *> InputTypes;
 typedef std::vector<const Array *> InputArrays;
 
+/* For functions that prepare and run once for each plan: they are made small, not fast. */
+#define FGGP_ONCE __attribute__((cold))
+
 struct Operator {
     const char *name;
     /* Checks inputs and attributes, and returns the types of the outputs. Whatever a damaged file says, this throws

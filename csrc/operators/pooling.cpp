@@ -211,7 +211,7 @@ int64_t outputs_of(const Node &node, const Axis &axis) {
 }
 
 FGGP_ONCE
-std::vector<TensorType> infer_pool(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_pool(const Node &node, const InputTypes &inputs, const Sizes &) {
     int spatial = spatial_of(node, inputs);
     Axes axes = kernel_axes(node, *inputs[0]);
     TensorType out = *inputs[0];
@@ -255,8 +255,8 @@ void make_windows(Axes axes, bool window_by_window, const Array &in, const Array
 }
 
 FGGP_ONCE
-void make_pool(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
-               Operations &operations) {
+FGGP_ONCE void make_pool(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
+                         Operations &operations) {
     const TensorType &in = inputs[0]->type;
     if (!outputs[0].type.count()) return;
     bool count_padding = node.flag("count_padding", true);
@@ -284,7 +284,7 @@ void make_pool(const Node &node, const InputArrays &inputs, const std::vector<Ar
 }
 
 FGGP_ONCE
-std::vector<TensorType> infer_adaptive(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
+FGGP_ONCE std::vector<TensorType> infer_adaptive(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     int spatial = spatial_of(node, inputs);
     auto size = node.sizes("size", sizes);
     if ((int)size.size() != spatial)
@@ -296,8 +296,8 @@ std::vector<TensorType> infer_adaptive(const Node &node, const InputTypes &input
 }
 
 FGGP_ONCE
-void make_adaptive(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
-                   Operations &operations) {
+FGGP_ONCE void make_adaptive(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs,
+                             const Sizes &, Operations &operations) {
     const Shape &in = inputs[0]->type.shape, &out = outputs[0].type.shape;
     if (!outputs[0].type.count()) return;
     Axes axes;

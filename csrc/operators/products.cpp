@@ -15,7 +15,7 @@ const float *optional_floats(const InputArrays &in, size_t i) {
     return array ? array->floats() : nullptr;
 }
 
-std::vector<TensorType> infer_linear(const Node &node, const InputTypes &in, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_linear(const Node &node, const InputTypes &in, const Sizes &) {
     check_inputs(node, in, 2, 4);
     const TensorType &x = *in[0], &weight = *in[1];
     check_type(node, x, Type::F32, "its input");
@@ -32,8 +32,8 @@ std::vector<TensorType> infer_linear(const Node &node, const InputTypes &in, con
     return {out};
 }
 
-void make_linear(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
-                 Operations &operations) {
+FGGP_ONCE void make_linear(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
+                           Operations &operations) {
     const Array &x = *in[0], &weight = *in[1];
     if (!out[0].type.count()) return;
     Gemm g;
@@ -54,7 +54,7 @@ int64_t leading(const TensorType &type, int rank, int d) {
     return own < 0 ? 1 : type.shape[own];
 }
 
-std::vector<TensorType> infer_matmul(const Node &node, const InputTypes &in, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_matmul(const Node &node, const InputTypes &in, const Sizes &) {
     check_inputs(node, in, 2, 2);
     const TensorType &a = *in[0], &b = *in[1];
     check_type(node, a, Type::F32, "its first input");
@@ -92,8 +92,8 @@ std::vector<int64_t> leading_strides(const TensorType &type, const Shape &sizes)
     return strides;
 }
 
-void make_matmul(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
-                 Operations &operations) {
+FGGP_ONCE void make_matmul(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
+                           Operations &operations) {
     const TensorType &a = in[0]->type, &b = in[1]->type, &c = out[0].type;
     if (!c.count()) return;
     const bool ta = node.flag("transpose_a", false), tb = node.flag("transpose_b", false);
@@ -143,7 +143,7 @@ bool serves(const TensorType &q, const TensorType &k, int d) {
     return has == wanted || has == 1 || (d == q.rank() - 3 && has > 0 && wanted % has == 0);
 }
 
-std::vector<TensorType> infer_attention(const Node &node, const InputTypes &in, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_attention(const Node &node, const InputTypes &in, const Sizes &) {
     check_inputs(node, in, 3, 4);
     const TensorType &q = *in[0], &k = *in[1], &v = *in[2];
     for (int i = 0; i < 3; i++) {
@@ -353,8 +353,8 @@ class Attention {
     int64_t gemm_floats;
 };
 
-void make_attention(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
-                    Operations &operations) {
+FGGP_ONCE void make_attention(const Node &node, const InputArrays &in, const std::vector<Array> &out, const Sizes &,
+                              Operations &operations) {
     if (!out[0].type.count()) return;
     Attention attention(node, in, out[0]);
     operations.push_back(loop(attention.pieces(), attention.work_each(), attention.scratch(), attention));

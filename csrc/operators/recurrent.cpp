@@ -67,7 +67,7 @@ struct Recurrent {
     }
 };
 
-std::vector<TensorType> infer_recurrent(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_recurrent(const Node &node, const InputTypes &inputs, const Sizes &) {
     Recurrent r(node, inputs);
     std::vector<TensorType> out = {{Type::F32, r.output()}, {Type::F32, r.state()}};
     if (r.lstm) out.push_back(out[1]);
@@ -177,8 +177,8 @@ class Steps final : public Operation {
     }
 };
 
-void make_recurrent(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
-                    Operations &operations) {
+FGGP_ONCE void make_recurrent(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs,
+                              const Sizes &, Operations &operations) {
     InputTypes types;
     for (auto *array : inputs) types.push_back(array ? &array->type : nullptr);
     Recurrent r(node, types);

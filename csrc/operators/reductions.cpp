@@ -240,7 +240,7 @@ std::vector<int> dims_of(const Node &node, int rank) {
     return dims;
 }
 
-std::vector<TensorType> infer_reduce(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_reduce(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 1);
     Type type = inputs[0]->type;
     const Shape &shape = inputs[0]->shape;
@@ -291,8 +291,8 @@ void make_position(const T *x, int64_t *to, const Axis &axis, Operations &operat
     }));
 }
 
-void make_reduce(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
-                 Operations &operations) {
+FGGP_ONCE void make_reduce(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
+                           Operations &operations) {
     const TensorType &type = inputs[0]->type;
     if (!out[0].type.count()) return;
     if (!is_position(node))
@@ -310,7 +310,7 @@ void make_reduce(const Node &node, const InputArrays &inputs, const std::vector<
 
 /* ---- cumsum ---- */
 
-std::vector<TensorType> infer_cumsum(const Node &node, const InputTypes &inputs, const Sizes &) {
+FGGP_ONCE std::vector<TensorType> infer_cumsum(const Node &node, const InputTypes &inputs, const Sizes &) {
     check_inputs(node, inputs, 1, 1);
     node.dimension("dim", std::max(1, inputs[0]->rank()));
     return {{inputs[0]->type == F32 ? F32 : I64, inputs[0]->shape}};
@@ -340,8 +340,8 @@ void make_cumsum(const In *x, Out *to, const Axis &axis, Operations &operations)
         }
     }));
 }
-void make_cumsum(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
-                 Operations &operations) {
+FGGP_ONCE void make_cumsum(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &,
+                           Operations &operations) {
     const Array &x = *inputs[0];
     if (!x.type.count()) return;
     Axis axis(node, x.type.shape);
@@ -353,7 +353,7 @@ void make_cumsum(const Node &node, const InputArrays &inputs, const std::vector<
 
 /* ---- topk ---- */
 
-std::vector<TensorType> infer_topk(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
+FGGP_ONCE std::vector<TensorType> infer_topk(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     check_inputs(node, inputs, 1, 1);
     if (inputs[0]->type == BOOL) node.refuse("its input is F32 or I64, not " + text_of(*inputs[0]));
     Shape shape = inputs[0]->shape;
@@ -413,8 +413,8 @@ void make_topk(const T *x, T *values, int64_t *places, const Axis &axis, int64_t
     };
     operations.push_back(loop(axis.outer * axis.inner, axis.count * WORK, count * 4, work));
 }
-void make_topk(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &sizes,
-               Operations &operations) {
+FGGP_ONCE void make_topk(const Node &node, const InputArrays &inputs, const std::vector<Array> &out, const Sizes &sizes,
+                         Operations &operations) {
     const Array &x = *inputs[0];
     if (!out[0].type.count()) return;
     Axis axis(node, x.type.shape);

@@ -204,7 +204,7 @@ std::vector<double> factors_of(const Node &node, int spatial) {
 }
 
 FGGP_ONCE
-std::vector<TensorType> infer_resize(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
+FGGP_ONCE std::vector<TensorType> infer_resize(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     check_inputs(node, inputs, 1, 1);
     const TensorType &in = *inputs[0];
     check_type(node, in, Type::F32, "its input");
@@ -227,8 +227,8 @@ std::vector<TensorType> infer_resize(const Node &node, const InputTypes &inputs,
 }
 
 FGGP_ONCE
-void make_resize(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
-                 Operations &operations) {
+FGGP_ONCE void make_resize(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs,
+                           const Sizes &, Operations &operations) {
     const Shape &in = inputs[0]->type.shape, &out = outputs[0].type.shape;
     if (!outputs[0].type.count()) return;
     const int spatial = (int)in.size() - 2;

@@ -42,22 +42,11 @@ vec magnitude(vec v) { return (vec)((ivec)v & 0x7fffffff); }
 /* 1 + e⁻ˣ for x ≥ FAST_FROM, rounded little more than once. */
 constexpr float FAST_FROM = -80;
 vec one_plus_exponential(vec x) {
-    constexpr float ROUND = 0x1.8p23f; /* as in Exponential */
-    x = x > 86.0f ? splat(86) : x;     /* so that 2ⁿ is no denormal number */
-    vec rounded = multiply_add(x, splat(-1.44269504f), splat(ROUND));
-    vec n = rounded - ROUND;
-    vec r = multiply_add(n, splat(-0x1.62e4p-1f), -x); /* ln 2 in two parts; the product with the first is exact */
-    r = multiply_add(n, splat(-0x1.7f7d1cp-20f), r);
-    vec p = multiply_add(r, splat(1.0f / 5040), splat(1.0f / 720));
-    p = multiply_add(p, r, splat(1.0f / 120));
-    p = multiply_add(p, r, splat(1.0f / 24));
-    p = multiply_add(p, r, splat(1.0f / 6));
-    p = multiply_add(p, r, splat(0.5f));
-    vec rest = multiply_add(r * r, p, r);
-    vec power = (vec)(((ivec)rounded << 23) + 0x3f800000);
+    FloatExponential e(x > 86.0f ? splat(-86) : -x); /* so that 2ⁿ is no denormal number */
+    vec power = e.power();
     vec sum = power + 1.0f;
     vec lost = 1.0f - (sum - power); /* by rounding the sum: not 0 only if 2ⁿ is at least 2²⁴, or 2⁻²⁴ */
-    return sum + multiply_add(power, rest, lost);
+    return sum + multiply_add(power, e.rest, lost);
 }
 
 vec fast_sigmoid(vec x) { return splat(1) / one_plus_exponential(x); }
@@ -68,22 +57,11 @@ struct Sigmoid {
     vec high, low;
     ivec k;
     explicit Sigmoid(vec x) {
-        constexpr float ROUND = 0x1.8p23f; /* as in Exponential */
-        vec z = -magnitude(x);             /* so that e^z does not overflow */
-        z = z < -110.0f ? splat(-110) : z;
-        vec rounded = multiply_add(z, splat(1.44269504f), splat(ROUND));
-        vec n = rounded - ROUND;
-        vec r = multiply_add(n, splat(-0x1.62e4p-1f), z); /* ln 2 in two parts; the product with the first is exact */
-        r = multiply_add(n, splat(-0x1.7f7d1cp-20f), r);
-        vec p = multiply_add(r, splat(1.0f / 5040), splat(1.0f / 720));
-        p = multiply_add(p, r, splat(1.0f / 120));
-        p = multiply_add(p, r, splat(1.0f / 24));
-        p = multiply_add(p, r, splat(1.0f / 6));
-        p = multiply_add(p, r, splat(0.5f));
-        vec rest = multiply_add(r * r, p, r);
+        vec z = -magnitude(x); /* so that e^z does not overflow */
+        FloatExponential parts(z < -110.0f ? splat(-110) : z);
         vec one = splat(1);
-        vec e = one + rest, e_low = rest - (e - one); /* e^z = (e + e_low) · 2ⁿ */
-        ivec exponent = (ivec)rounded - (ivec)splat(ROUND);
+        vec e = one + parts.rest, e_low = parts.rest - (e - one); /* e^z = (e + e_low) · 2ⁿ */
+        ivec exponent = parts.exponent();
         /* The denominator's second term is nothing if 2ⁿ is below 2⁻¹²⁶. */
         ivec held = exponent < -126 ? ivec{} - 126 : exponent;
         vec power = (vec)((held + 127) << 23);

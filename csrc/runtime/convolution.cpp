@@ -144,7 +144,8 @@ class Convolution final : public Operation {
   public:
     Convolution(const fggp_conv *chain, int length) {
         TileGrid grid(chain, length);
-        auto tiles = grid.tiles(chain[0].tile_rows);
+        bool strided = std::any_of(chain, chain + length, [](auto &c) { return c.in.lanes > 1 && c.stride > 1; });
+        auto tiles = grid.tiles(strided ? std::min(chain[0].tile_rows, MAX_STRIDED_ROWS) : chain[0].tile_rows);
         count = (int64_t)tiles.size();
         for (int i = 0; i < length; i++) stages.emplace_back(chain[i], grid, tiles);
     }

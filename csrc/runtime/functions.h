@@ -69,23 +69,38 @@ inline dvec exponential(dvec x) { return Exponential(limited(x, -700, 700)).valu
 
 #ifdef FGGP_FMA
 
+/* 2ⁿ · (1 + rest) = eˣ in floats, for |x| ≤ 120. */
+struct FloatExponential {
+    vec rest; /* between -0.3 and 0.42, rounded little more than once */
+    explicit FloatExponential(vec x) {
+        vec rounded = multiply_add(x, splat(1.44269504f), splat(ROUND));
+        vec n = rounded - ROUND;
+        vec r = multiply_add(n, splat(-0x1.62e4p-1f), x); /* ln 2 in two parts; the product with the first is exact */
+        r = multiply_add(n, splat(-0x1.7f7d1cp-20f), r);
+        vec p = multiply_add(r, splat(1.0f / 5040), splat(1.0f / 720));
+        p = multiply_add(p, r, splat(1.0f / 120));
+        p = multiply_add(p, r, splat(1.0f / 24));
+        p = multiply_add(p, r, splat(1.0f / 6));
+        p = multiply_add(p, r, splat(0.5f));
+        rest = multiply_add(r * r, p, r);
+        bits = (ivec)rounded;
+    }
+    ivec exponent() const { return bits - (ivec)splat(ROUND); }      /* n */
+    vec power() const { return (vec)((bits << 23) + 0x3f800000); } /* 2ⁿ for n from -126 to 127 */
+
+  private:
+    static constexpr float ROUND = 0x1.8p23f; /* as in Exponential */
+    ivec bits;                                /* n, in the lowest ones */
+};
+
 /* eˣ for all floats, within 1 unit in the last place. */
 inline vec exponential(vec x) {
-    constexpr float ROUND = 0x1.8p23f; /* as in Exponential */
     ivec none = x < -104.0f;           /* gives 0, but not by underflow, which takes processors long */
     x = none ? vec{} : x;
     x = x > 89.0f ? splat(89) : x; /* which gives infinity */
-    vec rounded = multiply_add(x, splat(1.44269504f), splat(ROUND));
-    vec n = rounded - ROUND;
-    vec r = multiply_add(n, splat(-0x1.62e4p-1f), x); /* ln 2 in two parts; the product with the first is exact */
-    r = multiply_add(n, splat(-0x1.7f7d1cp-20f), r);
-    vec p = multiply_add(r, splat(1.0f / 5040), splat(1.0f / 720));
-    p = multiply_add(p, r, splat(1.0f / 120));
-    p = multiply_add(p, r, splat(1.0f / 24));
-    p = multiply_add(p, r, splat(1.0f / 6));
-    p = multiply_add(p, r, splat(0.5f));
-    vec value = multiply_add(r * r, p, r) + 1.0f;
-    ivec k = (ivec)rounded - (ivec)splat(ROUND);
+    FloatExponential e(x);
+    vec value = e.rest + 1.0f;
+    ivec k = e.exponent();
     ivec first = k >> 1; /* in two steps, because 2^k may be no normal number */
     value = value * (vec)((first + 127) << 23) * (vec)((k - first + 127) << 23);
     return none ? vec{} : value;

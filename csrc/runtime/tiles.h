@@ -10,6 +10,8 @@
 namespace fggp {
 
 constexpr int MAX_ROWS = 4, MAX_COLUMNS = 8;
+/* Convolutions with a stride are few, and the kernels take much room: there are none for higher tiles. */
+constexpr int MAX_STRIDED_ROWS = 2;
 
 /* The pixels of a tile: up to MAX_ROWS rows of `columns` vectors. The arrays hold each row's offset in floats. */
 struct Tile {
@@ -138,9 +140,9 @@ template <int R, int C, int STEP> void run_tile(const Job &job, const Tile &tile
 
 typedef void (*TileKernel)(const Job &, const Tile &);
 
-/* The kernel for a tile shape; NULL if its sums do not fit the registers. */
+/* The kernel for a tile shape; NULL: there is none, because its sums do not fit the registers, say. */
 template <int R, int C, int STEP> constexpr TileKernel kernel_of() {
-    if constexpr (R * C <= REGISTERS)
+    if constexpr (R * C <= REGISTERS && (STEP == 1 || R <= MAX_STRIDED_ROWS))
         return &run_tile<R, C, STEP>;
     else
         return nullptr;

@@ -18,7 +18,8 @@ namespace {
 
 constexpr int CHUNK = 4096;                /* weights: their keys stay in the first-level cache until they are used */
 constexpr int64_t TASK = 16 * CHUNK;       /* weights that a thread processes at a time: long enough to prefetch */
-alignas(64) const float zeros[CHUNK] = {}; /* stands for a missing gradient of any type */
+/* Stands for a missing gradient of any type. Never written, but if it were const, it would take room in the file. */
+alignas(64) float zeros[CHUNK];
 
 /* Scores are compared by their keys, integers in the same order: compilers vectorize comparisons of integers on every
  * processor, but those of floats could trap. All scores of a pass have one sign, so a key is the bits of the absolute
