@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fggp.selection.chains import Exchange, TopK
     from fggp.ship.file.load import load
     from fggp.ship.file.save import save
+    from fggp.ship.onnx.imported import Imported, from_onnx
     from fggp.ship.runtime.compiled import Compiled, compile
     from fggp.weights.averages import Average
     from fggp.weights.granularity import NM, Blocks, Rows
@@ -51,6 +52,7 @@ __all__ = [
     "GraSP",
     "GradientFirstAnnealed",
     "GradientOnly",
+    "Imported",
     "MagnitudeFirst",
     "MagnitudeFirstAnnealed",
     "Method",
@@ -68,6 +70,7 @@ __all__ = [
     "Update",
     "compile",
     "cubic",
+    "from_onnx",
     "linear",
     "load",
     "methods",
@@ -87,6 +90,7 @@ _NAMES_OF = {
     "fggp.selection.chains": "Exchange TopK",
     "fggp.ship.file.load": "load",
     "fggp.ship.file.save": "save",
+    "fggp.ship.onnx.imported": "Imported from_onnx",
     "fggp.ship.runtime.compiled": "Compiled compile",
     "fggp.weights.averages": "Average",
     "fggp.weights.granularity": "Blocks NM Rows",

@@ -38,7 +38,7 @@ def describe(
         UnsupportedError: naming everything that the network file cannot express.
     """
     known = names or {}
-    writer = Writer(lambda t: known.get(_memory_key(t)))
+    writer = Writer(lambda t: known.get(memory_key(t)))
     found: list[tuple[str, str, str]] = []
     values: dict[Value, Any] = {}
     input_names = input_names or [v.name for v in graph.inputs]
@@ -141,10 +141,11 @@ def _argument_names(model: nn.Module, count: int) -> list[str]:
 def tensor_names(model: nn.Module) -> dict[Any, str]:
     """The names of a model's parameters and buffers, for `describe`."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    return {_memory_key(tensor.detach()): name for name, tensor in reversed(tensors)}
+    return {memory_key(tensor.detach()): name for name, tensor in reversed(tensors)}
 
 
-def _memory_key(t: Tensor) -> Any:
+def memory_key(t: Tensor) -> Any:
+    """What tells a tensor from others in the keys of `tensor_names`."""
     return (t.data_ptr(), tuple(t.shape), t.stride(), t.dtype)
 
 

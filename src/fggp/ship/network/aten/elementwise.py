@@ -184,7 +184,7 @@ def _nan_to_num(w: Writer, call: Call, a: dict[str, Any]) -> Operand:
 
 def _power(w: Writer, call: Call, a: dict[str, Any]) -> Operand:
     x, exponent = a["self"], a["exponent"]
-    if exponent == 2 and not isinstance(exponent, (Operand, torch.Tensor)):
+    if not isinstance(exponent, (Operand, torch.Tensor)) and exponent == 2:
         (base,) = _numbers(w, call, x, dtype=result_dtype(call))
         return w.binary("mul", base, base)
     x, exponent = _numbers(w, call, x, exponent, dtype=result_dtype(call))

@@ -1,0 +1,287 @@
+"""From an ONNX model to a graph of PyTorch's operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch.utils._pytree import tree_flatten
+
+from fggp.ship.graph.operations import Graph
+from fggp.ship.network.description import Inexpressible, UnsupportedError
+from fggp.ship.onnx.builder import Builder
+from fggp.ship.onnx.folding import computed_sizes, folded
+from fggp.ship.onnx.functions import body_of, bound, schema_of
+from fggp.ship.onnx.names import named_sizes
+from fggp.ship.onnx.nodes import Node
+from fggp.ship.onnx.operands import Constant, Operand, Running
+from fggp.ship.onnx.operators import HANDLERS
+from fggp.ship.onnx.read import as_array, sparse_array
+from fggp.ship.onnx.sizes import Size, free_size
+
+_NO_OPERATOR = "fggp does not know this operator"
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A model as a graph.
+
+    Args:
+        graph: not simplified.
+        builder: what it was written with.
+        inputs: their names.
+        outputs: their names.
+        operators: the ONNX operator at each place of the graph's values.
+    """
+
+    graph: Graph
+    builder: Builder
+    inputs: list[str]
+    outputs: list[str]
+    operators: Mapping[str, str]
+
+
+_DTYPES = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.DOUBLE: torch.float32,
+    onnx.TensorProto.FLOAT16: torch.float32,
+    onnx.TensorProto.BFLOAT16: torch.float32,
+    onnx.TensorProto.INT64: torch.int64,
+    onnx.TensorProto.INT32: torch.int64,
+    onnx.TensorProto.INT16: torch.int64,
+    onnx.TensorProto.INT8: torch.int64,
+    onnx.TensorProto.UINT8: torch.int64,
+    onnx.TensorProto.UINT16: torch.int64,
+    onnx.TensorProto.BOOL: torch.bool,
+}
+
+
+class _Scope:
+    """The values of a graph by name, and those of the graphs around it."""
+
+    def __init__(self, opsets: Mapping[str, int], outer: _Scope | None = None) -> None:
+        self.opsets = opsets
+        self.known: dict[str, Operand | None] = {}
+        self.outer = outer
+
+    def get(self, name: str) -> Operand | None:
+        """A value; None if it could not be computed, because something before it is not supported.
+
+        Raises:
+            Inexpressible: the file does not define it.
+        """
+        if name in self.known:
+            return self.known[name]
+        if self.outer is not None:
+            return self.outer.get(name)
+        raise Inexpressible(f"it reads {name!r}, which the file does not define")
+
+
+class _Unknown(Exception):
+    """A node reads something that could not be computed."""
+
+
+class Translation:
+    """A model that is being translated.
+
+    Args:
+        model: as `read` returned it.
+        fixed: numbers for free sizes, and values for inputs, by name.
+        same: for free sizes what they turned out to be: a number, or another free size.
+    """
+
+    def __init__(self, model: onnx.ModelProto, fixed: Mapping[str, Any], same: Mapping[str, int | str]) -> None:
+        self.b = Builder()
+        self.found: list[tuple[str, str, str]] = []
+        self.operators: dict[str, str] = {}
+        self._model = model
+        self._fixed = fixed
+        self._same = same
+        self._functions = {(f.domain, f.name): f for f in model.functions}
+
+    def run(self) -> Translated:
+        """Translate.
+
+        Raises:
+            UnsupportedError: naming everything that is not supported.
+        """
+        graph = self._model.graph
+        scope = _Scope({o.domain if o.domain != "ai.onnx" else "": o.version for o in self._model.opset_import})
+        inputs = self._inputs(scope)
+        names = [name for name, x in scope.known.items() if x in inputs]
+        self._graph(graph, scope)
+        outputs: dict[str, Any] = {}
+        for output in graph.output:
+            x = scope.get(output.name)
+            if x is not None:
+                self.b.place = ""
+                outputs[output.name] = self.b.argument(x)
+        if self.found:
+            raise UnsupportedError(list(dict.fromkeys(self.found)))
+        leaves, spec = tree_flatten(outputs)
+        values = tuple(x.value for x in inputs)
+        result = Graph(values, tuple(v.name for v in values), tuple(self.b.ops), tuple(leaves), spec)
+        return Translated(result, self.b, names, list(outputs), self.operators)
+
+    def _inputs(self, scope: _Scope) -> list[Running]:
+        graph = self._model.graph
+        stored = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+        used: set[str] = set()
+        named = named_sizes([v for v in graph.input if v.name not in stored])
+        inputs = []
+        for v in graph.input:
+            if v.name in stored:
+                continue
+            kind = v.type.tensor_type
+            dtype = _DTYPES.get(kind.elem_type)
+            if v.type.WhichOneof("value") != "tensor_type" or dtype is None:
+                self.found.append((f"the input {v.name!r}", "", "it is no tensor of floats, whole numbers or bools"))
+                scope.known[v.name] = None
+                continue
+            if v.name in self._fixed:
+                used.add(v.name)
+                array = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+                scope.known[v.name] = Constant(as_array(np.asarray(self._fixed[v.name], dtype=array)), v.name)
+                continue
+            if not kind.HasField("shape"):
+                self.found.append((f"the input {v.name!r}", "", "the file does not tell its number of dimensions"))
+                scope.known[v.name] = None
+                continue
+            sizes: list[Size] = []
+            for name, size in named[v.name]:
+                if name in self._fixed:
+                    used.add(name)
+                    size = int(self._fixed[name])
+                known = self._same.get(name, name) if size is None else name
+                if isinstance(known, int):
+                    size = known
+                else:
+                    name = known
+                if size is None:
+                    symbol = free_size(name)
+                    self.b.free += [symbol] if symbol not in self.b.free else []
+                    sizes.append(symbol)
+                else:
+                    sizes.append(size)
+            x = self.b.value(sizes, dtype)
+            scope.known[v.name] = x
+            inputs.append(x)
+        if unknown := [name for name in self._fixed if name not in used]:
+            names = sorted({name for sizes in named.values() for name, size in sizes if size is None} | set(named))
+            raise ValueError(f"fixed has {unknown[0]!r}; the inputs and free sizes are {', '.join(names)}")
+        return inputs
+
+    def _graph(self, graph: onnx.GraphProto, scope: _Scope) -> None:
+        for t in graph.initializer:
+            scope.known[t.name] = self._stored(as_array(onnx.numpy_helper.to_array(t)), t.name)
+        for s in graph.sparse_initializer:
+            scope.known[s.values.name] = self._stored(as_array(sparse_array(s)), s.values.name)
+        self._nodes(graph.node, scope)
+
+    def _stored(self, array: Any, name: str) -> Constant:
+        constant = Constant(array, name)
+        self.b.names[id(constant)] = name
+        return constant
+
+    def _nodes(self, nodes: Iterable[onnx.NodeProto], scope: _Scope) -> None:
+        for proto in nodes:
+            place = proto.name or next((name for name in proto.output if name), proto.op_type)
+            outer, self.b.place = self.b.place, place
+            operator = f"{proto.domain}.{proto.op_type}" if proto.domain else proto.op_type
+            self.operators[place] = operator
+            results: Sequence[Operand | None] = [None] * len(proto.output)
+            try:
+                results = self._node(proto, scope)
+            except _Unknown:
+                pass
+            except Inexpressible as error:
+                self.found.append((operator, place, str(error)))
+            for name, result in zip(proto.output, results, strict=False):
+                if name:
+                    scope.known[name] = result
+            self.b.place = outer
+
+    def _node(self, proto: onnx.NodeProto, scope: _Scope) -> Sequence[Operand | None]:
+        domain = "" if proto.domain == "ai.onnx" else proto.domain
+        inputs = [scope.get(name) if name else None for name in proto.input]
+        if any(name and x is None for name, x in zip(proto.input, inputs, strict=True)):
+            if not self._knows(proto, domain, scope):
+                raise Inexpressible(_NO_OPERATOR)
+            raise _Unknown
+        if function := self._functions.get((proto.domain, proto.op_type)):
+            return self._function(function, proto, inputs)
+        opset = scope.opsets.get(domain, 1)
+        n = Node(proto, opset, inputs)
+        if proto.op_type == "Constant" and not domain:
+            return (self._constant(n),)
+        if proto.op_type == "If" and not domain:
+            return self._if(n, scope)
+        constants = folded(n) if not domain else None
+        if constants is not None:
+            return constants
+        sizes = computed_sizes(n)
+        if sizes is not None:
+            return (sizes,)
+        handler = HANDLERS.get(proto.op_type) if not domain else None
+        if handler is None:
+            body = body_of(proto, opset, inputs)
+            if body is None:
+                raise Inexpressible(_NO_OPERATOR)
+            return self._function(body, proto, inputs)
+        result = handler(self.b, n)
+        results = result if isinstance(result, tuple) else (result,)
+        if any(name for name in proto.output[len(results) :]):
+            raise Inexpressible(f"its result {len(results)} is used, and only those before it are computed")
+        return results
+
+    def _knows(self, proto: onnx.NodeProto, domain: str, scope: _Scope) -> bool:
+        """Whether a node's operator is one that can be expressed."""
+        if (proto.domain, proto.op_type) in self._functions or proto.op_type == "If":
+            return True
+        schema = schema_of(proto.op_type, domain, scope.opsets.get(domain, 1))
+        defined = schema is not None and (schema.has_function or schema.has_context_dependent_function)
+        return defined or (not domain and proto.op_type in HANDLERS)
+
+    def _constant(self, n: Node) -> Operand:
+        if "sparse_value" in n.attributes:
+            return self._stored(as_array(sparse_array(n.get("sparse_value"))), n.proto.output[0])
+        if "value" in n.attributes:
+            return self._stored(as_array(onnx.numpy_helper.to_array(n.get("value"))), n.proto.output[0])
+        for name, dtype in (("value_float", np.float32), ("value_floats", np.float32), ("value_int", np.int64)):
+            if name in n.attributes:
+                return Constant(np.asarray(n.get(name), dtype))
+        if "value_ints" in n.attributes:
+            return Constant(np.asarray(n.get("value_ints"), np.int64))
+        raise Inexpressible("it is a text")
+
+    def _if(self, n: Node, scope: _Scope) -> Sequence[Operand | None]:
+        condition = n.input(0)
+        if not isinstance(condition, Constant):
+            raise Inexpressible(
+                "its condition depends on the data or on free sizes; name the inputs or sizes that decide it in `fixed`"
+            )
+        branch = n.get("then_branch" if condition.array.any() else "else_branch")
+        inner = _Scope(scope.opsets, scope)
+        self._graph(branch, inner)
+        return [inner.get(output.name) for output in branch.output]
+
+    def _function(
+        self, function: onnx.FunctionProto, proto: onnx.NodeProto, inputs: Sequence[Operand | None]
+    ) -> Sequence[Operand | None]:
+        """The nodes of a function, in its place."""
+        opsets = {o.domain if o.domain != "ai.onnx" else "": o.version for o in function.opset_import}
+        scope = _Scope(opsets)
+        for name, x in zip(function.input, [*inputs, *[None] * len(function.input)], strict=False):
+            scope.known[name] = x
+        given = {a.name: a for a in [*function.attribute_proto, *proto.attribute]}
+        place = self.b.place
+        left_out = {name for name, x in scope.known.items() if x is None}
+        for i, node in enumerate(bound(function.node, given)):
+            node.input[:] = ["" if name in left_out else name for name in node.input]
+            node.name = f"{place}/{node.name or f'{node.op_type}_{i}'}"
+            self._nodes([node], scope)
+        return [scope.get(name) for name in function.output]
