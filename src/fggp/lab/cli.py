@@ -23,7 +23,7 @@ $ torchrun --nproc-per-node 2 -m fggp train …
                                    in several processes
 $ fggp grid FILE.toml              many runs, several at once; can be killed and resumed
 $ fggp report FOLDER               compare finished runs: a page, tables and pictures
-$ fggp export RUN_FOLDER           the small file without the zeros, or ONNX
+$ fggp export RUN_FOLDER           the small file without the zeros, the network file, or ONNX
 $ fggp bench RUN_FOLDER            size, speed and memory beside the dense network
 $ fggp --version
 """
@@ -33,7 +33,7 @@ COMMANDS = {
     "train": ("fggp.lab.training.settings", "TrainSettings", "Train a network and prune it while it trains."),
     "grid": ("fggp.lab.grid.settings", "GridSettings", "Train every combination of settings."),
     "report": ("fggp.lab.report.settings", "ReportSettings", "Compare finished runs."),
-    "export": ("fggp.lab.export.settings", "ExportSettings", "Write a trained network as a small file or ONNX."),
+    "export": ("fggp.lab.export.settings", "ExportSettings", "Write a network as a small file, network file or ONNX."),
     "bench": ("fggp.lab.bench.settings", "BenchSettings", "Measure a pruned network beside the dense one."),
 }
 """The module and the name of each command's settings, and a line about it."""

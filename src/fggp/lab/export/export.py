@@ -15,6 +15,7 @@ import fggp
 from fggp import native
 from fggp.lab.base import Json
 from fggp.lab.base.errors import UsageError
+from fggp.lab.export.from_onnx import export_from_onnx
 from fggp.lab.export.onnx_file import TOLERANCE, check_packages, onnx_difference, write_onnx
 from fggp.lab.export.settings import ExportSettings
 from fggp.lab.export.trained import Network, load_network, weights_left
@@ -49,6 +50,10 @@ def export(settings: ExportSettings, console: Console) -> Json:
     existing = [str(file) for file in files.values() if file.exists()]
     if existing and not settings.force:
         raise UsageError(f"{', '.join(existing)} exists already; add --force to replace it, or choose another --out")
+    if settings.from_onnx:
+        return _from_onnx(settings, files, console)
+    if settings.fix:
+        raise UsageError("fix is for ONNX files; leave it out")
     if "onnx" in files:
         check_packages()
     network = load_network(settings.source, settings.model, settings.image_size)
@@ -86,9 +91,30 @@ def export(settings: ExportSettings, console: Console) -> Json:
             soft_wrap=True,
         )
     _print_input(network, console)
+    if "onnx" in files:
+        console.print(
+            "ONNX stays dense: its runtimes compute with the zeros, too. A network file (.fggp) leaves them out.",
+            highlight=False,
+            soft_wrap=True,
+        )
     if "small" in files:
         _print_usage(files["small"], console)
     return result
+
+
+def _from_onnx(settings: ExportSettings, files: dict[Format, Path], console: Console) -> Json:
+    """Write the network file of an ONNX file."""
+    if set(files) != {"network"}:
+        raise UsageError(f"format is {' '.join(files)}; from an ONNX file there is the network file only (.fggp)")
+    for option in ("model", "image_size"):
+        if getattr(settings, option) is not None:
+            raise UsageError(f"{option} is for state dicts and runs; an ONNX file tells it itself")
+    if not settings.source.exists():
+        raise UsageError(f"{settings.source} does not exist")
+    (file,) = files.values()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    values = torch.bfloat16 if settings.values == "bf16" else None
+    return export_from_onnx(settings.source, file, console, values=values, fixed=settings.fixed())
 
 
 def dense_bytes(model: nn.Module) -> int:

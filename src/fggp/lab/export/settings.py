@@ -15,13 +15,14 @@ SUFFIXES: dict[Format, str] = {"small": ".safetensors", "network": ".fggp", "onn
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """Write a pruned network as a small file, as a network file or as ONNX.
+    """Write a pruned network as a small file, as a network file or as ONNX; or an ONNX file as a network file.
 
     $ fggp export fggp-runs/RUN                       the small file: the non-zero weights and their positions
     $ fggp export fggp-runs/RUN --out net.fggp        the network file, which runs without Python and PyTorch
     $ fggp export fggp-runs/RUN --out net.onnx        ONNX, for other runtimes, zeros included
     $ fggp export fggp-runs/RUN --format small onnx   both
     $ fggp export net.pt --model resnet50             from any state dict, of torch.save or safetensors
+    $ fggp export net.onnx --out net.fggp             from ONNX, of any exporter, to the network file
 
     In Python, fggp.load(FILE, model) reads a small file, and fggp.compile(model, example) runs the model fast. The
     files hold the network alone, which takes images normalised as in training. For a run, the command prints this
@@ -29,7 +30,7 @@ class ExportSettings:
     """
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_FOLDER|FILE")]
-    """Folder of a finished run of fggp train, or a file with a state dict."""
+    """Folder of a finished run of fggp train, a file with a state dict, or an ONNX file."""
     out: Annotated[Path | None, default_shown_as("the source's folder", "PATH")] = None
     """A file, ending in .safetensors (the small file), .fggp (the network file) or .onnx, or else a folder."""
     format: Annotated[
@@ -43,8 +44,32 @@ class ExportSettings:
     """For a state dict: the name of its network, as in fggp train."""
     image_size: Annotated[tuple[int, ...] | None, default_shown_as("that of the run's data", "PIXELS")] = None
     """For a network file and ONNX: height and width of the images, or one number for both."""
+    fix: Annotated[tuple[str, ...], default_shown_as("none", "NAME=NUMBER …")] = ()
+    """For an ONNX file: inputs that become constants, such as sr=16000, and numbers for free sizes."""
     force: bool = False
     """Replace existing files."""
+
+    @property
+    def from_onnx(self) -> bool:
+        """Whether the source is an ONNX file."""
+        return self.source.suffix == ".onnx"
+
+    def fixed(self) -> dict[str, int | float]:
+        """Return the numbers of ``fix`` by name.
+
+        Raises:
+            UsageError: one is no number.
+        """
+        found: dict[str, int | float] = {}
+        for text in self.fix:
+            name, _, number = text.rpartition("=")
+            try:
+                found[name] = int(number) if number.lstrip("-").isdecimal() else float(number)
+            except ValueError:
+                name = ""
+            if not name:
+                raise UsageError(f"fix is {text!r}; it must be a name and a number, such as sr=16000")
+        return found
 
     def files(self) -> dict[Format, Path]:
         """Return the files to write, by format.
@@ -53,7 +78,7 @@ class ExportSettings:
             UsageError: the options contradict each other.
         """
         named = None if self.out is None else {end: each for each, end in SUFFIXES.items()}.get(self.out.suffix)
-        formats = self.format or (named or "small",)
+        formats = self.format or (named or ("network" if self.from_onnx else "small"),)
         if self.out is not None and named is not None:
             if formats != (named,):
                 raise UsageError(

@@ -152,6 +152,24 @@ class Imported:
                 raise ValueError(str(error)) from None
         return results[0] if len(results) == 1 else dict(zip(self.outputs, results, strict=True))
 
+    def example(self) -> dict[str, Tensor] | None:
+        """Random inputs by name, of sizes with which the operations fit each other: ones where whole numbers go in.
+
+        Returns:
+            None if no such sizes were found.
+        """
+        sizes: dict[str, int] = self._description.network.get("example", {})
+        free = {size for x in self.inputs for size in x.shape if isinstance(size, str)}
+        if not free <= set(sizes):
+            return None
+        generator = torch.Generator().manual_seed(0)
+        found = {}
+        for x in self.inputs:
+            shape = [sizes[size] if isinstance(size, str) else size for size in x.shape]
+            floats = x.dtype == torch.float32
+            found[x.name] = torch.randn(shape, generator=generator) if floats else torch.ones(shape, dtype=x.dtype)
+        return found
+
     def _by_name(self, tensors: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
         names = [x.name for x in self.inputs]
         if len(tensors) > len(names):

@@ -56,13 +56,18 @@ def quotient_up(a: Size, b: Size) -> Size:
 @cache
 def larger(a: Size, b: Size) -> Size:
     """The larger of two sizes."""
-    return max(a, b) if isinstance(a, int) and isinstance(b, int) else simplest(sympy.Max(a, b))
+    if isinstance(a, int) and isinstance(b, int):
+        return max(a, b)
+    # Which one is larger for all sizes, sympy would look for too long.
+    return simplest(sympy.Max(a, b, evaluate=bool(sympy.sympify(a).is_Symbol or sympy.sympify(b).is_Symbol)))
 
 
 @cache
 def smaller(a: Size, b: Size) -> Size:
     """The smaller of two sizes."""
-    return min(a, b) if isinstance(a, int) and isinstance(b, int) else simplest(sympy.Min(a, b))
+    if isinstance(a, int) and isinstance(b, int):
+        return min(a, b)
+    return simplest(sympy.Min(a, b, evaluate=bool(sympy.sympify(a).is_Symbol or sympy.sympify(b).is_Symbol)))
 
 
 @cache

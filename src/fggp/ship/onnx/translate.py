@@ -11,14 +11,14 @@ import onnx
 import torch
 from torch.utils._pytree import tree_flatten
 
-from fggp.ship.graph.operations import Graph
+from fggp.ship.graph.operations import Graph, Value
 from fggp.ship.network.description import Inexpressible, UnsupportedError
 from fggp.ship.onnx.builder import Builder
 from fggp.ship.onnx.folding import computed_sizes, folded
 from fggp.ship.onnx.functions import body_of, bound, schema_of
 from fggp.ship.onnx.names import named_sizes
 from fggp.ship.onnx.nodes import Node
-from fggp.ship.onnx.operands import Constant, Operand, Running
+from fggp.ship.onnx.operands import Constant, Operand, Running, Symbolic
 from fggp.ship.onnx.operators import HANDLERS
 from fggp.ship.onnx.read import as_array, sparse_array
 from fggp.ship.onnx.sizes import Size, free_size
@@ -101,6 +101,7 @@ class Translation:
         self._model = model
         self._fixed = fixed
         self._same = same
+        self._from: dict[Value, frozenset[str]] = {}
         self._functions = {(f.domain, f.name): f for f in model.functions}
 
     def run(self) -> Translated:
@@ -169,6 +170,7 @@ class Translation:
                     sizes.append(size)
             x = self.b.value(sizes, dtype)
             scope.known[v.name] = x
+            self._from[x.value] = frozenset([v.name])
             inputs.append(x)
         if unknown := [name for name in self._fixed if name not in used]:
             names = sorted({name for sizes in named.values() for name, size in sizes if size is None} | set(named))
@@ -200,10 +202,19 @@ class Translation:
                 pass
             except Inexpressible as error:
                 self.found.append((operator, place, str(error)))
+            sources = frozenset().union(*(self._sources(scope.known.get(name)) for name in proto.input))
             for name, result in zip(proto.output, results, strict=False):
                 if name:
                     scope.known[name] = result
+                    if isinstance(result, Running):
+                        self._from.setdefault(result.value, sources)
             self.b.place = outer
+
+    def _sources(self, x: Operand | None) -> frozenset[str]:
+        """The inputs and free sizes that a value depends on."""
+        if isinstance(x, Symbolic):
+            return frozenset(str(symbol) for number in x.array.reshape(-1) for symbol in number.free_symbols)
+        return self._from.get(x.value, frozenset()) if isinstance(x, Running) else frozenset()
 
     def _node(self, proto: onnx.NodeProto, scope: _Scope) -> Sequence[Operand | None]:
         domain = "" if proto.domain == "ai.onnx" else proto.domain
@@ -261,9 +272,8 @@ class Translation:
     def _if(self, n: Node, scope: _Scope) -> Sequence[Operand | None]:
         condition = n.input(0)
         if not isinstance(condition, Constant):
-            raise Inexpressible(
-                "its condition depends on the data or on free sizes; name the inputs or sizes that decide it in `fixed`"
-            )
+            sources = " and ".join(sorted(self._sources(condition)))
+            raise Inexpressible(f"its condition depends on {sources}: give that a value in `fixed`")
         branch = n.get("then_branch" if condition.array.any() else "else_branch")
         inner = _Scope(scope.opsets, scope)
         self._graph(branch, inner)

@@ -27,8 +27,9 @@ def _windows(sizes: Any, padding: Any, span: Any, stride: Any, ceil: bool) -> li
         if not ceil:
             found.append(simplest(quotient(room, step) + 1))
         else:
-            inside = quotient(simplest(size + p - 1), step)
-            found.append(simplest(smaller(quotient_up(room, step), inside) + 1))
+            # Each starts inside anyway if it is no further from the one before than it is long.
+            count = quotient_up(room, step)
+            found.append(simplest((count if step + p <= s else smaller(count, quotient(size + p - 1, step))) + 1))
     return found
 
 

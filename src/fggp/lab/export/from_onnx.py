@@ -1,0 +1,105 @@
+"""`fggp export model.onnx`: the network file of an ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import fggp
+from fggp.lab.base import Json
+from fggp.lab.base.errors import UsageError
+from fggp.lab.export.onnx_file import TOLERANCE
+from fggp.ship.network.description import UnsupportedError
+from fggp.ship.runtime.kernels import KernelsMissingError
+
+
+def export_from_onnx(
+    source: Path, out: Path, console: Console, *, values: torch.dtype | None = None, fixed: Mapping[str, Any]
+) -> Json:
+    """Write the network file of an ONNX file, and compare the two.
+
+    Args:
+        source: the ONNX file.
+        out: the network file.
+        console: where it is said.
+        values, fixed: as in `fggp.from_onnx` and its ``save``.
+
+    Returns:
+        ``bytes`` of both files, and ``onnx_difference``, relative, where ONNX Runtime and fggp's kernels are installed.
+
+    Raises:
+        UsageError: the network file cannot hold the network, or computes something else.
+    """
+    try:
+        net = fggp.from_onnx(source, fixed=fixed)
+    except UnsupportedError as error:
+        raise UsageError(str(error)) from error
+    except (ModuleNotFoundError, OSError, ValueError) as error:
+        raise UsageError(f"{source} cannot be read: {error}") from error
+    difference, reason = _difference(source, net, fixed)
+    if values is None and difference is not None and difference > TOLERANCE:
+        raise UsageError(
+            f"the network's outputs differ from ONNX Runtime's by {difference:.1e} of the largest, more than "
+            f"{TOLERANCE:.0e}; {out} is not written"
+        )
+    net.save(out, values=values)
+    before, after = _bytes(source), out.stat().st_size
+    checked = reason if difference is None else f"ONNX Runtime is off by {difference:.0e} on random inputs"
+    console.print(str(net), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"  {'ONNX':12}{before:13,} bytes", highlight=False)
+    line = f"  {'network':12}{after:13,} bytes {before / after:6.1f}× smaller  {out}  {checked}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    result: Json = {"bytes": {"onnx": before, "network": after}}
+    return result if difference is None else {**result, "onnx_difference": difference}
+
+
+def _bytes(source: Path) -> int:
+    """The size of an ONNX file, with the weights that it keeps in others."""
+    import onnx
+
+    model = onnx.load(source, load_external_data=False)
+    files = {
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    return sum(file.stat().st_size for file in (source, *(source.parent / name for name in files)))
+
+
+def _difference(source: Path, net: fggp.Imported, fixed: Mapping[str, Any]) -> tuple[float | None, str]:
+    """The largest difference from ONNX Runtime's outputs, relative to the largest of them; or why there is none."""
+    example = net.example()
+    if example is None or find_spec("onnxruntime") is None:
+        return None, "not compared: " + ("onnxruntime is not installed" if example else "no fitting sizes were found")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    given = {name: x.numpy() for name, x in example.items()}
+    types = {x.name: _NUMPY.get(x.type, "float32") for x in session.get_inputs()}
+    given |= {name: torch.as_tensor(x).numpy() for name, x in fixed.items() if name in types}
+    try:
+        ours: Any = net(**example)
+        theirs = session.run(None, {name: x.astype(types[name]) for name, x in given.items()})
+    except KernelsMissingError:
+        return None, "not compared: fggp's kernels are not installed"
+    except (ValueError, RuntimeError) as error:  # random inputs may be none that the network takes
+        return None, f"not compared: {str(error).splitlines()[0]}"
+    results: list[Tensor] = [ours] if isinstance(ours, Tensor) else list(ours.values())
+    return max(_largest(a.float(), torch.as_tensor(b).float()) for a, b in zip(results, theirs, strict=True)), ""
+
+
+def _largest(ours: Tensor, expected: Tensor) -> float:
+    """max |ours - expected| / max |expected|. Below 0.1 that counts as 0.1: ONNX Runtime's sigmoid is off by 1e-6."""
+    if not expected.numel():
+        return 0.0
+    distance = (ours - expected).abs().max() / expected.abs().max().clamp_min(0.1)
+    return float(distance.nan_to_num(nan=float("inf")))
+
+
+_NUMPY = {"tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(bool)": "bool", "tensor(float16)": "float16"}
