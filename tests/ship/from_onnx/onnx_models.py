@@ -84,7 +84,8 @@ def assert_close(ours, expected, tolerance=2e-5, name="y"):
     assert ours.shape == expected.shape, name
     if expected.dtype.kind == "f":
         assert ours.dtype == np.float32, name
-        scale = np.abs(expected[np.isfinite(expected)]).max(initial=1e-6)
+        # ONNX Runtime's sigmoid is off by 1e-7, also where it is next to nothing.
+        scale = np.abs(expected[np.isfinite(expected)]).max(initial=1e-2)
         np.testing.assert_allclose(ours, expected, rtol=tolerance, atol=tolerance * scale, err_msg=name)
     else:
         assert ours.dtype == (np.bool_ if expected.dtype == np.bool_ else np.int64), name

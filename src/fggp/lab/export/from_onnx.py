@@ -15,8 +15,8 @@ import fggp
 from fggp.lab.base import Json
 from fggp.lab.base.errors import UsageError
 from fggp.lab.export.onnx_file import TOLERANCE
+from fggp.native import KernelsMissingError
 from fggp.ship.network.description import UnsupportedError
-from fggp.ship.runtime.kernels import KernelsMissingError
 
 
 def export_from_onnx(

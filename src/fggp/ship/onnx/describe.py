@@ -11,6 +11,7 @@ from fggp.ship.graph.simplify import simplify
 from fggp.ship.network.describe import describe, memory_key
 from fggp.ship.network.description import Description, UnsupportedError
 from fggp.ship.onnx.example import example_sizes
+from fggp.ship.onnx.patterns import with_known_functions
 from fggp.ship.onnx.translate import Translation
 
 
@@ -34,7 +35,7 @@ def describe_onnx(model: onnx.ModelProto, fixed: Mapping[str, Any]) -> Descripti
         # Sizes that the file calls free, and that its operations fix.
         same |= b.same_sizes
     names = {memory_key(tensor): b.names[key] for key, tensor in b.tensors.items() if key in b.names}
-    graph = simplify(translated.graph, copy_constants=False)
+    graph = simplify(with_known_functions(translated.graph), copy_constants=False)
     try:
         described = describe(graph, input_names=translated.inputs, names=names)
     except UnsupportedError as error:

@@ -40,11 +40,9 @@ def metadata(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def as_array(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Numbers as the network file has them: float16, bfloat16 and float64 as float32, whole numbers as int64."""
+    """Numbers with float16, bfloat16 and float64 as float32, in which they are computed."""
     if array.dtype.kind == "f" or array.dtype.name in ("bfloat16",):
         return array.astype(np.float32, copy=False)
-    if array.dtype.kind in "iu":
-        return array.astype(np.int64, copy=False)
     return array
 
 

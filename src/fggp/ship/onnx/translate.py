@@ -273,7 +273,7 @@ class Translation:
         condition = n.input(0)
         if not isinstance(condition, Constant):
             sources = " and ".join(sorted(self._sources(condition)))
-            raise Inexpressible(f"its condition depends on {sources}: give that a value in `fixed`")
+            raise Inexpressible(f"its condition depends on {sources}: give it a value: `fixed`, or --fix NAME=NUMBER")
         branch = n.get("then_branch" if condition.array.any() else "else_branch")
         inner = _Scope(scope.opsets, scope)
         self._graph(branch, inner)
