@@ -9,7 +9,8 @@ onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
 
 from fggp.lab.base.errors import UsageError  # noqa: E402
-from fggp.lab.export.export import ExportSettings, export  # noqa: E402
+from fggp.lab.export.export import export  # noqa: E402
+from fggp.lab.export.settings import ExportSettings  # noqa: E402
 from networks import closing, load  # noqa: E402
 
 

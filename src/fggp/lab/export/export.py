@@ -17,7 +17,7 @@ from fggp.lab.base import Json
 from fggp.lab.base.errors import UsageError
 from fggp.lab.export.from_onnx import export_from_onnx
 from fggp.lab.export.onnx_file import TOLERANCE, check_packages, onnx_difference, write_onnx
-from fggp.lab.export.settings import ExportSettings
+from fggp.lab.export.settings import ExportSettings, Format
 from fggp.lab.export.trained import Network, load_network, weights_left
 from fggp.lab.training.run_folder import RunFolder
 from fggp.native import KernelsMissingError

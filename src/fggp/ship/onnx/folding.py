@@ -51,7 +51,9 @@ def folded(n: Node) -> tuple[Constant, ...] | None:
         [onnx.helper.make_tensor_value_info(name, 1, None) for name in names if name],
         [onnx.helper.make_tensor_value_info(name, 1, None) for name in outputs if name],
     )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(n.proto.domain, n.opset)])
+    # The reference implementation has no older one of this.
+    opset = max(n.opset, 19) if n.proto.op_type == "DequantizeLinear" else n.opset
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(n.proto.domain, opset)])
     arrays = {name: x.array for name, x in zip(names, n.inputs, strict=True) if isinstance(x, Constant)}
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
