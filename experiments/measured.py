@@ -15,6 +15,7 @@ Json = dict[str, Any]
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 NETWORKS = {"vgg19 (CIFAR form)": "VGG-19", "resnet50 (CIFAR form)": "ResNet-50"}
 LAB_NETWORKS = {"resnet50": "ResNet-50", "vgg19": "VGG-19"}
+WEB_NETWORKS = {"resnet20": "ResNet-20", "mobilenet_v2": "MobileNetV2", "resnet50": "ResNet-50"}
 TRAINED_NETWORKS = {"resnet20": "ResNet-20, trained", "digits-cnn": "small CNN, trained"}
 FILES = {
     "fp32": "**fggp**",
@@ -338,6 +339,33 @@ def loop() -> str | None:
     return f"{markdown(['loop', 'images per second', 'share of the bare loop'], rows)}\n\n{made_by(found[-1])}"
 
 
+def web() -> str | None:
+    """Milliseconds and bytes of the WebAssembly module beside ONNX Runtime Web."""
+    found = records_of("web/web.ndjson", benchmark="web")
+    if not found:
+        return None
+    record = found[-1]
+    rows = []
+    for model in dict.fromkeys(m["model"] for m in record["measured"]):
+        own = [m for m in record["measured"] if m["model"] == model]
+        theirs = next(m for m in own if m["engine"] == "onnxruntime-web")
+        size = f"{theirs['bytes'] / 1e6:.3g} MB"
+        rows.append([WEB_NETWORKS[model], "ONNX Runtime Web", "dense", _milliseconds(theirs["ms"]), "", size])
+        for ours in (m for m in own if m["engine"] == "fggp"):
+            pairs = {"fggp": ours, "onnxruntime-web": theirs}
+            sparsity = f"{_percent(ours['sparsity'])} sparse" if ours["sparsity"] else "dense"
+            factor = f"{_times_faster(pairs, 'onnxruntime-web')}×"
+            rows.append(["", "fggp", sparsity, _milliseconds(ours["ms"]), factor, f"{ours['bytes'] / 1e6:.3g} MB"])
+    ours, theirs = record["gzipped_bytes"]["fggp"], record["gzipped_bytes"]["onnxruntime-web"]
+    sizes = f"What a page loads, gzipped: fggp {ours / 1e3:.0f} kB, ONNX Runtime Web {theirs / 1e6:.1f} MB."
+    made = (
+        f"*{record['device']}, one thread, Node {record['node'].removeprefix('v')}, ONNX Runtime Web "
+        f"{record['onnxruntime-web']}, commit {record['commit'][:7]}, {record['date']}.*"
+    )
+    head = ["network", "engine", "weights", "ms", "faster", "file"]
+    return f"{markdown(head, rows)}\n\n{sizes}\n\n{made}"
+
+
 def scale() -> str | None:
     """Time, memory and exactness of an update by the number of weights, under the picture that `scale.py` draws."""
     records = {(r["contender"], r["dtype"], r["weights"]): r for r in records_of("benchmarks/scale.ndjson")}
@@ -382,6 +410,7 @@ TABLES: dict[str, Callable[[], str]] = {
         dense_int8,
     ),
     "file sizes": or_missing("python benchmarks/file.py` and `--runs FOLDER ...", file_sizes),
+    "web": or_missing("python benchmarks/web.py", web),
     "update": or_missing("python benchmarks/update.py --model resnet50` and `--model vgg19", update),
     "steps": or_missing("python benchmarks/update.py", steps),
     "loop": or_missing("python benchmarks/loop.py", loop),

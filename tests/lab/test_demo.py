@@ -33,7 +33,8 @@ def test_demo(tmp_path, capsys):
     ]
     assert [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()] == records
     files = {file.name for file in tmp_path.iterdir()}
-    assert files >= {"runs.jsonl", "report.html", "report.md", "accuracy.png", "curves.png", "fggp.safetensors"}
+    assert files >= {"runs.jsonl", "report.html", "report.md", "accuracy.png", "curves.png"}
+    assert files >= {"fggp.safetensors", "digits.html"}
     model = create("digits-cnn", 10, 1)
     fggp.load(tmp_path / "fggp.safetensors", model)
     assert sum(int(weight.count_nonzero()) for weight in weights(model)) == records[2]["parameters_left"] - fixed(model)
@@ -52,6 +53,7 @@ def test_demo(tmp_path, capsys):
         "ms, batch 1",
         "ms, batch 32",
         "FGGP 95 %, fggp.compile",
+        str(tmp_path / "digits.html"),
     ):
         assert shown in output
 

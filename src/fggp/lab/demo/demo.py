@@ -19,7 +19,7 @@ from fggp.lab.base import Json
 from fggp.lab.base.errors import UsageError
 from fggp.lab.bench.worker import time_runs
 from fggp.lab.demo.settings import DemoSettings
-from fggp.lab.export.export import dense_bytes
+from fggp.lab.export.export import dense_bytes, write_page
 from fggp.lab.export.trained import Network, load_network
 from fggp.lab.grid.folder import GridFolder
 from fggp.lab.grid.grid import run_grid
@@ -47,9 +47,12 @@ def demo(options: DemoSettings, console: Console) -> list[Json]:
     """Run the demo, show it, and return its records."""
     options.out.mkdir(parents=True, exist_ok=True)
     runs_file, shipped = options.out / "runs.jsonl", options.out / "fggp.safetensors"
+    page = options.out / "digits.html"
     with tempfile.TemporaryDirectory() as temporary:
         records = _train_all(options.seeds, Path(temporary), console)
-        ship_table, remarks = _ship(*_networks_to_ship(records, Path(temporary)), shipped)
+        dense, sparse, sparsity = _networks_to_ship(records, Path(temporary))
+        ship_table, remarks = _ship(dense, sparse, sparsity, shipped)
+        write_page(sparse, page)
     runs_file.write_text("".join(json.dumps(record) + "\n" for record in records))
     report(ReportSettings((runs_file,), out=options.out), console)
     for file, content in ((runs_file, "records"), (shipped, "small file")):
@@ -57,6 +60,8 @@ def demo(options: DemoSettings, console: Console) -> list[Json]:
     console.print(ship_table, highlight=False)
     for remark in remarks:
         console.print(remark, highlight=False, soft_wrap=True)
+    console.print("\nDraw a digit, and the pruned network recognises it. Open in a browser:", highlight=False)
+    console.print(f"  {page.resolve()}", highlight=False, soft_wrap=True)
     console.print(NEXT, highlight=False, soft_wrap=True)
     return records
 

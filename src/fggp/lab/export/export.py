@@ -1,4 +1,4 @@
-"""`fggp export`: the small file, network file or ONNX file of a finished run, or of any state dict."""
+"""`fggp export`: the small file, network file, ONNX file or page of a finished run, or of any state dict."""
 
 import ctypes
 import json
@@ -13,8 +13,10 @@ from torch import nn
 
 import fggp
 from fggp import native
+from fggp.atomic import atomic_write
 from fggp.lab.base import Json
 from fggp.lab.base.errors import UsageError
+from fggp.lab.export import page
 from fggp.lab.export.from_onnx import export_from_onnx
 from fggp.lab.export.onnx_file import TOLERANCE, check_packages, onnx_difference, write_onnx
 from fggp.lab.export.settings import ExportSettings, Format
@@ -24,7 +26,7 @@ from fggp.native import KernelsMissingError
 from fggp.ship.graph.capture import CaptureError
 from fggp.ship.graph.inplace import MutationError
 from fggp.ship.network.describe import describe_model
-from fggp.ship.network.description import UnsupportedError
+from fggp.ship.network.description import Description, UnsupportedError
 from fggp.ship.network.write import write
 
 LARGEST_BATCH = 7
@@ -77,6 +79,9 @@ def export(settings: ExportSettings, console: Console) -> Json:
                 checked = "loads back to the bit" if settings.values == "fp32" else ""
             elif kind == "network":
                 name, checked = "network", _write_network(network, file, settings.values)
+            elif kind == "page":
+                write_page(network, file, settings.values)
+                name, checked = "page", "open it in a browser"
             else:
                 result["onnx_difference"] = _write_onnx(network, file)
                 name = "ONNX"
@@ -84,9 +89,10 @@ def export(settings: ExportSettings, console: Console) -> Json:
                     f"ONNX Runtime is off by {result['onnx_difference']:.0e} in batches of 1, 2 and {LARGEST_BATCH}"
                 )
         size = result["bytes"][kind] = file.stat().st_size
-        factor = result["bytes"]["dense"] / size
+        # A page holds the library too.
+        factor = "" if kind == "page" else f"{result['bytes']['dense'] / size:6.1f}× smaller"
         console.print(
-            f"  {name:12}{size:13,} bytes {factor:6.1f}× smaller  {file}  {checked}".rstrip(),
+            f"  {name:12}{size:13,} bytes {factor:15}  {file}  {checked}".rstrip(),
             highlight=False,
             soft_wrap=True,
         )
@@ -150,12 +156,7 @@ def _write_small(network: Network, file: Path, values: str) -> None:
 
 def _write_network(network: Network, file: Path, values: str) -> str:
     """Write a network file, and return how it was checked."""
-    try:
-        description = describe_model(network.model, (network.images(2),), {})
-    except (UnsupportedError, CaptureError, MutationError) as error:
-        raise UsageError(f"a network file cannot hold this network: {error}") from error
-    rounded = torch.bfloat16 if values == "bf16" else None
-    write(file, description.network, description.tensors, _metadata(network), values=rounded)
+    _write_described(network, _described(network), file, values)
     try:
         library = native.load()
     except KernelsMissingError:
@@ -169,6 +170,48 @@ def _write_network(network: Network, file: Path, values: str) -> str:
     if status:
         raise RuntimeError(f"the library does not read {file}: {message or 'out of memory'}: a defect of fggp")
     return "the library reads it"
+
+
+def _described(network: Network) -> Description:
+    try:
+        return describe_model(network.model, (network.images(2),), {})
+    except (UnsupportedError, CaptureError, MutationError) as error:
+        raise UsageError(f"a network file cannot hold this network: {error}") from error
+
+
+def _write_described(network: Network, description: Description, file: Path, values: str) -> None:
+    rounded = torch.bfloat16 if values == "bf16" else None
+    write(file, description.network, description.tensors, _metadata(network), values=rounded)
+
+
+def write_page(network: Network, file: Path, values: str = "fp32") -> None:
+    """Write a page that runs the network in a browser.
+
+    Args:
+        network: of a run, which says how images are prepared.
+        file: the page.
+        values: as in `ExportSettings`.
+
+    Raises:
+        UsageError: the network or the installation lacks something; the message says what.
+    """
+    description = _described(network)
+    with tempfile.TemporaryDirectory() as folder:
+        network_file = Path(folder) / "net.fggp"
+        _write_described(network, description, network_file, values)
+        data = network_file.read_bytes()
+    kept, prunable = weights_left(network.model)
+    text = page.render(
+        network.title,
+        data,
+        description,
+        network.input,
+        dense_bytes=dense_bytes(network.model),
+        weights=prunable,
+        weights_left=kept,
+    )
+    with atomic_write(file) as opened:
+        opened.write(text.encode())
 
 
 def _metadata(network: Network) -> dict[str, str]:

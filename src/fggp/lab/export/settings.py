@@ -9,17 +9,18 @@ import tyro
 from fggp.lab.base.errors import UsageError
 from fggp.lab.base.options import default_shown_as
 
-Format = Literal["small", "network", "onnx"]
-SUFFIXES: dict[Format, str] = {"small": ".safetensors", "network": ".fggp", "onnx": ".onnx"}
+Format = Literal["small", "network", "onnx", "page"]
+SUFFIXES: dict[Format, str] = {"small": ".safetensors", "network": ".fggp", "onnx": ".onnx", "page": ".html"}
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """Write a pruned network as a small file, as a network file or as ONNX; or an ONNX file as a network file.
+    """Write a pruned network as a small file, a network file, ONNX or a page; or an ONNX file as a network file.
 
     $ fggp export fggp-runs/RUN                       the small file: the non-zero weights and their positions
     $ fggp export fggp-runs/RUN --out net.fggp        the network file, which runs without Python and PyTorch
     $ fggp export fggp-runs/RUN --out net.onnx        ONNX, for other runtimes, zeros included
+    $ fggp export fggp-runs/RUN --page                a page in which the network classifies pictures, in any browser
     $ fggp export fggp-runs/RUN --format small onnx   both
     $ fggp export net.pt --model resnet50             from any state dict, of torch.save or safetensors
     $ fggp export net.onnx --out net.fggp             from ONNX, of any exporter, to the network file
@@ -32,11 +33,14 @@ class ExportSettings:
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_FOLDER|FILE")]
     """Folder of a finished run of fggp train, a file with a state dict, or an ONNX file."""
     out: Annotated[Path | None, default_shown_as("the source's folder", "PATH")] = None
-    """A file, ending in .safetensors (the small file), .fggp (the network file) or .onnx, or else a folder."""
+    """A file, ending in .safetensors (the small file), .fggp (the network file), .onnx or .html (the page), or else a
+    folder."""
     format: Annotated[
-        tuple[Format, ...] | None, default_shown_as("by the ending of --out, else small", "{small,network,onnx} …")
+        tuple[Format, ...] | None, default_shown_as("by the ending of --out, else small", "{small,network,onnx,page} …")
     ] = None
     """Files to write."""
+    page: bool = False
+    """The same as --format page."""
     values: Literal["fp32", "bf16"] = "fp32"
     """Values in the small file and the network file: fp32 keeps every bit, bf16 rounds those of sparse layers to
     bfloat16."""
@@ -78,7 +82,8 @@ class ExportSettings:
             UsageError: the options contradict each other.
         """
         named = None if self.out is None else {end: each for each, end in SUFFIXES.items()}.get(self.out.suffix)
-        formats = self.format or (named or ("network" if self.from_onnx else "small"),)
+        asked = (*(self.format or ()), *(("page",) if self.page and "page" not in (self.format or ()) else ()))
+        formats: tuple[Format, ...] = asked or (named or ("network" if self.from_onnx else "small"),)
         if self.out is not None and named is not None:
             if formats != (named,):
                 raise UsageError(
@@ -92,5 +97,6 @@ class ExportSettings:
             "small": f"{stem}.small.safetensors",
             "network": f"{stem}.fggp",
             "onnx": f"{stem}.onnx",
+            "page": f"{stem}.html",
         }
         return {each: folder / names[each] for each in formats}
