@@ -40,6 +40,14 @@ export interface Step {
     readonly milliseconds: number;
 }
 
+export interface Profile {
+    /** A large batch may go through the network in pieces of so many images. */
+    readonly images: number;
+    /** Bytes of the values between operations. */
+    readonly memory: number;
+    readonly steps: readonly Step[];
+}
+
 export class Network {
     private constructor();
     readonly inputs: readonly InputInfo[];
@@ -57,8 +65,8 @@ export class Network {
      */
     run(inputs: Input): Tensor;
     run(inputs: Readonly<Record<string, Input>>): Tensor | Record<string, Tensor>;
-    /** Run the network a few times, and return the milliseconds of each step. */
-    profile(inputs: Input | Readonly<Record<string, Input>>): Step[];
+    /** Run the network a few times, and return what it does and how long each step takes. */
+    profile(inputs: Input | Readonly<Record<string, Input>>): Profile;
     /** Give the memory back now, not when nothing refers to the network any more. */
     free(): void;
 }

@@ -99,12 +99,12 @@ export class Network {
         });
     }
 
-    /** Run the network a few times, and return the milliseconds of each of its steps. */
+    /** Run the network a few times, and return what it does and how long each step takes. */
     profile(inputs) {
         return this.#call(inputs, (library, memory, arrays) => {
-            const steps = memory.reserve(4);
-            this.#check(library.fggp_profile(this.#handle, arrays, this.inputs.length, 1, steps));
-            return JSON.parse(library.text(library.view().getUint32(steps, true)));
+            const profile = memory.reserve(4);
+            this.#check(library.fggp_profile(this.#handle, arrays, this.inputs.length, 1, profile));
+            return JSON.parse(library.text(library.view().getUint32(profile, true)));
         });
     }
 

@@ -147,7 +147,7 @@ def test_mistakes_are_errors_with_the_librarys_message_and_leave_the_network_usa
             kind: await message(() => net.run("x")),
         };
         const y = [...net.run([1, 2, 3, 4]).data];
-        const steps = net.profile([1, 2, 3, 4]);
+        const { steps } = net.profile([1, 2, 3, 4]);
         net.free();
         errors.freed = await message(() => net.run(new Float32Array(4)));
         show({ errors, y, steps });

@@ -23,7 +23,7 @@ $ torchrun --nproc-per-node 2 -m fggp train …
                                    in several processes
 $ fggp grid FILE.toml              many runs, several at once; can be killed and resumed
 $ fggp report FOLDER               compare finished runs: a page, tables and pictures
-$ fggp export RUN_FOLDER           the small file without the zeros, the network file, or ONNX
+$ fggp export RUN_FOLDER           the small file without the zeros, the network file, ONNX, or a page
 $ fggp bench RUN_FOLDER            size, speed and memory beside the dense network
 $ fggp --version
 """

@@ -293,7 +293,7 @@
     /* ---- Start ---- */
 
     Object.assign(element("seen"), { width, height });
-    element("hint").textContent = `What the network sees: ${width} × ${height} pixels`;
+    element("hint").textContent = `What the network sees: ${width}\u00a0×\u00a0${height} pixels`;
     element("size").textContent = bytes(about.bytes);
     element("size-dense").innerHTML = `dense ${bytes(about.denseBytes)}, <b>${factor(about.denseBytes / about.bytes)}×</b>`;
     element("weights").textContent = about.weightsLeft.toLocaleString("en");
