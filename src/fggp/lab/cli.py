@@ -33,7 +33,7 @@ COMMANDS = {
     "train": ("fggp.lab.training.settings", "TrainSettings", "Train a network and prune it while it trains."),
     "grid": ("fggp.lab.grid.settings", "GridSettings", "Train every combination of settings."),
     "report": ("fggp.lab.report.settings", "ReportSettings", "Compare finished runs."),
-    "export": ("fggp.lab.export.settings", "ExportSettings", "Write a network as a small file, network file or ONNX."),
+    "export": ("fggp.lab.export.settings", "ExportSettings", "Write a network as a file or as a page to try it."),
     "bench": ("fggp.lab.bench.settings", "BenchSettings", "Measure a pruned network beside the dense one."),
 }
 """The module and the name of each command's settings, and a line about it."""
