@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from fggp.ship.onnx.nodes import Handler
 from fggp.ship.onnx.operators import (
-    attention,
     elementwise,
     looking_up,
     movement,
@@ -21,7 +20,6 @@ from fggp.ship.onnx.operators import (
 
 HANDLERS: dict[str, Handler] = {
     **products.HANDLERS,
-    **attention.HANDLERS,
     **norms.HANDLERS,
     **elementwise.HANDLERS,
     **reductions.HANDLERS,
