@@ -116,7 +116,11 @@ Plan &Session::plan_for(const std::vector<TensorType> &types, int64_t batch, int
         }, tuner);
     };
     std::unique_ptr<Plan> made = make(types, batch);
-    if (for_any && made->any_images && capacity != batch) made = make(whole, capacity);
+    if (for_any && made->any_images && capacity != batch) {
+        /* With more images another kernel may be faster, and that may be one for just that many. */
+        std::unique_ptr<Plan> larger = make(whole, capacity);
+        if (larger->any_images) made = std::move(larger);
+    }
     plans.push_front(std::move(made));
     if (plans.size() > PLANS_KEPT) plans.pop_back();
     return *plans.front();
