@@ -22,10 +22,10 @@ demo: $(READY)  ## a tour of a few minutes, offline
 test: $(READY)  ## all tests, on all cores, but those of `make deploy`
 	$(VENV)/bin/pytest -n auto --dist loadfile --no-loadscope-reorder --ignore tests/deploy
 
-test-oldest:  ## the library's and the runtime's tests on the oldest versions that are promised
+test-oldest:  ## the library's and the runtime's tests on the oldest versions that are promised; not those of reading ONNX
 	$(MAKE) $(OLDEST) .venv-oldest/.fggp-installed
 	.venv-oldest/bin/pytest -n auto --dist loadfile --no-loadscope-reorder \
-		--ignore tests/lab --ignore tests/faults --ignore tests/deploy
+		--ignore tests/lab --ignore tests/faults --ignore tests/deploy --ignore tests/ship/from_onnx
 
 lint: $(READY)  ## linter, formatter, types, import contracts
 	$(VENV)/bin/ruff check
