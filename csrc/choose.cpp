@@ -30,6 +30,7 @@ struct Build {
     decltype(&fggp_error) error_of;
     decltype(&fggp_describe) describe;
     decltype(&fggp_run) run;
+    decltype(&fggp_profile) profile;
     decltype(&fggp_cpu) cpu;
     char error[8192];
 
@@ -53,6 +54,7 @@ struct Build {
                     find(library, load_bytes, "fggp_load_bytes") && find(library, build, "fggp_build") &&
                     find(library, free, "fggp_free") && find(library, error_of, "fggp_error") &&
                     find(library, describe, "fggp_describe") && find(library, run, "fggp_run") &&
+                    find(library, profile, "fggp_profile") &&
                     find(library, cpu, "fggp_cpu") && find(library, load, "fggp_load");
         if (!fits) snprintf(error, sizeof error, "%s belongs to another version of libfggp", path);
     }
@@ -102,6 +104,10 @@ const char *fggp_describe(const fggp_network *network) { return chosen().describ
 int32_t fggp_run(fggp_network *network, const fggp_array *inputs, int32_t count, int32_t threads,
                  const fggp_array **outputs, int32_t *output_count) {
     return chosen().run(network, inputs, count, threads, outputs, output_count);
+}
+int32_t fggp_profile(fggp_network *network, const fggp_array *inputs, int32_t count, int32_t threads,
+                     const char **profile) {
+    return chosen().profile(network, inputs, count, threads, profile);
 }
 const char *fggp_cpu(void) { return chosen().load ? chosen().cpu() : "none"; }
 int32_t fggp_interface(void) { return FGGP_INTERFACE; }

@@ -22,9 +22,10 @@ namespace {
 const char *const OUT_OF_MEMORY = "out of memory"; /* so short that a std::string needs none for it */
 
 /* Set the error, or a short one if there is no memory for it. */
-void set_error(fggp_network &network, const char *text, const char *otherwise) {
+void set_error(fggp_network &network, const char *text, const char *otherwise, const char *before = "") {
     try {
-        network.error = text;
+        network.error = before;
+        network.error += text;
     } catch (const std::bad_alloc &) {
         network.error = otherwise;
     }
@@ -44,7 +45,7 @@ template <class Do> int32_t reporting(fggp_network *network, const Do &action) {
     } catch (const std::bad_alloc &) {
     } catch (const std::length_error &) { /* a container that would be larger than memory */
     } catch (const std::exception &other) {
-        set_error(*network, (std::string("a defect of fggp: ") + other.what()).c_str(), "a defect of fggp");
+        set_error(*network, other.what(), "a defect of fggp", "a defect of fggp: ");
         return FGGP_REFUSED;
     }
     network->error = OUT_OF_MEMORY;

@@ -37,7 +37,7 @@ struct Margin {
     void include(const Margin &);
 };
 
-/* The layout of an activation, as fggp.h describes it. All sizes are in cells of `lanes` floats. */
+/* The layout of an activation, as runtime/kernels.h describes it. All sizes are in cells of `lanes` floats. */
 struct ActivationLayout {
     int64_t lanes = 0, groups = 0, channels = 0, height = 0, width = 0;
     int64_t row = 0, plane = 0; /* the distance from one row, or channel, to the next */

@@ -144,7 +144,7 @@ class Convolution final : public Operation {
   public:
     Convolution(const fggp_conv *chain, int length) {
         TileGrid grid(chain, length);
-        bool strided = std::any_of(chain, chain + length, [](auto &c) { return c.in.lanes > 1 && c.stride > 1; });
+        bool strided = chain[0].in.lanes > 1 && chain[0].stride > 1; /* the others are pointwise */
         auto tiles = grid.tiles(strided ? std::min(chain[0].tile_rows, MAX_STRIDED_ROWS) : chain[0].tile_rows);
         count = (int64_t)tiles.size();
         for (int i = 0; i < length; i++) stages.emplace_back(chain[i], grid, tiles);
