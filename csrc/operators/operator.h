@@ -19,9 +19,6 @@ typedef std::vector<std::unique_ptr<Operation>> Operations;
 typedef std::vector<const TensorType *> InputTypes;
 typedef std::vector<const Array *> InputArrays;
 
-/* For functions that prepare and run once for each plan: they are made small, not fast. */
-#define FGGP_ONCE __attribute__((cold))
-
 struct Operator {
     const char *name;
     /* Checks inputs and attributes, and returns the types of the outputs. Whatever a damaged file says, this throws
@@ -42,11 +39,14 @@ const Operator *find_operator(const std::string &name);
 extern const std::vector<Operator> ELEMENTWISE_OPERATORS; /* elementwise.cpp */
 extern const std::vector<Operator> REDUCTION_OPERATORS;   /* reductions.cpp */
 extern const std::vector<Operator> NORM_OPERATORS;        /* norms.cpp */
-extern const std::vector<Operator> MOVEMENT_OPERATORS;    /* movement.cpp */
+extern const std::vector<Operator> ARRANGING_OPERATORS;   /* arranging.cpp: slice, pad, … */
+extern const std::vector<Operator> PERMUTE_OPERATORS;     /* permute.cpp */
+extern const std::vector<Operator> MOVEMENT_OPERATORS;    /* movement.cpp: concat, take, reshape, … */
 extern const std::vector<Operator> POOLING_OPERATORS;     /* pooling.cpp */
 extern const std::vector<Operator> RESIZE_OPERATORS;      /* resize.cpp */
 extern const std::vector<Operator> PRODUCT_OPERATORS;     /* products.cpp: linear, matmul, attention */
-extern const std::vector<Operator> CONVOLUTION_OPERATORS; /* convolutions.cpp: dense ones, transposed ones */
+extern const std::vector<Operator> CONVOLUTION_OPERATORS; /* convolutions.cpp */
+extern const std::vector<Operator> TRANSPOSED_OPERATORS;  /* transposed.cpp */
 extern const std::vector<Operator> RECURRENT_OPERATORS;   /* recurrent.cpp: LSTM, GRU */
 
 } // namespace fggp

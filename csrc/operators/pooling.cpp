@@ -210,7 +210,6 @@ int64_t outputs_of(const Node &node, const Axis &axis) {
     return outputs;
 }
 
-FGGP_ONCE
 FGGP_ONCE std::vector<TensorType> infer_pool(const Node &node, const InputTypes &inputs, const Sizes &) {
     int spatial = spatial_of(node, inputs);
     Axes axes = kernel_axes(node, *inputs[0]);
@@ -254,7 +253,6 @@ void make_windows(Axes axes, bool window_by_window, const Array &in, const Array
     }
 }
 
-FGGP_ONCE
 FGGP_ONCE void make_pool(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs, const Sizes &,
                          Operations &operations) {
     const TensorType &in = inputs[0]->type;
@@ -283,7 +281,6 @@ FGGP_ONCE void make_pool(const Node &node, const InputArrays &inputs, const std:
         make_windows<Mean>(axes, false, *inputs[0], outputs[0], operations);
 }
 
-FGGP_ONCE
 FGGP_ONCE std::vector<TensorType> infer_adaptive(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     int spatial = spatial_of(node, inputs);
     auto size = node.sizes("size", sizes);
@@ -295,7 +292,6 @@ FGGP_ONCE std::vector<TensorType> infer_adaptive(const Node &node, const InputTy
     return {out};
 }
 
-FGGP_ONCE
 FGGP_ONCE void make_adaptive(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs,
                              const Sizes &, Operations &operations) {
     const Shape &in = inputs[0]->type.shape, &out = outputs[0].type.shape;

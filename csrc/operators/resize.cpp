@@ -203,7 +203,6 @@ std::vector<double> factors_of(const Node &node, int spatial) {
     return factors;
 }
 
-FGGP_ONCE
 FGGP_ONCE std::vector<TensorType> infer_resize(const Node &node, const InputTypes &inputs, const Sizes &sizes) {
     check_inputs(node, inputs, 1, 1);
     const TensorType &in = *inputs[0];
@@ -226,7 +225,6 @@ FGGP_ONCE std::vector<TensorType> infer_resize(const Node &node, const InputType
     return {out};
 }
 
-FGGP_ONCE
 FGGP_ONCE void make_resize(const Node &node, const InputArrays &inputs, const std::vector<Array> &outputs,
                            const Sizes &, Operations &operations) {
     const Shape &in = inputs[0]->type.shape, &out = outputs[0].type.shape;
