@@ -91,14 +91,14 @@ runtime: $(READY)  ## fggp-runtime: its wheel, and its tests without PyTorch
 	$(VENV)/bin/python tests/deploy/network_files.py build/networks
 	FGGP_NETWORKS=build/networks .venv-runtime/bin/pytest runtime
 
-# Zig's Clang, pinned, makes the same module on every machine. npm packs it, where npm is installed.
+# By Zig's Clang, pinned, so that the committed module can be made again. npm packs it, where npm is installed.
 web:  ## libfggp for browsers and Node: web/fggp.wasm, compiled anew, and its npm package
 	[ -x .venv-web/bin/pip ] || $(PYTHON) -m venv .venv-web
 	.venv-web/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/web.txt
 	PATH="$(abspath .venv-web/bin):$$PATH" cmake -G Ninja -S . -B build/web -DCMAKE_TOOLCHAIN_FILE=cmake/wasm.cmake \
 		-DZIG="$$(.venv-web/bin/python -c 'import ziglang; print(*ziglang.__path__)')"
 	PATH="$(abspath .venv-web/bin):$$PATH" cmake --build build/web --parallel
-	cd build && npm pack --silent ../web
+	if command -v npm >/dev/null; then cd build && npm pack --silent ../web; fi
 
 # The last line but one: without a compiler fggp is installed without its kernels, and nothing here should run so.
 $(READY): $(LOCK) pyproject.toml CMakeLists.txt

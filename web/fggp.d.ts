@@ -45,6 +45,8 @@ export interface Profile {
     readonly images: number;
     /** Bytes of the values between operations. */
     readonly memory: number;
+    /** How often parts of the network have been timed to choose between plans. */
+    readonly trials: number;
     readonly steps: readonly Step[];
 }
 

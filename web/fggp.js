@@ -151,7 +151,8 @@ class Library {
         return new DataView(this.memory.buffer);
     }
 
-    text(address) {
+    text(signed) {
+        const address = signed >>> 0;
         const bytes = new Uint8Array(this.memory.buffer);
         return new TextDecoder().decode(bytes.subarray(address, bytes.indexOf(0, address)));
     }
@@ -191,7 +192,7 @@ class Allocator {
     }
 
     reserve(bytes) {
-        const address = this.#library.malloc(Math.max(bytes, 1));
+        const address = this.#library.malloc(Math.max(bytes, 1)) >>> 0; // WebAssembly's addresses are signed
         if (!address) throw new FggpError("out of memory");
         this.#blocks.push(address);
         return address;
