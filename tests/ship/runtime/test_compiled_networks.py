@@ -1,63 +1,19 @@
-"""fggp.compile: the compiled network computes the same as the model for any input, or warns that it cannot."""
+"""fggp.compile: the compiled network computes the same as the model for any input."""
 
 import copy
 import multiprocessing
 import pickle
 import threading
-import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from compiled import assert_agrees, cnn, images, pruned, runs
 from torch import nn
 
 import fggp
-from fggp import native
-from fggp.native import KernelsMissingError
 from helpers import bits
 from models import IMAGE_MODELS, randomised
-
-
-def pruned(model, density=0.1, seed=0):
-    """Prune each convolution and linear layer of a model at random, to about this density."""
-    generator = torch.Generator().manual_seed(seed)
-    randomised(model, seed)
-    for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            weight = module.weight.data
-            weight *= torch.rand(weight.shape, generator=generator) < density
-            weight *= density**-0.5  # outputs neither vanish nor explode
-    return model
-
-
-def cnn(density=0.2):
-    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)]
-    layers += [nn.Conv2d(8, 16, 3), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)]
-    return pruned(nn.Sequential(*layers), density)
-
-
-def images(batch, side=10, channels=3, seed=0):
-    return torch.randn(batch, channels, side, side, generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def assert_agrees(fast, model, x, tolerance=1e-4):
-    args = () if isinstance(x, dict) else (x,)
-    kwargs = x if isinstance(x, dict) else {}
-    ours, right = fast(*args, **kwargs), model.eval()(*args, **kwargs)
-    if not isinstance(right, torch.Tensor):
-        assert type(ours) is type(right)
-        ours, right = next(iter(ours.values())), next(iter(right.values()))
-    assert ours.shape == right.shape
-    assert ours.dtype == right.dtype
-    assert not ours.requires_grad
-    assert (ours.double() - right.double()).norm() <= tolerance * right.double().norm()
-
-
-def runs(fast, *inputs):
-    """What runs the steps for these inputs."""
-    return {step.runs for step in fast._engine.profile(list(inputs))}
-
 
 FAST = ["resnet18", "vgg11_bn", "mobilenet_v3_small", "convnext_tiny", "vit", "lab vgg19", "lab resnet50"]
 
@@ -281,77 +237,6 @@ def test_a_network_captured_for_one_batch_size():
         assert_agrees(fast, model, images(batch))
 
 
-# What cannot be compiled.
-
-
-class Branching(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-
-    def forward(self, x):
-        return self.conv(x) if x.sum() > 0 else -self.conv(x)
-
-
-class Random(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-
-    def forward(self, x):
-        return F.dropout(self.conv(x), 0.5, training=True)
-
-
-def compiled_with_warning(model, x, says):
-    with pytest.warns(UserWarning, match=says) as caught:
-        fast = fggp.compile(model, x)
-    assert [w.filename for w in caught] == [__file__]  # it points at the line that calls compile
-    return fast
-
-
-def test_control_flow_that_depends_on_data(capfd):
-    model = pruned(Branching(), 0.2)
-    fast = compiled_with_warning(
-        model, images(2), "the whole model runs on PyTorch: torch.export cannot trace Branching"
-    )
-    assert capfd.readouterr() == ("", "")  # without PyTorch's pages of log
-    for x in (images(3).abs(), -images(3).abs()):
-        assert torch.equal(fast(x), model(x))
-    assert "cannot trace" in str(fast)
-
-
-def test_a_random_model():
-    model = Random()
-    fast = compiled_with_warning(model, images(2), "differs from the model's by .* the model draws random numbers")
-    torch.manual_seed(0)
-    ours = fast(images(2))
-    torch.manual_seed(0)
-    assert torch.equal(ours, model(images(2)))
-
-
-def test_without_kernels(monkeypatch):
-    def load():
-        raise KernelsMissingError("there are none")
-
-    monkeypatch.setattr(native, "load", load)
-    model = cnn()
-    fast = compiled_with_warning(model, images(2), "PyTorch's dense kernels: there are none")
-    for batch in (0, 1, 2, 40):
-        assert_agrees(fast, model, images(batch))
-    assert "there are none" in str(fast)
-
-
-def test_what_is_off_is_found_even_where_it_is_not_a_number(monkeypatch):
-    """A wrong result of the kernels is never used."""
-    engine = fggp.ship.runtime.engine.Engine
-    right = engine.run
-    monkeypatch.setattr(engine, "run", lambda self, inputs: [x * torch.nan for x in right(self, inputs)])
-    model = cnn()
-    fast = compiled_with_warning(model, images(2), "differs from the model's by inf")
-    monkeypatch.undo()
-    assert torch.equal(fast(images(2)), model(images(2)))
-
-
 # Threads and processes.
 
 
@@ -419,49 +304,6 @@ def test_it_is_not_copied_or_pickled():
     for copier in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match=r"cannot be copied or pickled; write a network file"):
             copier(fast)
-
-
-# What it tells.
-
-
-def test_print_names_layers_operations_and_densities():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem = nn.Conv2d(3, 8, 3, bias=False)
-            self.head = nn.Linear(8, 5)
-
-        def forward(self, x):
-            return self.head(F.relu(self.stem(x)).mean((2, 3)))
-
-    model = Net()
-    with torch.no_grad():
-        model.stem.weight.zero_()[0, 0, 0] = 1  # 3 of 216
-        model.head.weight.zero_()[:4, 0] = 1  # 4 of 40
-    fast = fggp.compile(model, images(2))
-    text = str(fast)
-    assert text.startswith("Net compiled by fggp for inputs of 2×3×10×10: 2 of 2 convolutions and linear layers on the")
-    stem, head = (next(line for line in text.splitlines() if line.startswith(name)) for name in ("stem", "head"))
-    assert stem.split()[:3] == ["stem", "Conv2d", "8×3×3×3"]
-    assert "1.4%" in stem
-    assert head.split()[:3] == ["head", "Linear", "5×8"]
-    assert "10.0%" in head
-    assert "fggp " in stem
-    assert "conversion of layout" in text
-    assert text.splitlines()[-1].startswith("total")
-
-
-def test_a_convolution_whose_input_is_unfolded_is_one_line():
-    model = pruned(nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2)), 0.1)
-    text = str(fggp.compile(model, images(1, side=32)))
-    assert "2 of 2 convolutions" in text
-    assert [line.split()[0] for line in text.splitlines() if "Conv2d" in line] == ["0", "2"]
-
-
-def test_no_warning_where_all_is_well():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fggp.compile(cnn(), images(2))(images(3))
 
 
 def test_the_check_of_a_large_batch_bears_constants_among_the_outputs():
