@@ -55,7 +55,7 @@ def demo(options: DemoSettings, console: Console) -> list[Json]:
         write_page(sparse, page)
     runs_file.write_text("".join(json.dumps(record) + "\n" for record in records))
     report(ReportSettings((runs_file,), out=options.out), console)
-    for file, content in ((runs_file, "records"), (shipped, "small file")):
+    for file, content in ((runs_file, "records"), (shipped, "network")):
         console.print(f"{content:10}{file}\n", highlight=False, soft_wrap=True)
     console.print(ship_table, highlight=False)
     for remark in remarks:

@@ -39,11 +39,6 @@ class Value:
         """Whether dimension 0, and no other, is the batch size; False in a graph of fixed batch size."""
         return self.sizes[:1] == ("N",) and not any(re.search(r"\bN\b", str(size)) for size in self.sizes[1:])
 
-    @property
-    def varies(self) -> bool:
-        """Whether the shape depends on the batch size, in any way."""
-        return any(isinstance(size, str) for size in self.sizes)
-
     def __str__(self) -> str:
         if self.dtype is None:
             return self.name

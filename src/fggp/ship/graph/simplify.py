@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from typing import Any
 
@@ -57,7 +57,7 @@ def simplify(graph: Graph, *, copy_constants: bool = True) -> Graph:
     for merge in (_compose_affine, _fuse):
         graph = _merge_into_producers(graph, merge)
     graph = _affine_in_float32(graph)
-    return _with_own_constants(graph, model_storages) if copy_constants else graph
+    return with_own_constants(graph, model_storages) if copy_constants else graph
 
 
 def _constants_folded(graph: Graph) -> Graph:
@@ -265,15 +265,20 @@ def _affine_in_float32(graph: Graph) -> Graph:
     )
 
 
-def _with_own_constants(graph: Graph, model_storages: set[int]) -> Graph:
-    """Copy the constants that lie in the model's storages; weights of products become contiguous."""
+def with_own_constants(graph: Graph, storages: Container[int] | None = None) -> Graph:
+    """The same graph with copies of its constants; weights of products become contiguous.
+
+    Args:
+        graph: any.
+        storages: the addresses of the storages whose constants are copied; None: all are.
+    """
     copies: dict[Any, Tensor] = {}
 
     def owned(t: Tensor) -> Tensor:
         if not _is_plain_strided(t):
             return t.clone()
         storage = t.untyped_storage()
-        if storage.data_ptr() not in model_storages:
+        if storages is not None and storage.data_ptr() not in storages:
             return t
         key = (storage.data_ptr(), t.storage_offset(), t.shape, t.stride(), t.dtype)
         if key not in copies:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fggp.ship.graph.free_sizes import evaluate
 from fggp.ship.graph.interpret import execute
 from fggp.ship.graph.operations import Call, Conv2d, Graph, Linear, Op, Value, is_size
+from fggp.ship.graph.simplify import with_own_constants
 from fggp.ship.network.describe import describe
 from fggp.ship.network.nodes import file_dtype
 from fggp.ship.runtime.library import Network, RefusedError
@@ -81,9 +82,7 @@ class Engine:
         }
         # The library copies what it needs of the weights, so that the dense ones are free from here on.
         self._parts = [_NativePart(part, library) if part.native else _TorchPart(part) for part in divide(graph)]
-        self.signature = replace(
-            graph, ops=(), outputs=tuple(x.clone() if isinstance(x, Tensor) else x for x in graph.outputs)
-        )
+        self.signature = with_own_constants(replace(graph, ops=()))
         self.cpu: str = library.fggp_cpu().decode()
         ends = (*graph.inputs, *(x for x in graph.outputs if isinstance(x, Value)))
         self.images_are_independent = all(v.batched for v in ends) and not any(isinstance(op, Call) for op in graph.ops)
@@ -100,13 +99,13 @@ class Engine:
         """Run the network.
 
         Args:
-            inputs: one for each of the graph's inputs, of shapes and dtypes that fit it.
+            inputs: one for each of the graph's inputs, of shapes and dtypes that fit it and each other.
 
         Returns:
             The graph's outputs. Those that are inputs are the caller's tensors; all others are new.
 
         Raises:
-            ValueError: inputs do not fit each other, or this network.
+            ValueError: the network cannot be run on inputs of these sizes.
         """
         batch = self._fixed_batch(inputs)
         if batch is not None and batch != self._batch:
@@ -167,10 +166,7 @@ class Engine:
         """The batch size of the inputs, if the network was captured for one alone."""
         if self._batch is None:
             return None
-        sizes = {len(x) for value, x in zip(self._inputs, inputs, strict=True) if self._has_batch(value)}
-        if len(sizes) > 1:
-            raise ValueError(f"the inputs have batches of sizes {sorted(sizes)}; all must have the same size")
-        return sizes.pop() if sizes else None
+        return next((len(x) for v, x in zip(self._inputs, inputs, strict=True) if self._has_batch(v)), None)
 
     def _has_batch(self, value: Value) -> bool:
         return value.shape[:1] == (self._batch,)
@@ -246,13 +242,9 @@ class _TorchPart:
     bearers: tuple[Value, ...] = ()
 
     def __init__(self, part: Part) -> None:
-        copies: dict[int, Tensor] = {}
-
-        def owned(t: Tensor) -> Tensor:
-            return copies.setdefault(id(t), t.clone())
-
-        self.inputs, self.outputs = part.graph.inputs, part.graph.outputs
-        self.ops = [op.with_constants(owned) for op in part.graph.ops if not is_size(op.output)]
+        graph = with_own_constants(part.graph)
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+        self.ops = [op for op in graph.ops if not is_size(op.output)]
         self._computed = [op.output for op in self.ops if op.output not in self.outputs]
 
     def run(self, values: dict[Value, Any], threads: int) -> None:
