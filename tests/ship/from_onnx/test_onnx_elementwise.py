@@ -90,6 +90,14 @@ def test_powers(exponent):
     assert_node("Pow", {**inputs, "e": np.array(exponent).astype(np.int64)}, constants=["e"])
 
 
+@pytest.mark.parametrize("exponent", [0.5, 2.0, 1.5])
+def test_powers_of_whole_numbers(exponent):
+    inputs = {"x": np.array([0, 1, 4, 9, 50]), "e": np.float32(exponent)}
+    assert_node("Pow", inputs, constants=["e"])
+    assert_node("Pow", inputs, both=False)
+    assert_node("Pow", {**inputs, "e": np.array([2, 3, 1, 2, 4])})
+
+
 @pytest.mark.parametrize("op", ["Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"])
 def test_comparisons(op):
     assert_node(op, {"a": integers(4, 5), "b": integers(5, seed=1)})

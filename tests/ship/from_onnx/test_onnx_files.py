@@ -57,6 +57,34 @@ def test_half_precision_weights():
     assert_same(model_of(nodes, {"x": randn(2, 4)}, constants={"w": half}), {"x": randn(2, 4)})
 
 
+@pytest.mark.parametrize("to", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE])
+def test_constants_that_are_cast(to):
+    nodes = [
+        node("Cast", ["w"], ["half"], to=to),
+        node("Cast", ["half"], ["f"], to=TensorProto.FLOAT),
+        node("MatMul", ["x", "f"], ["y"]),
+    ]
+    assert_same(model_of(nodes, {"x": randn(2, 4)}, constants={"w": randn(4, 3)}), {"x": randn(2, 4)})
+
+
+def test_bfloat16_weights():
+    weight = torch.from_numpy(randn(4, 3)).bfloat16()
+    stored = helper.make_tensor("w", TensorProto.BFLOAT16, [4, 3], weight.view(torch.int16).numpy().tobytes(), raw=True)
+    nodes = [node("Cast", ["w"], ["f"], to=TensorProto.FLOAT), node("MatMul", ["x", "f"], ["y"])]
+    model = model_of(nodes, {"x": randn(2, 4)})
+    model.graph.initializer.append(stored)
+    assert_same(model, {"x": randn(2, 4)})
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float16, 2e-3), (np.float64, 2e-5)])
+def test_other_floats_are_computed_in_float32(dtype, tolerance):
+    inputs = {"x": randn(2, 4).astype(dtype), "z": randn(3, seed=1).astype(dtype)}
+    nodes = [node("MatMul", ["x", "w"], ["xw"]), node("Add", ["xw", "z"], ["y"])]
+    model = model_of(nodes, inputs, constants={"w": randn(4, 3).astype(dtype)})
+    net = assert_same(model, inputs, tolerance=tolerance)
+    assert [x.dtype for x in net.inputs] == [torch.float32] * 2
+
+
 def test_weights_that_are_stored_rounded():
     nodes = [node("DequantizeLinear", ["w", "s", "z"], ["f"], axis=1), node("MatMul", ["x", "f"], ["y"])]
     constants = {"w": integers(4, 3).astype(np.int8), "s": np.abs(randn(3)), "z": np.array([0, 1, 2], np.int8)}
@@ -69,6 +97,24 @@ def test_functions_of_the_file():
     body[1].attribute.append(onnx.AttributeProto(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT))
     function = helper.make_function("own", "F", ["a"], ["c"], body, [helper.make_opsetid("", 18)], ["slope"])
     model = model_of(node("F", ["x"], ["y"], domain="own", slope=0.5), {"x": randn(3)})
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    assert_same(model, {"x": randn(3)})
+
+
+@pytest.mark.parametrize("negative", [0, 1])
+def test_conditions_in_functions_of_the_file(negative):
+    leaky = node("LeakyRelu", ["a"], ["t"])
+    leaky.attribute.append(onnx.AttributeProto(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT))
+    then = helper.make_graph([leaky], "then", [], [onnx.ValueInfoProto(name="t")])
+    other = helper.make_graph([node("Neg", ["a"], ["e"])], "else", [], [onnx.ValueInfoProto(name="e")])
+    flag = node("Constant", [], ["flag"])
+    flag.attribute.append(onnx.AttributeProto(name="value_int", ref_attr_name="leaky", type=onnx.AttributeProto.INT))
+    cast = node("Cast", ["flag"], ["c"], to=TensorProto.BOOL)
+    body = [flag, cast, node("If", ["c"], ["b"], then_branch=then, else_branch=other)]
+    opset = helper.make_opsetid("", 18)
+    function = helper.make_function("own", "F", ["a"], ["b"], body, [opset], ["slope", "leaky"])
+    model = model_of(node("F", ["x"], ["y"], domain="own", slope=0.5, leaky=1 - negative), {"x": randn(3)})
     model.functions.append(function)
     model.opset_import.append(helper.make_opsetid("own", 1))
     assert_same(model, {"x": randn(3)})
@@ -123,6 +169,42 @@ def test_shape_arithmetic_leaves_nothing_behind():
     assert net.inputs[0].shape == ("batch", "seq", 8)
 
 
+def sizes_of(*nodes, **constants):
+    """A model of nodes that read `shape`, that of x, and compute y."""
+    nodes = [node("Shape", ["x"], ["shape"]), *nodes, node("Identity", ["x"], ["same"])]
+    return model_of(nodes, {"x": randn(3, 4)}, constants=constants, outputs=("y", "same"), free={"x": ["N", 4]})
+
+
+def test_a_constant_is_looked_up_by_a_size():
+    nodes = [
+        node("Gather", ["shape", "zero"], ["n"]),
+        node("Sub", ["n", "one"], ["last"]),
+        node("Gather", ["table", "last"], ["y"]),
+    ]
+    model = sizes_of(*nodes, zero=np.array([0]), one=np.array([1]), table=randn(7))
+    assert_same(model, {"x": randn(3, 4)}, {"x": randn(7, 4)})
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+def test_sizes_are_flattened(axis):
+    nodes = [node("Reshape", ["shape", "cube"], ["r"]), node("Flatten", ["r"], ["y"], axis=axis)]
+    assert_same(sizes_of(*nodes, cube=np.array([1, 2, 1])), {"x": randn(3, 4)})
+
+
+def test_operators_of_another_domain_are_not_taken_for_those_of_onnx():
+    model = sizes_of(node("Add", ["shape", "shape"], ["y"], name="the sum", domain="my.own"))
+    with pytest.raises(UnsupportedError, match=r"my\.own\.Add in the sum: fggp does not know this operator"):
+        fggp.from_onnx(model)
+
+
+def test_a_free_size_that_follows_from_another():
+    nodes = [node("Concat", ["x", "h"], ["both"], axis=0), node("MatMul", ["both", "w"], ["y"])]
+    inputs = {"x": randn(2, 64), "h": randn(3, 64, seed=1)}
+    free = {"x": ["N", "D1"], "h": ["M", "D2"]}
+    net = assert_same(model_of(nodes, inputs, constants={"w": randn(64, 5)}, free=free), inputs)
+    assert [x.shape for x in net.inputs] == [("N", 64), ("M", 64)]
+
+
 def test_names_of_sizes():
     names = {"x": ["p2o.DynamicDimension.0", 3, "?", "?"], "t": ["p2o.DynamicDimension.0", "seq len"]}
     nodes = [node("Relu", ["x"], ["y"]), node("Neg", ["t"], ["z"])]
@@ -150,6 +232,12 @@ def test_mistakes(tmp_path):
     model = model_of(node("Relu", ["x"], ["y"]), {"x": randn(2, 3)}, free={"x": ["N", 3]})
     with pytest.raises(ValueError, match="fixed has 'M'; the inputs and free sizes are N, x"):
         fggp.from_onnx(model, fixed={"M": 3})
+    with pytest.raises(ValueError, match=r"fixed\['N'\] is 0; a size is a whole number of at least 1"):
+        fggp.from_onnx(model, fixed={"N": 0})
+    with pytest.raises(ValueError, match=r"fixed\['x'\] has the shape \[2\]; the input's is \['N', 3\]"):
+        fggp.from_onnx(model, fixed={"x": randn(2)})
+    with pytest.raises(ValueError, match=r"fixed\['x'\] is 'text'; the input is of type float32"):
+        fggp.from_onnx(model, fixed={"x": "text"})
     with pytest.raises(FileNotFoundError, match=r"nothing\.onnx is no file"):
         fggp.from_onnx(tmp_path / "nothing.onnx")
     (tmp_path / "text.onnx").write_text("no ONNX at all")
@@ -160,5 +248,5 @@ def test_mistakes(tmp_path):
         net()
     with pytest.raises(TypeError, match="has no input 'z'; its inputs are x"):
         net(randn(2, 3), z=1)
-    with pytest.raises(ValueError, match="x"):
+    with pytest.raises(ValueError, match=r'the input "x" is F32 \[2, 4\]; it must be F32 \[N, 3\]'):
         net(randn(2, 4))

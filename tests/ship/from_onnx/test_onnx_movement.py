@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto
 
 pytest.importorskip("onnxruntime")
 
@@ -138,6 +139,8 @@ def test_made_of_sizes():
         assert_node("Trilu", {"x": randn(4, 5)}, upper=upper)
         assert_node("Trilu", {"x": randn(2, 4, 5), "k": np.array(1)}, constants=["k"], upper=upper)
     assert_node("EyeLike", {"x": randn(4, 5)}, k=1)
+    assert_node("EyeLike", {"x": integers(4, 5)})
+    assert_node("EyeLike", {"x": integers(4, 5)}, dtype=TensorProto.FLOAT)
     inputs = {"i": integers(4, low=-3, high=3), "depth": np.array(3), "values": np.array([0, 2], np.float32)}
     assert_node("OneHot", inputs, constants=["depth", "values"])
     assert_node("OneHot", inputs, constants=["depth", "values"], axis=0)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("onnxruntime")
@@ -25,8 +25,7 @@ def pools(draw, dilated):
         attributes["auto_pad"] = padding
         # ONNX Runtime refuses strides that jump over pixels here.
         attributes["strides"] = [min(s, k) for s, k in zip(attributes["strides"], kernel, strict=True)]
-    if padding != "pads":
-        attributes["ceil_mode"] = draw(st.integers(0, 1)) if padding == "none" else 0
+    attributes["ceil_mode"] = draw(st.integers(0, 1)) if padding in ("none", "pads") else 0
     if dilated and padding == "none":
         attributes["dilations"] = draw(st.lists(st.integers(1, 2), min_size=rank, max_size=rank))
     return (2, 3, *sizes), attributes
@@ -34,6 +33,8 @@ def pools(draw, dilated):
 
 @settings(deadline=None)
 @given(pools(True))
+@example(((1, 1, 4, 4), {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 0, 1, 1], "ceil_mode": 1}))
+@example(((1, 1, 5), {"kernel_shape": [3], "strides": [3], "pads": [2, 2], "ceil_mode": 1}))
 def test_max_pools(case):
     shape, attributes = case
     assert_node("MaxPool", {"x": randn(*shape)}, **attributes)

@@ -9,7 +9,7 @@ pytest.importorskip("onnxruntime")
 
 from onnx_models import assert_node, randn
 
-POINTS = [(9,), (7, 8), (5, 4, 6)]
+from fggp.ship.network.description import UnsupportedError
 
 
 @st.composite
@@ -101,6 +101,13 @@ def test_general_products(trans_a, trans_b, alpha, beta, bias, constant):
     assert_node("Gemm", inputs, constants=names, both=bias in (None, (5,), (3, 5)), **attributes)
 
 
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+@pytest.mark.parametrize("shape", [(5, 1), (1, 5), (1, 1), (5, 5)])
+def test_a_number_for_each_row_of_a_square_product(shape, beta):
+    inputs = {"a": randn(5, 4), "b": randn(4, 5, seed=1), "c": randn(*shape, seed=2)}
+    assert_node("Gemm", inputs, constants=["b", "c"], both=False, beta=beta)
+
+
 @pytest.mark.parametrize(
     ("a", "b"),
     [
@@ -131,7 +138,5 @@ def test_einsum(equation, shapes):
 
 
 def test_an_equation_with_an_ellipsis_is_named():
-    from fggp.ship.network.description import UnsupportedError
-
     with pytest.raises(UnsupportedError, match=r"Einsum in the node: its equation is '\.\.\.ij->i'"):
         assert_node("Einsum", {"x": np.zeros((2, 3, 4), np.float32)}, equation="...ij->i")

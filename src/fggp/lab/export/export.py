@@ -52,7 +52,7 @@ def export(settings: ExportSettings, console: Console) -> Json:
     existing = [str(file) for file in files.values() if file.exists()]
     if existing and not settings.force:
         raise UsageError(f"{', '.join(existing)} exists already; add --force to replace it, or choose another --out")
-    if settings.from_onnx:
+    if settings.source_is_onnx:
         return _from_onnx(settings, files, console)
     if settings.fix:
         raise UsageError("fix is for ONNX files; leave it out")

@@ -54,7 +54,7 @@ class ExportSettings:
     """Replace existing files."""
 
     @property
-    def from_onnx(self) -> bool:
+    def source_is_onnx(self) -> bool:
         """Whether the source is an ONNX file."""
         return self.source.suffix == ".onnx"
 
@@ -83,7 +83,7 @@ class ExportSettings:
         """
         named = None if self.out is None else {end: each for each, end in SUFFIXES.items()}.get(self.out.suffix)
         asked = (*(self.format or ()), *(("page",) if self.page and "page" not in (self.format or ()) else ()))
-        formats: tuple[Format, ...] = asked or (named or ("network" if self.from_onnx else "small"),)
+        formats: tuple[Format, ...] = asked or (named or ("network" if self.source_is_onnx else "small"),)
         if self.out is not None and named is not None:
             if formats != (named,):
                 raise UsageError(

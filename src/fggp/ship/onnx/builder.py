@@ -20,8 +20,8 @@ _TAKING_NUMBERS = frozenset([aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, 
 
 
 def size_of_inputs(*_: Any) -> Any:
-    """Stands for a size in a graph. Its value is the expression of its output."""
-    raise NotImplementedError
+    """The target of a call whose result is a size: the expression in the sizes of its output."""
+    raise AssertionError("a size is evaluated from its expression, and never called")
 
 
 class Builder:

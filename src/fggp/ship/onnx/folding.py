@@ -16,7 +16,17 @@ from onnx.reference import ReferenceEvaluator
 
 from fggp.ship.network.description import Inexpressible
 from fggp.ship.onnx.nodes import Node
-from fggp.ship.onnx.operands import Constant, Operand, Symbolic, numbers_of, symbolic, whole_numbers
+from fggp.ship.onnx.operands import (
+    Constant,
+    Operand,
+    Symbolic,
+    constant_array,
+    file_dtype,
+    numbers_of,
+    symbolic,
+    whole_numbers,
+)
+from fggp.ship.onnx.read import as_array
 from fggp.ship.onnx.sizes import simplest
 
 # A result is computed now if it has at most this number of elements, or no more than what it is computed from.
@@ -64,7 +74,7 @@ def folded(n: Node) -> tuple[Constant, ...] | None:
     made, read = sum(np.size(y) for y in results), sum(x.array.size for x in given if isinstance(x, Constant))
     if made > max(FOLDED_ELEMENTS_MAX, read):
         return None
-    found = iter([Constant(np.asarray(y)) for y in results])
+    found = iter([Constant(as_array(np.asarray(y))) for y in results])
     return tuple(next(found) if name else None for name in outputs)  # type: ignore[misc]
 
 
@@ -170,16 +180,16 @@ def _where(n: Node) -> Any:
     return chosen(condition.array, _array(n.inputs[1]), _array(n.inputs[2])), n.input(1).dtype
 
 
+# Sizes are taken to fit these.
+_EXACT_TYPES = frozenset(map(onnx.TensorProto.DataType.Value, ("FLOAT", "DOUBLE", "FLOAT16", "INT64", "INT32")))
+
+
 def _cast(n: Node) -> Any:
     to, x = n.get("to"), _array(n.inputs[0])
-    kinds = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.DOUBLE: torch.float32}
-    kinds |= {onnx.TensorProto.FLOAT16: torch.float32}
-    kinds |= {onnx.TensorProto.INT64: torch.int64, onnx.TensorProto.INT32: torch.int64}
-    if to not in kinds or n.input(0).dtype == torch.bool:
+    if to not in _EXACT_TYPES or n.input(0).dtype == torch.bool:
         return None
-    if kinds[to] == torch.int64:
-        x = np.frompyfunc(_toward_zero, 1, 1)(x)
-    return x, kinds[to]
+    dtype = file_dtype(to)
+    return (np.frompyfunc(_toward_zero, 1, 1)(x) if dtype == torch.int64 else x), dtype
 
 
 def _slice(n: Node, x: Any) -> Any:
@@ -212,9 +222,7 @@ def _concat(n: Node) -> Any:
 
 
 def _gather(n: Node, x: Any) -> Any:
-    index = n.input(1)
-    assert isinstance(index, Constant)
-    return np.take(x, index.array, axis=n.get("axis", 0))
+    return np.take(x, constant_array(n.input(1), "index"), axis=n.get("axis", 0))
 
 
 def _reduced(function: Any) -> Rule:
@@ -246,7 +254,6 @@ _RULES: dict[str, Rule] = {
     "Gather": _moved(_gather),
     "Slice": _moved(_slice),
     "Reshape": _moved(_reshape),
-    "Flatten": _moved(lambda n, x: x.reshape(1, -1) if n.get("axis", 1) == 0 else x.reshape(x.shape[0], -1)),
     "Squeeze": _moved(_squeeze),
     "Unsqueeze": _moved(_unsqueeze),
     "Transpose": _moved(lambda n, x: np.transpose(x, n.get("perm"))),

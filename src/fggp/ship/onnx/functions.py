@@ -15,23 +15,23 @@ from fggp.ship.onnx.sizes import text
 def bound(nodes: Iterable[onnx.NodeProto], given: Mapping[str, onnx.AttributeProto]) -> Iterator[onnx.NodeProto]:
     """Nodes of a function with the attributes of its call in place of references."""
     for node in nodes:
-        bound = onnx.NodeProto()
-        bound.CopyFrom(node)
-        del bound.attribute[:]
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        del copy.attribute[:]
         for a in node.attribute:
             if a.ref_attr_name:
                 if a.ref_attr_name in given:
-                    value = bound.attribute.add()
+                    value = copy.attribute.add()
                     value.CopyFrom(given[a.ref_attr_name])
                     value.name = a.name
                 continue
-            kept = bound.attribute.add()
+            kept = copy.attribute.add()
             kept.CopyFrom(a)
             if a.type == onnx.AttributeProto.GRAPH:
                 inner = list(bound(a.g.node, given))
                 del kept.g.node[:]
                 kept.g.node.extend(inner)
-        yield bound
+        yield copy
 
 
 def schema_of(op: str, domain: str, opset: int) -> Any:

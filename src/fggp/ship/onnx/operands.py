@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import sympy
 import torch
 from torch import Tensor
@@ -17,12 +18,20 @@ from fggp.ship.onnx.sizes import Size, simplest
 _FILE_DTYPES = {"f": torch.float32, "i": torch.int64, "u": torch.int64, "b": torch.bool}
 
 
+def file_dtype(element: int) -> torch.dtype | None:
+    """The network file's type for one of ONNX's (``TensorProto.DataType``); None for texts and complex numbers."""
+    if element == onnx.TensorProto.BFLOAT16:
+        return torch.float32
+    if element not in onnx.TensorProto.DataType.values() or element == onnx.TensorProto.UNDEFINED:
+        return None
+    return _FILE_DTYPES.get(onnx.helper.tensor_dtype_to_np_dtype(element).kind)
+
+
 @dataclass(frozen=True, eq=False)
-class Constant:
-    """A tensor of the file, or one computed from such."""
+class _Known:
+    """What is known now."""
 
     array: np.ndarray[Any, Any]
-    name: str = ""
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -33,6 +42,13 @@ class Constant:
     def rank(self) -> int:
         """The number of dimensions."""
         return self.array.ndim
+
+
+@dataclass(frozen=True, eq=False)
+class Constant(_Known):
+    """A tensor of the file, or one computed from such."""
+
+    name: str = ""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -43,24 +59,13 @@ class Constant:
 
 
 @dataclass(frozen=True, eq=False)
-class Symbolic:
+class Symbolic(_Known):
     """An array of few numbers that depend on free sizes only, such as a shape: sympy's expressions.
 
     Its dtype is float32 while sizes are multiplied by fractions; such numbers are exact here.
     """
 
-    array: np.ndarray[Any, Any]
     dtype: torch.dtype
-
-    @property
-    def sizes(self) -> tuple[Size, ...]:
-        """The shape."""
-        return tuple(map(int, self.array.shape))
-
-    @property
-    def rank(self) -> int:
-        """The number of dimensions."""
-        return self.array.ndim
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,9 @@ aten = torch.ops.aten
 
 _MUL, _DIV, _ADD, _SUB = aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.sub.Tensor
 _POW = aten.pow.Tensor_Scalar
-# How far a constant of a file may be from the number that it stands for: √½ is often written with four digits.
-_TOLERANCE = 1e-4
+# How far a constant of a file may be from a root that it stands for: √½ is often written with four digits.
+_ROOT_TOLERANCE = 1e-4
+_TOLERANCE = 1e-6  # and from another number: float32's rounding
 _DEPTH = 8
 
 Made = Mapping[Value, Op]
@@ -50,8 +51,8 @@ def _number(x: Any) -> float | None:
     return float(x) if isinstance(x, (int, float)) else None
 
 
-def _is(x: float | None, number: float) -> bool:
-    return x is not None and math.isclose(x, number, rel_tol=_TOLERANCE)
+def _is(x: float | None, number: float, tolerance: float = _TOLERANCE) -> bool:
+    return x is not None and math.isclose(x, number, rel_tol=tolerance)
 
 
 def _factors(made: Made, x: Any, depth: int = _DEPTH) -> tuple[float, Counter[Value]]:
@@ -131,7 +132,7 @@ def _of(made: Made, x: Value, other: Value, number: float) -> tuple[Any, dict[st
         return None
     if (erf := _call(made, inner, aten.erf.default)) is not None:
         scale, values = _factors(made, erf.args[0])
-        if _is(scale, math.sqrt(0.5)) and values == Counter([x]):
+        if _is(scale, math.sqrt(0.5), _ROOT_TOLERANCE) and values == Counter([x]):
             return aten.gelu.default, {"approximate": "none"}
     if (tanh := _call(made, inner, aten.tanh.default)) is not None and _is_tanh_of_gelu(made, x, tanh.args[0]):
         return aten.gelu.default, {"approximate": "tanh"}
@@ -141,7 +142,7 @@ def _of(made: Made, x: Value, other: Value, number: float) -> tuple[Any, dict[st
 def _is_tanh_of_gelu(made: Made, x: Value, inner: Any) -> bool:
     """Whether inner is √(2/π) (x + 0.044715 x³), or √(2/π) x (1 + 0.044715 x²)."""
     scale, values = _factors(made, inner)
-    if not _is(scale, math.sqrt(2 / math.pi)):
+    if not _is(scale, math.sqrt(2 / math.pi), _ROOT_TOLERANCE):
         return False
     rest = values - Counter([x])
     power = 3 if rest.total() == values.total() else 2
@@ -172,7 +173,7 @@ def _layer_norm(op: Call, made: Made, uses: Counter[Value]) -> Call | None:
     if terms is None or (epsilon := _number(terms[1])) is None or not isinstance(x, Value):
         return None
     variance = _call(made, terms[0], aten.mean.dim)
-    if variance is None or _factors(made, variance.args[0])[1] != Counter({x: 2}):
+    if variance is None or _factors(made, variance.args[0]) != (1.0, Counter({x: 2})):
         return None
     dims = sorted(dim % len(x.shape) for dim in variance.args[1])
     if dims != list(range(len(x.shape) - len(dims), len(x.shape))) or not variance.args[2]:

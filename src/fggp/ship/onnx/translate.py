@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from torch.utils._pytree import tree_flatten
 
 from fggp.ship.graph.operations import Graph, Value
@@ -18,7 +17,7 @@ from fggp.ship.onnx.folding import computed_sizes, folded
 from fggp.ship.onnx.functions import body_of, bound, schema_of
 from fggp.ship.onnx.names import named_sizes
 from fggp.ship.onnx.nodes import Node
-from fggp.ship.onnx.operands import Constant, Operand, Running, Symbolic
+from fggp.ship.onnx.operands import Constant, Operand, Running, Symbolic, file_dtype
 from fggp.ship.onnx.operators import HANDLERS
 from fggp.ship.onnx.read import as_array, sparse_array
 from fggp.ship.onnx.sizes import Size, free_size
@@ -43,21 +42,6 @@ class Translated:
     inputs: list[str]
     outputs: list[str]
     operators: Mapping[str, str]
-
-
-_DTYPES = {
-    onnx.TensorProto.FLOAT: torch.float32,
-    onnx.TensorProto.DOUBLE: torch.float32,
-    onnx.TensorProto.FLOAT16: torch.float32,
-    onnx.TensorProto.BFLOAT16: torch.float32,
-    onnx.TensorProto.INT64: torch.int64,
-    onnx.TensorProto.INT32: torch.int64,
-    onnx.TensorProto.INT16: torch.int64,
-    onnx.TensorProto.INT8: torch.int64,
-    onnx.TensorProto.UINT8: torch.int64,
-    onnx.TensorProto.UINT16: torch.int64,
-    onnx.TensorProto.BOOL: torch.bool,
-}
 
 
 class _Scope:
@@ -138,15 +122,14 @@ class Translation:
             if v.name in stored:
                 continue
             kind = v.type.tensor_type
-            dtype = _DTYPES.get(kind.elem_type)
+            dtype = file_dtype(kind.elem_type)
             if v.type.WhichOneof("value") != "tensor_type" or dtype is None:
                 self.found.append((f"the input {v.name!r}", "", "it is no tensor of floats, whole numbers or bools"))
                 scope.known[v.name] = None
                 continue
             if v.name in self._fixed:
                 used.add(v.name)
-                array = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-                scope.known[v.name] = Constant(as_array(np.asarray(self._fixed[v.name], dtype=array)), v.name)
+                scope.known[v.name] = self._fixed_input(v, named[v.name] if kind.HasField("shape") else None)
                 continue
             if not kind.HasField("shape"):
                 self.found.append((f"the input {v.name!r}", "", "the file does not tell its number of dimensions"))
@@ -156,12 +139,9 @@ class Translation:
             for name, size in named[v.name]:
                 if name in self._fixed:
                     used.add(name)
-                    size = int(self._fixed[name])
-                known = self._same.get(name, name) if size is None else name
-                if isinstance(known, int):
-                    size = known
-                else:
-                    name = known
+                    size = self._fixed_size(name)
+                if size is None:
+                    size, name = self._settled(name)
                 if size is None:
                     symbol = free_size(name)
                     self.b.free += [symbol] if symbol not in self.b.free else []
@@ -176,6 +156,34 @@ class Translation:
             names = sorted({name for sizes in named.values() for name, size in sizes if size is None} | set(named))
             raise ValueError(f"fixed has {unknown[0]!r}; the inputs and free sizes are {', '.join(names)}")
         return inputs
+
+    def _fixed_input(self, v: onnx.ValueInfoProto, shape: Sequence[tuple[str, int | None]] | None) -> Constant:
+        """An input that becomes a constant."""
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)
+        array = np.asarray(self._fixed[v.name])
+        exact = dtype.kind not in "iub" or np.array_equal(array.astype(dtype), array)
+        if array.dtype.kind not in "fiub" or not exact:
+            raise ValueError(f"fixed[{v.name!r}] is {self._fixed[v.name]!r}; the input is of type {dtype}")
+        wanted = None if shape is None else [name if size is None else size for name, size in shape]
+        if wanted is not None and (
+            len(wanted) != array.ndim
+            or any(isinstance(size, int) and size != had for size, had in zip(wanted, array.shape, strict=True))
+        ):
+            raise ValueError(f"fixed[{v.name!r}] has the shape {list(array.shape)}; the input's is {wanted}")
+        return Constant(as_array(array.astype(dtype)), v.name)
+
+    def _fixed_size(self, name: str) -> int:
+        size = self._fixed[name]
+        if int(size) != size or size < 1:
+            raise ValueError(f"fixed[{name!r}] is {size}; a size is a whole number of at least 1")
+        return int(size)
+
+    def _settled(self, name: str) -> tuple[int | None, str]:
+        """What a free size turned out to be: its number if it has one, and the free size that it is."""
+        known: int | str = name
+        while isinstance(known, str) and known in self._same:
+            known = self._same[known]
+        return (known, name) if isinstance(known, int) else (None, known)
 
     def _graph(self, graph: onnx.GraphProto, scope: _Scope) -> None:
         for t in graph.initializer:
@@ -231,12 +239,11 @@ class Translation:
             return (self._constant(n),)
         if proto.op_type == "If" and not domain:
             return self._if(n, scope)
-        constants = folded(n) if not domain else None
-        if constants is not None:
-            return constants
-        sizes = computed_sizes(n)
-        if sizes is not None:
-            return (sizes,)
+        if not domain:
+            if (constants := folded(n)) is not None:
+                return constants
+            if (sizes := computed_sizes(n)) is not None:
+                return (sizes,)
         handler = HANDLERS.get(proto.op_type) if not domain else None
         if handler is None:
             body = body_of(proto, opset, inputs)

@@ -49,7 +49,14 @@ def _remainder(b: Builder, n: Node) -> Operand:
 
 
 def _power(b: Builder, n: Node) -> Operand:
-    x, y = n.input(0), b.cast(n.input(1), n.input(0).dtype)
+    """The result has the type of the base."""
+    x, y = n.input(0), n.input(1)
+    if x.dtype == torch.int64 and y.dtype == torch.float32:
+        return b.cast(_powered(b, b.cast(x, torch.float32), y), torch.int64)
+    return _powered(b, x, b.cast(y, x.dtype))
+
+
+def _powered(b: Builder, x: Operand, y: Operand) -> Operand:
     if isinstance(y, Constant) and y.array.size == 1 and y.rank <= x.rank:
         exponent = y.array.reshape(-1)[0].item()
         if exponent == 0.5 and x.dtype == torch.float32:
@@ -257,9 +264,6 @@ HANDLERS = by_name(
         "Or": _of_bits(aten.logical_or.default),
         "Xor": _of_bits(aten.logical_xor.default),
         "Not": _function(aten.logical_not.default),
-        "BitwiseAnd": _of_bits(aten.logical_and.default),
-        "BitwiseOr": _of_bits(aten.logical_or.default),
-        "BitwiseXor": _of_bits(aten.logical_xor.default),
         "Neg": _function(aten.neg.default),
         "Abs": _function(aten.abs.default),
         "Sign": _function(aten.sign.default),

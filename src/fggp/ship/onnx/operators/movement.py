@@ -10,7 +10,7 @@ import torch
 from fggp.ship.network.description import Inexpressible
 from fggp.ship.onnx.builder import Builder
 from fggp.ship.onnx.nodes import Node, Result, by_name
-from fggp.ship.onnx.operands import Constant, Operand, numbers_of, symbolic, whole_numbers
+from fggp.ship.onnx.operands import Constant, Operand, file_dtype, numbers_of, symbolic, whole_numbers
 from fggp.ship.onnx.sizes import Size, equal, larger, product, quotient, quotient_up, simplest, smaller
 
 aten = torch.ops.aten
@@ -247,7 +247,7 @@ def _eye(b: Builder, n: Node) -> Operand:
     rows = b.reshape(b.arange(x.sizes[0]), (x.sizes[0], 1))
     columns = b.pointwise(aten.sub.Tensor, b.arange(x.sizes[1]), n.get("k", 0))
     same = b.pointwise(aten.eq.Tensor, columns, rows, dtype=torch.bool)
-    return b.cast(same, torch.int64 if n.get("dtype", 1) in (6, 7) else torch.float32)
+    return b.cast(same, x.dtype if n.get("dtype") is None else file_dtype(n.get("dtype")) or torch.float32)
 
 
 HANDLERS = by_name(

@@ -108,7 +108,8 @@ def _lp_normalised(b: Builder, n: Node) -> Operand:
     dim = n.axis(x.rank, -1)
     sizes = [1 if i == dim else size for i, size in enumerate(x.sizes)]
     length = b.call(aten.linalg_vector_norm.default, b.argument(x), order, [dim], True, sizes=sizes)
-    return b.pointwise(aten.div.Tensor, x, length)
+    zero = b.pointwise(aten.eq.Scalar, length, 0.0, dtype=torch.bool)  # such vectors stay as they are
+    return b.pointwise(aten.div.Tensor, x, b.pointwise(aten.add.Tensor, length, b.cast(zero, torch.float32)))
 
 
 def _local_response(b: Builder, n: Node) -> Operand:

@@ -99,19 +99,15 @@ def _transposed(b: Builder, n: Node) -> Operand:
         for size, s, k, d, e in zip(x.sizes[2:], stride, kernel, dilation, extra, strict=True)
     ]
     cuts = _cuts(n, x.sizes[2:], full, stride)
-    # PyTorch takes an output padding below the stride only. A negative cut is more of it.
+    if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation, strict=True)):
+        raise Inexpressible(f"its output_padding {extra} is not below its stride {list(stride)}")
+    # A negative cut is more padding.
     both = [before if isinstance(before, int) and before == after and before >= 0 else 0 for before, after in cuts]
     rest = [(simplest(u - p), simplest(v - p)) for (u, v), p in zip(cuts, both, strict=True)]
-    too_much = [max(0, e - max(s, d) + 1) for e, s, d in zip(extra, stride, dilation, strict=True)]
-    inside = [e - t for e, t in zip(extra, too_much, strict=True)]
     channels = simplest(weight.sizes[1] * groups)
     sizes: list[Size] = [x.sizes[0], channels]
-    sizes += [simplest(f - 2 * p - t) for f, p, t in zip(full, both, too_much, strict=True)]
-    y: Operand = _convolved(b, x, weight, bias, (stride, both, dilation, True, inside, groups), sizes)
-    if any(too_much):
-        if bias is not None:
-            raise Inexpressible(f"its output_padding {extra} is not below its stride {stride}")
-        y = b.pad(y, [(0, 0), (0, 0), *((0, t) for t in too_much)])
+    sizes += [simplest(f - 2 * p) for f, p in zip(full, both, strict=True)]
+    y: Operand = _convolved(b, x, weight, bias, (stride, both, dilation, True, extra, groups), sizes)
     for dim, (before, after) in enumerate(rest, 2):
         if before or after:
             y = b.slice(y, dim, before, simplest(y.sizes[dim] - after))
@@ -180,9 +176,7 @@ def _gemm(b: Builder, n: Node) -> Operand:
 
 def _bias_vector(bias: Operand | None, columns: int, beta: float) -> tuple[Constant | None, Operand | None]:
     """The bias as one number for each column, if it is constant and such; or else as it is, second."""
-    if not isinstance(bias, Constant) or bias.array.shape[-1:] not in ((columns,), (1,), ()):
-        return None, bias
-    if bias.array.size not in (1, columns):
+    if not isinstance(bias, Constant) or (bias.array.size != 1 and bias.array.shape not in ((columns,), (1, columns))):
         return None, bias
     if bias.array.shape == (columns,) and beta == 1:
         return bias, None

@@ -28,6 +28,7 @@ def _refuse(n: Node, kind: str, directions: int) -> None:
     functions = [f.decode().lower() if isinstance(f, bytes) else f.lower() for f in n.get("activations", [])]
     for found, what in (
         (n.get("clip"), "a clip"),
+        (n.get("layout"), "layout=1; expressed is 0, with the batch in the middle"),
         (n.get("input_forget"), "coupled input and forget gates"),
         (n.optional(7) if kind == "LSTM" else None, "peepholes"),
         (functions and functions != _FUNCTIONS[kind] * directions, f"the activations {functions}"),
@@ -42,8 +43,7 @@ def _recurrent(kind: str) -> Handler:
         direction = n.get("direction", "forward")
         directions = 2 if direction == "bidirectional" else 1
         _refuse(n, kind, directions)
-        x, layout = n.floats(0), n.get("layout", 0)
-        x = b.permute(x, [1, 0, 2]) if layout else b.running(x)
+        x = b.running(n.floats(0))
         length, batch, features = x.sizes
         lengths = n.optional(4)
         if lengths is not None and not (isinstance(lengths, Constant) and (lengths.array == length).all()):
@@ -56,7 +56,6 @@ def _recurrent(kind: str) -> Handler:
             if state is None:
                 states.append(b.filled((directions, batch, hidden), 0.0, torch.float32).value)
             else:
-                state = b.permute(state, [1, 0, 2]) if layout else state
                 for size, wanted in zip(state.sizes, (directions, batch, hidden), strict=True):
                     b.same(size, wanted)
                 states.append(b.argument(state))
@@ -78,9 +77,7 @@ def _recurrent(kind: str) -> Handler:
         steps, *ends = results
         steps = _reversed(b, steps) if direction == "reverse" else steps
         steps = b.reshape(steps, (length, batch, directions, hidden))
-        # [S, D, N, H], or [N, S, D, H] if the batch comes first
-        steps = b.permute(steps, [1, 0, 2, 3] if layout else [0, 2, 1, 3])
-        return steps, *(b.permute(state, [1, 0, 2]) if layout else state for state in ends)
+        return b.permute(steps, [0, 2, 1, 3]), *ends  # [S, D, N, H]
 
     return write
 

@@ -31,6 +31,8 @@ _TARGETS = {
 
 def _resize(b: Builder, n: Node) -> Operand:
     x = n.floats(0)
+    if n.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        raise Inexpressible("it cuts a region out of its input (tf_crop_and_resize)")
     sizes, scales = _sizes_and_scales(b, n, x)
     changed = [dim for dim in range(x.rank) if not equal(sizes[dim], x.sizes[dim])]
     if not changed:
@@ -63,7 +65,7 @@ def _sizes_and_scales(b: Builder, n: Node, x: Operand) -> tuple[list[Size], list
             raise Inexpressible("it keeps the aspect ratio; expressed is the policy stretch")
         for axis, size in zip(axes, numbers_of(sizes, "sizes"), strict=True):
             result[axis] = size
-        return result, _constant_factors(x.sizes, result)
+        return result, None
     if factors is None:
         raise Inexpressible("it has neither scales nor sizes")
     numbers = factors if isinstance(factors, np.ndarray) else constant_array(factors, "scales")
@@ -72,10 +74,6 @@ def _sizes_and_scales(b: Builder, n: Node, x: Operand) -> tuple[list[Size], list
         given[axis] = float(factor)
         result[axis] = _scaled(x.sizes[axis], float(factor))
     return result, given
-
-
-def _constant_factors(before: Any, after: Any) -> list[float] | None:
-    return None
 
 
 def _scaled(size: Size, factor: float) -> Size:
@@ -94,7 +92,7 @@ def _as_pytorch(
     rounding = n.get("nearest_mode", "round_prefer_floor")
     if n.proto.op_type == "Upsample" or n.opset < 11:
         place, rounding = "asymmetric", "floor"
-    if n.get("antialias", 0) or n.get("exclude_outside", 0) or place == "tf_crop_and_resize":
+    if n.get("antialias", 0) or n.get("exclude_outside", 0):
         return None
     if mode == "nearest":
         if place == "asymmetric" and rounding == "floor":
