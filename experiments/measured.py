@@ -14,6 +14,7 @@ Json = dict[str, Any]
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 NETWORKS = {"vgg19 (CIFAR form)": "VGG-19", "resnet50 (CIFAR form)": "ResNet-50"}
+DEVICE_NETWORKS = {"mobilenet_v2": "MobileNetV2", "efficientnet_b0": "EfficientNet-B0", "resnet50": "ResNet-50"}
 LAB_NETWORKS = {"resnet50": "ResNet-50", "vgg19": "VGG-19"}
 WEB_NETWORKS = {"resnet20": "ResNet-20", "mobilenet_v2": "MobileNetV2", "resnet50": "ResNet-50"}
 TRAINED_NETWORKS = {"resnet20": "ResNet-20, trained", "digits-cnn": "small CNN, trained"}
@@ -117,25 +118,30 @@ def _engine_cells(own: Mapping[str, Json], names: Sequence[str]) -> list[str]:
 
 
 def runtime_in_short() -> str | None:
-    """The CIFAR networks at 95 %, for the README."""
-    found = records_of("benchmarks/runtime.ndjson", benchmark="runtime, cells")
+    """Networks for devices, one image at a time, for the README."""
+    found = records_of("benchmarks/runtime.ndjson", benchmark="runtime, more")
     if not found:
         return None
     names = [name for name in ENGINES if any(m["engine"] == name for m in found[-1]["measured"])]
     rows = [
-        [NETWORKS[model], str(batch), *_engine_cells(own, names), _times_faster(own, _fastest_dense(own))]
+        [DEVICE_NETWORKS[model], _percent(sparsity), *_engine_cells(own, names), _times_faster(own, _fastest_dense(own))]
         for (model, sparsity, batch), own in _cells(found[-1])
-        if sparsity == 0.95
+        if model in DEVICE_NETWORKS and batch == 1
     ]
-    head = ["network", "batch", *(ENGINES[name] for name in names), "× the fastest dense"]
+    head = ["network", "sparsity", *(ENGINES[name] for name in names), "× the fastest dense"]
     return f"{markdown(head, rows)}\n\n{made_by(found[-1])}"
 
 
 def _runtime(benchmark: str) -> str | None:
+    """A table for each processor, of its last record; the newest first."""
     found = records_of("benchmarks/runtime.ndjson", benchmark=benchmark)
-    if not found:
-        return None
-    names = [name for name in ENGINES if any(m["engine"] == name for m in found[-1]["measured"])]
+    last = {record["device"]: record for record in found}
+    newest_first = sorted(last.values(), key=lambda record: str(record["date"]), reverse=True)
+    return "\n\n".join(map(_runtime_table, newest_first)) or None
+
+
+def _runtime_table(record: Json) -> str:
+    names = [name for name in ENGINES if any(m["engine"] == name for m in record["measured"])]
     skipping = ["deepsparse"] if "deepsparse" in names else []
     rows = [
         [
@@ -147,7 +153,7 @@ def _runtime(benchmark: str) -> str | None:
             _times_faster(own, _fastest_dense(own)),
             *(_times_faster(own, name) for name in skipping),
         ]
-        for (model, sparsity, batch), own in _cells(found[-1])
+        for (model, sparsity, batch), own in _cells(record)
     ]
     head = [
         *("", "sparsity", "batch"),
@@ -155,7 +161,7 @@ def _runtime(benchmark: str) -> str | None:
         *("× PyTorch", "× the fastest dense"),
         *(f"× {ENGINES[name]}" for name in skipping),
     ]
-    return f"{markdown(head, rows)}\n\n{made_by(found[-1])}"
+    return f"{markdown(head, rows)}\n\n{made_by(record)}"
 
 
 def runtime() -> str | None:
@@ -199,9 +205,10 @@ def _bench_times(record: Json) -> dict[tuple[str, int, str], float]:
 
 
 def break_even() -> str | None:
-    """ResNet-50 at low sparsities, beside the dense engines of the other record."""
+    """ResNet-50 at low sparsities, beside the dense engines of the other record on the same processor."""
     found = records_of("bench-break-even/bench.ndjson", model="resnet50")
-    dense = records_of("benchmarks/runtime.ndjson", benchmark="runtime, cells")
+    device = found[-1]["device"] if found else None
+    dense = records_of("benchmarks/runtime.ndjson", benchmark="runtime, cells", device=device)
     if not (found and dense):
         return None
     times = _bench_times(found[-1])

@@ -242,27 +242,34 @@ def test_sizes_in_the_readme_are_those_of_the_record(experiments):
     ) in page
 
 
+def last_cells():
+    return [r for r in records("benchmarks/runtime.ndjson") if r["benchmark"] == "runtime, cells"][-1]
+
+
 def test_memory_in_the_pages_is_that_of_the_record():
-    (record,) = records("benchmarks/runtime.ndjson")
+    record = last_cells()
     extra = {
         (m["engine"], m["model"], m["sparsity"], m["batch"]): m["peak_bytes"] - m["base_bytes"]
         for m in record["measured"]
     }
     ratios = {key[1:]: own / extra[("pytorch", *key[1:])] for key, own in extra.items() if key[0] == "fggp"}
-    assert all(own < extra[("fggp", *key[1:])] for key, own in extra.items() if key[0] != "fggp")
+    least = [min((own, engine) for (engine, *cell), own in extra.items() if cell == list(key)) for key in ratios]
+    most = [max((own, engine) for (engine, *cell), own in extra.items() if cell == list(key)) for key in ratios]
+    assert "fggp" not in {engine for _, engine in least}
+    assert sum(engine == "fggp" for _, engine in most) > len(most) / 2
     assert (
         f"[{min(ratios.values()):.1f} to {max(ratios.values()):.1f} times PyTorch's memory]"
         in (ROOT / "README.md").read_text()
     )
     vgg = [ratio for (model, _, batch), ratio in ratios.items() if model.startswith("vgg19") and batch == 1]
     assert (
-        f"through VGG-19 it takes {min(vgg):.1f} to {max(vgg):.1f} times what PyTorch takes"
+        f"through VGG-19 {min(vgg):.1f} to {max(vgg):.1f} times what PyTorch takes"
         in (ROOT / "docs" / "runtime.md").read_text()
     )
 
 
 def test_how_much_rounds_differ_is_what_the_page_says():
-    (record,) = records("benchmarks/runtime.ndjson")
+    record = last_cells()
     worst = {
         engine: max(max(m["turns_ms"]) / min(m["turns_ms"]) for m in record["measured"] if m["engine"] == engine)
         for engine in ("fggp", "deepsparse")

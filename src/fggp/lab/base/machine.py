@@ -20,12 +20,16 @@ def device_name(device: torch.device) -> str:
 
 
 def source_commit() -> str | None:
-    """Return the commit of this code, with "-dirty" where files differ from it; None outside of git."""
+    """Return the commit of this code, with "-dirty" where files differ from it; None outside of git.
+
+    Records in ``results`` are no code: a measurement that has added its record does not make the next one's code another.
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         # A package installed below someone else's repository must not be given that repository's commit.
         subprocess.run([*git, "ls-files", "--error-unmatch", __file__], check=True, capture_output=True)
-        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+        changes = [*git, "diff", "--quiet", "HEAD", "--", ":(top)", ":(top,exclude)results"]
+        return commit + "-dirty" * subprocess.run(changes, check=False).returncode
     except (OSError, subprocess.CalledProcessError):
         return None
