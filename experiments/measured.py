@@ -124,7 +124,12 @@ def runtime_in_short() -> str | None:
         return None
     names = [name for name in ENGINES if any(m["engine"] == name for m in found[-1]["measured"])]
     rows = [
-        [DEVICE_NETWORKS[model], _percent(sparsity), *_engine_cells(own, names), _times_faster(own, _fastest_dense(own))]
+        [
+            DEVICE_NETWORKS[model],
+            _percent(sparsity),
+            *_engine_cells(own, names),
+            _times_faster(own, _fastest_dense(own)),
+        ]
         for (model, sparsity, batch), own in _cells(found[-1])
         if model in DEVICE_NETWORKS and batch == 1
     ]

@@ -22,7 +22,7 @@ def device_name(device: torch.device) -> str:
 def source_commit() -> str | None:
     """Return the commit of this code, with "-dirty" where files differ from it; None outside of git.
 
-    Records in ``results`` are no code: a measurement that has added its record does not make the next one's code another.
+    Records in ``results`` are no code: the record of one measurement does not make the next one's commit dirty.
     """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
