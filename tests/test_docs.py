@@ -15,7 +15,7 @@ import helpers
 ROOT = Path(__file__).parent.parent
 BLOCKS = [
     pytest.param(block, id=f"{page}-{number}")
-    for page in ("README.md", "docs/methods.md", "docs/pruner.md")
+    for page in ("README.md", "docs/methods.md", "docs/pruner.md", "docs/from-trained-weights.md")
     for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S))
     if not block.startswith(" ")  # a method of a class that an earlier block shows
 ]
@@ -33,6 +33,7 @@ def test_code_blocks_run(block, tmp_path, monkeypatch):
     loader = [(torch.randn(4, 6), torch.randint(3, (4,))) for _ in range(3)]
     names = {"model": model, "optimizer": optimizer, "loader": loader, "loss_fn": nn.functional.cross_entropy}
     names["averaged"] = copy.deepcopy(model)
+    torch.save(model.state_dict(), "trained.pt")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(fggp.(save|compile): )?pruning got to step|nothing was pruned")  # 3 steps
         if "Pruner(" not in block:  # it goes on with the pruner of an earlier block

@@ -54,3 +54,11 @@ def test_own_method(printed):
     lines = re.findall(r"^(\S+): (.*); 97\.00% of the weights are zero$", output, re.M)
     assert [name for name, _ in lines] == ["fggp", "gradient-then-product"]
     assert all(float(accuracy) > 80 for _, listed in lines for accuracy in re.findall(r"([\d.]+)%", listed))
+
+
+def test_from_trained_weights(printed):
+    output = printed("from_trained_weights.py")
+    assert "95.00% of the weights are zero" in output
+    trained, pruned = map(float, re.findall(r": +([\d.]+) %", output))
+    assert trained > 90
+    assert pruned > trained - 5

@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -130,18 +131,18 @@ def dense_bytes(model: nn.Module) -> int:
     return len(safetensors.torch.save(state))
 
 
-def small_bytes(model: nn.Module, values: torch.dtype | None = None) -> int:
-    """Return the size of a model's small file; ``values`` as in `fggp.save`."""
+def small_bytes(model: nn.Module, values: torch.dtype | None = None, metadata: Mapping[str, str] | None = None) -> int:
+    """Return the size of a model's small file; ``values`` and ``metadata`` as in `fggp.save`."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "small.safetensors"
-        fggp.save(model, file, values=values)
+        fggp.save(model, file, values=values, metadata=metadata)
         return file.stat().st_size
 
 
 def _write_small(network: Network, file: Path, values: str) -> None:
     try:
         rounded = torch.bfloat16 if values == "bf16" else None
-        fggp.save(network.model, file, values=rounded, metadata=_metadata(network))
+        fggp.save(network.model, file, values=rounded, metadata=metadata_of(network))
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UsageError(f"a small file cannot hold this network: {error}") from error
     before = {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
@@ -181,7 +182,7 @@ def _described(network: Network) -> Description:
 
 def _write_described(network: Network, description: Description, file: Path, values: str) -> None:
     rounded = torch.bfloat16 if values == "bf16" else None
-    write(file, description.network, description.tensors, _metadata(network), values=rounded)
+    write(file, description.network, description.tensors, metadata_of(network), values=rounded)
 
 
 def write_page(network: Network, file: Path, values: str = "fp32") -> None:
@@ -214,7 +215,7 @@ def write_page(network: Network, file: Path, values: str = "fp32") -> None:
         opened.write(text.encode())
 
 
-def _metadata(network: Network) -> dict[str, str]:
+def metadata_of(network: Network) -> dict[str, str]:
     """Return the files' metadata: how images are normalised, and the names of the classes."""
     return {"input": json.dumps(network.input)} if network.input else {}
 
@@ -225,7 +226,7 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _write_onnx(network: Network, file: Path) -> float:
     inputs = {"images": network.images(LARGEST_BATCH)}
-    write_onnx(network.model, inputs, file, _metadata(network))
+    write_onnx(network.model, inputs, file, metadata_of(network))
     difference = onnx_difference(file, network.model, inputs)
     if difference > TOLERANCE:
         file.unlink()

@@ -1,13 +1,11 @@
 """Trained networks read from the disk: from a run folder of `fggp train`, or from any state dict."""
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -16,14 +14,11 @@ from fggp.lab.base.errors import UsageError
 from fggp.lab.training import models
 from fggp.lab.training.methods import label
 from fggp.lab.training.run_folder import RunFolder
+from fggp.lab.training.weights_file import is_small_file, read_state_dict, refuse_other_network
 from fggp.model.find import find_prunable
 
 SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "fashion-mnist": 28}
 """Height and width of the images of named data."""
-
-# Keys under which training scripts keep a state dict, and prefixes that wrappers add to its names.
-KEYS = ("state_dict", "model_state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 @dataclass(frozen=True)
@@ -71,8 +66,11 @@ def load_network(source: Path, name: str | None = None, image_size: tuple[int, .
         raise UsageError(f"{source} does not exist; give a run folder of fggp train, or a file with a state dict")
     if name is None:
         raise UsageError(f"{source} does not name its network; add --model NAME")
-    model, channels = _build(name, _state_dict(source), source)
-    return Network(model, name, f"{name}, {source.name}", channels, size)
+    if is_small_file(source):
+        raise UsageError(f"{source} is a small file already; fggp.load reads it")
+    found = read_state_dict(source)
+    model, channels = _build(name, found.state, source)
+    return Network(model, name, f"{name}, {source.name}{found.remark}", channels, size)
 
 
 def square(image_size: tuple[int, ...] | None) -> tuple[int, int] | None:
@@ -121,34 +119,6 @@ def _from_run(folder: RunFolder, name: str | None, size: tuple[int, int] | None)
     return Network(model, settings["model"], title, channels, size, image)
 
 
-def _state_dict(file: Path) -> dict[str, Tensor]:
-    """Read a file without running code that is in it."""
-    try:
-        if file.suffix == ".safetensors":
-            with safetensors.safe_open(file, "pt") as opened:
-                if "fggp" in (opened.metadata() or {}):
-                    raise UsageError(f"{file} is a small file already; fggp.load reads it")
-            return safetensors.torch.load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        # torch's messages continue with how to run the file's code; the first sentence is the reason.
-        reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise UsageError(f"{file} cannot be read as a state dict: {reason}") from error
-    if isinstance(state, Mapping):
-        state = next((state[key] for key in KEYS if isinstance(state.get(key), Mapping)), state)
-        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        if tensors:
-            return _without_prefix(tensors)
-    raise UsageError(f"{file} holds a {type(state).__name__} without tensors; it must hold a state dict")
-
-
-def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            return _without_prefix({name.removeprefix(prefix): tensor for name, tensor in state.items()})
-    return state
-
-
 def _build(name: str, state: Mapping[str, Tensor], file: Path) -> tuple[nn.Module, int]:
     """Build the network of these weights, and return it with the number of its input channels.
 
@@ -162,14 +132,7 @@ def _build(name: str, state: Mapping[str, Tensor], file: Path) -> tuple[nn.Modul
     except UsageError:  # it always takes three
         channels = 3
     model = models.create(name, classes or 2, channels or 3)
-    own = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    reshaped = [key for key, shape in own.items() if key in state and state[key].shape != shape]
-    for wrong, problem in ((missing, "it lacks"), (unexpected, "that has no"), (reshaped, "of another shape is")):
-        if wrong:
-            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            raise UsageError(f"{file} is not of model {name!r}: {problem} {wrong[0]!r}{more}")
+    refuse_other_network(name, model, state, file)
     model.load_state_dict(dict(state))
     return model.float().eval(), channels or 3
 

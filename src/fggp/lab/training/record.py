@@ -55,6 +55,16 @@ def update_line(trainer: Trainer) -> Json:
     }
 
 
+def input_of(trainer: Trainer) -> Json:
+    """Describe a run's images: shape, normalisation of each channel (in 0…255), and names of the classes."""
+    return {
+        "shape": list(trainer.data.train.images.shape[1:]),
+        "mean": trainer.mean.flatten().tolist(),
+        "std": trainer.std.flatten().tolist(),
+        "classes": list(trainer.data.classes),
+    }
+
+
 def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds: float) -> Json:
     """Return the record of a finished run; all ranks call it.
 
@@ -67,10 +77,10 @@ def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds
     Returns:
         Accuracies are percent, sparsities are shares. ``sparsity`` is measured: pruned weights over prunable weights;
         ``network_sparsity`` is pruned weights over all parameters. ``densities`` are the final shares of kept weights
-        by layer; empty for a dense run. ``input`` describes an image: its shape, and the mean and standard deviation of
-        each channel, in 0…255, that normalise it. ``execution`` says how steps were made, "captured" or "eager";
-        ``parallel`` says how the network was spread over ``ranks`` processes in the end, "single", "ddp" or "fsdp". The
-        curve has the ranks of every epoch.
+        by layer; empty for a dense run. ``input`` describes an image (`input_of`). ``start`` says what trained weights
+        the run began with (`Start`). ``execution`` says how steps were made, "captured" or "eager"; ``parallel`` says
+        how the network was spread over ``ranks`` processes in the end, "single", "ddp" or "fsdp". The curve has the
+        ranks of every epoch.
     """
     settings = trainer.settings
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -92,12 +102,8 @@ def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds
         "parameters": parameters,
         "parameters_left": parameters - pruned,
         "densities": densities,
-        "input": {
-            "shape": list(trainer.data.train.images.shape[1:]),
-            "mean": trainer.mean.flatten().tolist(),
-            "std": trainer.std.flatten().tolist(),
-            "classes": list(trainer.data.classes),
-        },
+        **({} if trainer.start is None else {"start": trainer.start.as_json()}),
+        "input": input_of(trainer),
         "images": {
             "train": len(trainer.data.train),
             "val": 0 if trainer.data.val is None else len(trainer.data.val),

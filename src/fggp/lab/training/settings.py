@@ -25,6 +25,21 @@ PRUNE_END_SHARE = {"rigl": 0.75, "set": 1.0}
 """The share of training after which masks are final, for methods where it is not the literature's half."""
 MACHINE_FIELDS = ("data_dir", "fsdp", "out", "resume")
 """Settings that do not change the result."""
+PRETRAINED = "pretrained"
+LATER_FIELDS: dict[str, Any] = {
+    "granularity": None,
+    "exclude": None,
+    "weights": None,
+    "schedule": "step",
+    "warmup": 0.0,
+    "label_smoothing": 0.0,
+    "distill": False,
+}
+"""Options that older versions did not have, and their values there: folders of older runs have no such keys."""
+NOT_LATER = object()
+FINE_TUNING_RATE = 0.1
+"""Of the learning rate from scratch; docs/from-trained-weights.md says where this and the other shares are from."""
+WARM_UP_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,8 @@ class TrainSettings:
     $ fggp train --data folder:PATH --sparsity 0.9           your pictures: PATH/train and PATH/test, a folder per class
     $ fggp train --data cifar10 --model vgg19                the literature's protocol: 160 epochs, to 95 %
     $ fggp train --data cifar10 --method dense --epochs 20   no pruning, for comparison
+    $ fggp train --data folder:PATH --model resnet18 --weights pretrained
+                                                             from trained weights, with a protocol for fine-tuning
     $ torchrun --nproc-per-node 2 -m fggp train              in two processes, each with a GPU if there are any
 
     If training was interrupted, the same command with --resume continues from the last finished epoch. Defaults follow
@@ -51,8 +68,11 @@ class TrainSettings:
     image_size: Annotated[int | None, default_shown_as("as the first image", "PIXELS")] = None
     """For folders: height and width to which all images are scaled and centre-cropped."""
     model: Annotated[str | None, default_shown_as("digits-cnn for digits, else resnet20", "NAME")] = None
-    """vgg19, resnet50, resnet20 (CIFAR forms), digits-cnn, or any of torchvision or timm (timm:NAME); untrained.
+    """vgg19, resnet50, resnet20 (CIFAR forms), digits-cnn, or any of torchvision or timm (timm:NAME).
     vgg19@0.25 has a quarter of the channels in every layer; resnet20 and digits-cnn can be narrowed likewise."""
+    weights: Annotated[str | None, default_shown_as("untrained", "FILE|RUN_FOLDER|pretrained")] = None
+    """Trained weights to start from: a state dict of torch.save or safetensors, a small file of fggp, a finished run,
+    or torchvision's own (pretrained). A classifier for another number of classes starts anew."""
 
     method: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(METHODS)},FILE.py:CLASS}}")] = "fggp"
     """How weights to prune are chosen. granet, rigl and set also regrow weights; snip, grasp, synflow and erk-static
@@ -81,14 +101,29 @@ class TrainSettings:
     """Optimizer steps between two mask updates. As many as pruning lasts, or more, make it one-shot: a single update at
     its end."""
 
-    epochs: Annotated[int | None, default_shown_as("30 for digits, else 160", "INT")] = None
+    epochs: Annotated[
+        int | None, default_shown_as("30 for digits, else 160; from trained weights 10, else 40", "INT")
+    ] = None
     """Passes over the training images."""
     batch_size: int = 128
     """Images per optimizer step, over all ranks."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd uses Nesterov momentum."""
-    lr: Annotated[float | None, default_shown_as("0.1 for sgd, 0.001 for adamw", "RATE")] = None
-    """Learning rate; divided by 10 after half of the steps and again after three quarters."""
+    lr: Annotated[
+        float | None, default_shown_as("0.1 for sgd, 0.001 for adamw; from trained weights a tenth", "RATE")
+    ] = None
+    """The highest learning rate."""
+    schedule: Annotated[
+        Literal["step", "cosine"] | None, default_shown_as("step; from trained weights cosine", "step|cosine")
+    ] = None
+    """How the learning rate falls: step divides it by 10 after half of the steps and again after three quarters, cosine
+    lets it fall to zero."""
+    warmup: Annotated[float | None, default_shown_as("0; from trained weights a 20th of the epochs", "EPOCHS")] = None
+    """Epochs at the start in which the learning rate rises from zero."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes."""
+    distill: bool = False
+    """With --weights: train towards the outputs of the network as it was before pruning, too."""
     momentum: Annotated[float | None, default_shown_as("0.9", "SHARE")] = None
     """Momentum of sgd."""
     weight_decay: float = 5e-4
@@ -116,8 +151,9 @@ class TrainSettings:
         Raises:
             UsageError: a value is out of its range, or contradicts another one; the message names it.
         """
-        on_digits, sgd = self.data == "digits", self.optimizer == "sgd"
-        epochs = _first_given(self.epochs, 30 if on_digits else 160)
+        on_digits, sgd, trained = self.data == "digits", self.optimizer == "sgd", self.weights is not None
+        epochs = _first_given(self.epochs, _epochs(on_digits, trained))
+        lr = (0.1 if sgd else 0.001) * (FINE_TUNING_RATE if trained else 1)
         sparsity = _first_given(self.sparsity, 0.0 if self.method == "dense" else 0.95)
         device = _device(self.device)
         chosen: dict[str, Any] = {
@@ -127,7 +163,9 @@ class TrainSettings:
             "rate": _first_given(self.rate, own_rate(self.method)),
             "prune_end": _first_given(self.prune_end, epochs * PRUNE_END_SHARE.get(self.method, 0.5)),
             "epochs": epochs,
-            "lr": _first_given(self.lr, 0.1 if sgd else 0.001),
+            "lr": _first_given(self.lr, lr),
+            "schedule": self.schedule or ("cosine" if trained else "step"),
+            "warmup": _first_given(self.warmup, epochs * WARM_UP_SHARE if trained else 0.0),
             "momentum": _first_given(self.momentum, 0.9 if sgd else None),
             "device": device,
             "precision": _precision(self.precision, device),
@@ -146,6 +184,8 @@ class ResolvedSettings(TrainSettings):
     prune_end: float
     epochs: int
     lr: float
+    schedule: Literal["step", "cosine"]
+    warmup: float
     precision: Literal["bf16", "fp32"]
     out: Path
 
@@ -170,6 +210,12 @@ class ResolvedSettings(TrainSettings):
         for name in ("epochs", "batch_size", "every", "image_size"):
             check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         check("lr", 0 < self.lr < math.inf, "above 0")
+        exists = self.weights in (None, PRETRAINED) or Path(self.weights or "").exists()
+        check("weights", exists, "pretrained, or an existing file or run folder")
+        check("warmup", 0 <= self.warmup < self.epochs, f"in [0, epochs = {self.epochs})")
+        check("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
+        check("distill", not self.distill or self.weights is not None, "left out without weights: they are the teacher")
+        check("distill", not (self.distill and self.fsdp), "left out with fsdp, which would not shard the teacher")
         check("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0")
         check("seed", self.seed >= 0, "at least 0")
         under_torchrun = "left out, or the command started as torchrun --nproc-per-node N -m fggp train …"
@@ -186,10 +232,10 @@ class ResolvedSettings(TrainSettings):
         # A folder's path differs between machines; its name is enough to tell runs apart.
         kind, _, path = self.data.partition(":")
         data = f"{kind}:{Path(path).resolve().name}" if path else kind
-        for name in ("granularity", "exclude"):
-            if getattr(self, name) is None:
-                del values[name]  # folders of runs made before the option existed have no such key
-        return {**values, "data": data, "method": without_folder(self.method)}
+        values |= {"data": data, "method": without_folder(self.method)}
+        if self.weights not in (None, PRETRAINED):
+            values["weights"] = Path(self.weights or "").resolve().name
+        return {name: value for name, value in values.items() if LATER_FIELDS.get(name, NOT_LATER) != value}
 
 
 def unused_fields(settings: TrainSettings) -> frozenset[str]:
@@ -212,6 +258,12 @@ def unused_fields(settings: TrainSettings) -> frozenset[str]:
 
 def _first_given(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+def _epochs(on_digits: bool, trained: bool) -> int:
+    if trained:
+        return 10 if on_digits else 40
+    return 30 if on_digits else 160
 
 
 def _device(name: str) -> str:
@@ -243,5 +295,6 @@ def _run_name(settings: TrainSettings) -> str:
     kind, _, path = settings.data.partition(":")
     data = Path(path).resolve().name if path else kind
     pruning = "" if settings.method == "dense" else f"-{settings.sparsity:g}"
-    name = f"{data}-{settings.model}-{name_of(settings.method)}{pruning}-seed{settings.seed}"
+    start = "" if settings.weights is None else "-finetuned"
+    name = f"{data}-{settings.model}-{name_of(settings.method)}{pruning}{start}-seed{settings.seed}"
     return name.replace(":", "-").replace("/", "-")

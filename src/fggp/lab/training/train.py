@@ -107,6 +107,8 @@ def run_to_end(
     trainer = Trainer(settings, data, world)
     state = world.shared(_begin_or_load, folder, settings)
     done, seconds_before = 0, 0.0
+    if state is None and trainer.start is not None:
+        console.print(str(trainer.start), highlight=False, markup=False, soft_wrap=True)
     if state is not None:
         trainer.load_state_dict(state["trainer"])
         done, seconds_before = state["epochs"], state["seconds"]

@@ -3,8 +3,8 @@
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,10 @@ from fggp.lab.training import methods, models
 from fggp.lab.training.batches import batch_sizes, epoch_seeds, training_batches
 from fggp.lab.training.data import ImageData, Split
 from fggp.lab.training.distributed import ALONE, World
+from fggp.lab.training.objective import Distilled, make_optimizer, make_scheduler
 from fggp.lab.training.parallel import copy_to_ranks, distributed_like, gathered, shard_over_ranks
 from fggp.lab.training.settings import PRUNE_END_SHARE, ResolvedSettings
+from fggp.lab.training.start import load_start
 from fggp.lab.training.step import CapturedStep, EagerStep, Step
 from fggp.masks.packing import pack
 
@@ -46,7 +48,7 @@ class Tally:
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy, nats."""
+        """Mean loss, nats: the cross-entropy, unless the run smooths labels or distils."""
         return float(self.loss_sum) / self.images
 
     @property
@@ -70,6 +72,8 @@ class Trainer:
         model: the network itself; under FSDP2 with sharded parameters.
         network: the module that training calls: the model, or DDP's wrapper of it.
         pruner: None for method "dense".
+        start: the trained weights it started from; None if it started untrained.
+        distilled: the loss with a teacher; None without one.
         compute: how gradients are computed: captured on a GPU, eagerly on a CPU.
         steps_per_epoch: optimizer steps.
         lr: learning rate of the latest step.
@@ -96,16 +100,21 @@ class Trainer:
         steps = settings.epochs * self.steps_per_epoch
 
         torch.manual_seed(settings.seed)
-        model = models.create(settings.model, len(data.classes), data.train.images.shape[1])
+        shape = len(data.classes), data.train.images.shape[1]
+        model = models.create(settings.model, *shape)
+        self.start = None if settings.weights is None else load_start(settings.weights, settings.model, model, *shape)
+        if self.start is not None and self.start.mean is not None:
+            self.mean, self.std = (
+                torch.tensor(x).view_as(self.mean).to(self.mean) for x in (self.start.mean, self.start.std)
+            )
         self.parallel = "fsdp" if settings.fsdp else "ddp" if world.size > 1 else "single"
         memory_format = torch.contiguous_format if settings.fsdp else torch.channels_last
         self.model = model.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
         self._try_model()
+        self.distilled = self._distilled()
         self.network = self._spread_over_ranks()
-        self.optimizer = _optimizer(self.model, settings)
-        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(
-            self.optimizer, [max(1, steps // 2), max(1, steps * 3 // 4)], gamma=0.1
-        )
+        self.optimizer = make_optimizer(self.model, settings)
+        self.scheduler = make_scheduler(self.optimizer, settings, steps, self.steps_per_epoch)
         self.begin = round(settings.prune_begin * self.steps_per_epoch)
         self.end = round(settings.prune_end * self.steps_per_epoch)
         # Methods that move weights for longer do so as often as the others.
@@ -115,6 +124,18 @@ class Trainer:
         kind = CapturedStep if self.device.type == "cuda" and self.parallel == "single" else EagerStep
         self.compute: Step = kind(self.model, self.loss_and_hits)
         self.lr = settings.lr
+        if self.start is not None and not self.start.replaced and self.data.val is not None:
+            self.start = replace(self.start, val_accuracy=self.accuracy(self.data.val))
+
+    def _distilled(self) -> Distilled | None:
+        if not self.settings.distill:
+            return None
+        if self.start is not None and self.start.replaced:
+            raise UsageError(
+                f"distill needs weights of the run's classes, but {', '.join(self.start.replaced)} of "
+                f"{self.start.source} had another number of them; leave --distill out"
+            )
+        return Distilled(self.model, self.settings.label_smoothing)
 
     def _spread_over_ranks(self) -> nn.Module:
         model: nn.Module = self.model
@@ -147,6 +168,8 @@ class Trainer:
         if settings.method == "dense":
             return None
         once = methods.acts_once(settings.method)
+        keep = self.start is not None and self.start.pruned and not once
+        zeros: Literal["keep", "erk"] = "keep" if keep else "erk"
         try:
             return fggp.Pruner(
                 self.network,  # not the model: the pruner finds the other ranks by the wrapper
@@ -156,7 +179,8 @@ class Trainer:
                 end=None if once else self.end,
                 every=None if once else self.every,
                 method=self._method(),
-                init_sparsity=None if once else settings.init_sparsity,
+                init=zeros,
+                init_sparsity=None if once or keep else settings.init_sparsity,
                 scope=settings.scope,
                 granularity=methods.granularity_of(settings.granularity),
                 exclude=None if settings.exclude is None else settings.exclude.split(","),
@@ -191,10 +215,14 @@ class Trainer:
         )
 
     def loss_and_hits(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean cross-entropy of a uint8 batch, and hits."""
+        """Return the mean loss of a uint8 batch, and hits."""
         with self._autocast():
-            logits = self.network(self._normalised(images))
-            loss = F.cross_entropy(logits, labels)
+            normalised = self._normalised(images)
+            logits = self.network(normalised)
+            if self.distilled is None:
+                loss = F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+            else:
+                loss = self.distilled(normalised, logits, labels)
         return loss, (logits.argmax(1) == labels).sum()
 
     @property
@@ -318,18 +346,3 @@ class Trainer:
 
 def _is_shaped(value: Any, parameter: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == parameter.shape
-
-
-def _optimizer(model: nn.Module, settings: ResolvedSettings) -> torch.optim.Optimizer:
-    # One GPU kernel for many weights; SGD has none for sharded weights. The step hooks work with both.
-    fused = True if settings.device.startswith("cuda") and not settings.fsdp else None
-    if settings.momentum is None:
-        return torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        nesterov=settings.momentum > 0,
-        weight_decay=settings.weight_decay,
-        fused=fused,
-    )

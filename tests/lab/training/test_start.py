@@ -1,0 +1,262 @@
+"""Runs that start from trained weights, in every form in which people keep them."""
+
+import json
+import urllib.error
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from torch import nn
+
+import fggp
+from fggp.lab.base.errors import UsageError
+from fggp.lab.export.export import export
+from fggp.lab.export.settings import ExportSettings
+from fggp.lab.training.models import create
+from fggp.lab.training.run_folder import RunFolder
+from fggp.lab.training.settings import TrainSettings
+from fggp.lab.training.start import load_start
+from fggp.lab.training.train import run_to_end, train
+
+NAME = "digits-cnn@0.25"
+RUN = {"data": "digits", "model": NAME, "device": "cpu", "precision": "fp32"}
+
+
+@pytest.fixture
+def trained() -> nn.Module:
+    torch.manual_seed(1)
+    return create(NAME, 10, 1)
+
+
+def same(model: nn.Module, state: dict) -> bool:
+    own = model.state_dict()
+    return own.keys() == state.keys() and all(torch.equal(own[name], tensor) for name, tensor in state.items())
+
+
+def plain(state, file):
+    torch.save(state, file)
+
+
+def safe(state, file):
+    safetensors.torch.save_file(state, file.with_suffix(".safetensors"))
+
+
+def nested(state, file):
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, file)
+
+
+def lightning(state, file):
+    torch.save({"state_dict": {f"model._orig_mod.{name}": tensor for name, tensor in state.items()}}, file)
+
+
+def averaged_beside_the_last(state, file):
+    """As timm's train.py writes them."""
+    torch.save({"state_dict": {name: torch.zeros_like(t) for name, t in state.items()}, "state_dict_ema": state}, file)
+
+
+def averaged_by_pytorch(state, file):
+    """As torchvision's train.py writes them."""
+    model = create(NAME, 10, 1)
+    model.load_state_dict(state)
+    torch.save({"model_ema": torch.optim.swa_utils.AveragedModel(model).state_dict()}, file)
+
+
+def small(state, file):
+    model = create(NAME, 10, 1)
+    model.load_state_dict(state)
+    fggp.save(model, file.with_suffix(".safetensors"))
+
+
+FORMS = [plain, safe, nested, lightning, averaged_beside_the_last, averaged_by_pytorch, small]
+
+
+@pytest.mark.parametrize("write", FORMS)
+def test_weights_are_found_in_every_form(trained, tmp_path, write):
+    write(trained.state_dict(), tmp_path / "net.pt")
+    (file,) = tmp_path.iterdir()
+    model = create(NAME, 10, 1)
+    start = load_start(str(file), NAME, model, 10, 1)
+    assert same(model, trained.state_dict())
+    assert start.source.startswith(file.name)
+    assert ("averaged" in start.source) == ("averaged" in write.__name__)
+    assert start.replaced == ()
+
+
+def test_half_precision_becomes_float32(trained, tmp_path):
+    half = {name: t.half() if t.is_floating_point() else t for name, t in trained.state_dict().items()}
+    torch.save(half, tmp_path / "a.pt")
+    model = create(NAME, 10, 1)
+    load_start(str(tmp_path / "a.pt"), NAME, model, 10, 1)
+    assert same(model, {name: tensor.to(model.state_dict()[name].dtype) for name, tensor in half.items()})
+
+
+def test_counters_of_batch_norms_may_be_missing(trained, tmp_path):
+    state = {name: t for name, t in trained.state_dict().items() if "num_batches" not in name}
+    torch.save(state, tmp_path / "old.pt")
+    model = create(NAME, 10, 1)
+    load_start(str(tmp_path / "old.pt"), NAME, model, 10, 1)
+    assert same(model, trained.state_dict())
+
+
+@pytest.mark.parametrize("lacking", [False, True])
+def test_a_classifier_of_another_number_of_classes_starts_anew(trained, tmp_path, lacking):
+    state = {name: t for name, t in trained.state_dict().items() if not (lacking and "classifier" in name)}
+    torch.save(state, tmp_path / "ten.pt")
+    model = create(NAME, 3, 1)
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    drawn = torch.random.get_rng_state()
+    start = load_start(str(tmp_path / "ten.pt"), NAME, model, 3, 1)
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert start.replaced == ("classifier.weight", "classifier.bias")
+    assert same(model, {**fresh, **{name: t for name, t in state.items() if "classifier" not in name}})
+    assert "classifier.weight, classifier.bias had another number of classes and start anew" in str(start)
+
+
+def wider(state):
+    return create("digits-cnn@0.5", 10, 1).state_dict()
+
+
+def with_nan(state):
+    return {**state, "features.0.weight": state["features.0.weight"] * float("nan")}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (wider, r"^net.pt is not of model 'digits-cnn@0.25': of another shape is 'features.0.weight' and \d+ more, "),
+        (lambda state: create("vgg19@0.01", 10, 1).state_dict(), "that has no|of another shape"),
+        (lambda state: dict(list(state.items())[1:]), "it lacks 'features.0.weight'$"),
+        (lambda state: {**state, "extra": torch.ones(1)}, "that has no 'extra'$"),
+        (with_nan, "'features.0.weight' in it holds values that are not finite"),
+        (lambda state: {"epoch": 3}, "must hold a state dict"),
+    ],
+)
+def test_weights_of_another_network_are_refused_in_a_line(trained, tmp_path, change, message):
+    torch.save(change(trained.state_dict()), tmp_path / "net.pt")
+    model = create(NAME, 10, 1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UsageError, match=message) as refused:
+        load_start(str(tmp_path / "net.pt"), NAME, model, 10, 1)
+    assert "\n" not in str(refused.value)
+    assert same(model, before)
+
+
+def test_small_files_of_another_network_are_refused(trained, tmp_path):
+    fggp.save(create("digits-cnn@0.5", 10, 1), tmp_path / "small.safetensors")
+    with pytest.raises(UsageError, match=f"not of model '{NAME}'"):
+        load_start(str(tmp_path / "small.safetensors"), NAME, trained, 10, 1)
+
+
+def test_pretrained_weights_are_torchvisions(monkeypatch):
+    weights = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT
+    source = torchvision.models.squeezenet1_1(weights=None)
+    monkeypatch.setattr(type(weights), "get_state_dict", lambda self, **options: source.state_dict())
+    model = torchvision.models.squeezenet1_1(weights=None, num_classes=3)
+    start = load_start("pretrained", "squeezenet1_1", model, 3, 3)
+    assert torch.equal(model.features[0].weight, source.features[0].weight)
+    assert start.replaced == ("classifier.1.weight", "classifier.1.bias")
+    assert start.mean == pytest.approx([123.675, 116.28, 103.53])
+    assert "IMAGENET1K_V1" in start.source
+
+
+def test_without_a_network_the_line_says_where_the_file_is(monkeypatch):
+    def offline(self, **options):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(type(torchvision.models.get_model_weights("squeezenet1_1").DEFAULT), "get_state_dict", offline)
+    with pytest.raises(UsageError, match=r"cannot be downloaded \(.*no route.*\); fetch https://\S+ elsewhere"):
+        load_start("pretrained", "squeezenet1_1", nn.Linear(1, 1), 10, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("vgg19", "torchvision:vgg19 has some"), ("timm:vgg19", "models have some")]
+)
+def test_networks_without_pretrained_weights(name, hint):
+    with pytest.raises(UsageError, match=f"model '{name}' has none; .*{hint}"):
+        load_start("pretrained", name, nn.Linear(1, 1), 10, 3)
+
+
+def test_fine_tuning_is_the_default_protocol(tmp_path):
+    (tmp_path / "net.pt").touch()
+    settings = TrainSettings(weights=str(tmp_path / "net.pt")).resolve()
+    assert (settings.epochs, settings.schedule, settings.warmup) == (10, "cosine", 0.5)
+    assert settings.lr == pytest.approx(0.01)
+    assert settings.as_json()["weights"] == "net.pt"
+    assert settings.out != TrainSettings(epochs=10).resolve().out
+    scratch = TrainSettings().resolve()
+    assert (scratch.schedule, scratch.warmup, scratch.lr) == ("step", 0.0, 0.1)
+    assert not {"weights", "schedule", "warmup", "label_smoothing", "distill"} & scratch.as_json().keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("weights", "nowhere.pt"), ("warmup", 30.0), ("label_smoothing", 1.0), ("distill", True)],
+)
+def test_wrong_settings_are_named(name, value):
+    with pytest.raises(UsageError, match=f"^{name} is {value!r}; it must be "):
+        TrainSettings(**{name: value}).resolve()
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("options", [{}, {"distill": True, "schedule": "step", "label_smoothing": 0.1}])
+def test_a_run_from_a_run(tmp_path, console, capsys, options):
+    from rich.console import Console
+
+    train(TrainSettings(**RUN, method="dense", epochs=2, out=tmp_path / "dense"), console)
+    settings = TrainSettings(**RUN, **options, weights=str(tmp_path / "dense"), sparsity=0.5, epochs=2, warmup=0.5)
+    record = train(settings_in(tmp_path / "run", settings), Console(width=200))
+    before = json.loads((tmp_path / "dense" / "record.json").read_text())
+    assert record["start"]["source"] == "run dense"
+    assert record["start"]["val_accuracy"] == before["val_accuracy"]
+    assert f"starting from run dense: validation {before['val_accuracy']:.2f} %" in capsys.readouterr().out
+    assert record["curve"]["lr"][-1] < 0.01
+    assert record["settings"]["weights"] == "dense"
+
+    resolved = settings_in(tmp_path / "stopped", settings).resolve()
+    folder = RunFolder(resolved.out)
+
+    def stop(line):
+        raise StoppedError
+
+    from fggp.lab.training.data import load_data
+
+    with pytest.raises(StoppedError):
+        run_to_end(folder, resolved, lambda: load_data(resolved, console), console, after_epoch=stop)
+    resumed = run_to_end(folder, resolved, lambda: load_data(resolved, console), console)
+    assert resumed["val_accuracy"] == record["val_accuracy"]
+    assert (tmp_path / "stopped" / "model.safetensors").read_bytes() == (
+        tmp_path / "run" / "model.safetensors"
+    ).read_bytes()
+
+
+def settings_in(out, settings: TrainSettings) -> TrainSettings:
+    return TrainSettings(**{**vars(settings), "out": out})
+
+
+def test_the_normalisation_and_the_zeros_of_a_run_go_with_its_weights(tmp_path, console, image_folder):
+    common = {"data": f"folder:{image_folder}", "model": "resnet20@0.1", "device": "cpu", "epochs": 1, "batch_size": 8}
+    first = train(TrainSettings(**common, sparsity=0.5, out=tmp_path / "first"), console)
+    export(ExportSettings(tmp_path / "first", out=tmp_path / "small.safetensors"), console)
+    for weights in (tmp_path / "first", tmp_path / "small.safetensors"):
+        out = tmp_path / f"from-{weights.name}"
+        settings = TrainSettings(**common, sparsity=0.6, holdout=0.2, weights=str(weights), out=out)
+        record = train(settings, console)  # other images are held out: their moments differ
+        assert record["input"]["mean"] == pytest.approx(first["input"]["mean"])
+        # What was pruned stays pruned.
+        assert record["start"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+        before, after = (safetensors.torch.load_file(path / "model.safetensors") for path in (tmp_path / "first", out))
+        assert all((after[name][before[name] == 0] == 0).all() for name in record["densities"])
+
+
+def test_a_new_classifier_has_nothing_to_distil(tmp_path, console, image_folder):
+    torch.save(create("resnet20@0.1", 10, 3).state_dict(), tmp_path / "ten.pt")
+    settings = TrainSettings(
+        f"folder:{image_folder}", model="resnet20@0.1", weights=str(tmp_path / "ten.pt"), distill=True, device="cpu"
+    )
+    with pytest.raises(UsageError, match=r"distill needs .* classes, but classifier.weight, .*; leave"):
+        train(settings_in(tmp_path / "run", settings), console)
+    assert not (tmp_path / "run").exists()
