@@ -29,7 +29,7 @@ def test_pruning_and_saving_load_no_more_than_torch():
     assert (with_fggp - loaded_by("import torch")).isdisjoint(HEAVY | SLOW_PARTS)
 
 
-@pytest.mark.parametrize("command", ["", "demo", "train", "grid", "report", "export", "bench"])
+@pytest.mark.parametrize("command", ["", "demo", "train", "grid", "budget", "report", "export", "bench"])
 def test_help_waits_for_nothing(command):
     pytest.importorskip("tyro")
     loaded = loaded_by(f"from fggp.lab.cli import main; main({[*command.split(), '--help']})")

@@ -22,6 +22,7 @@ $ fggp train --help                all options of a run
 $ torchrun --nproc-per-node 2 -m fggp train …
                                    in several processes
 $ fggp grid FILE.toml              many runs, several at once; can be killed and resumed
+$ fggp budget --drop 1.0           the sparsity that meets a limit of accuracy, time or size
 $ fggp report FOLDER               compare finished runs: a page, tables and pictures
 $ fggp export RUN_FOLDER           the small file without the zeros, the network file, ONNX, or a page
 $ fggp bench RUN_FOLDER            size, speed and memory beside the dense network
@@ -32,13 +33,18 @@ COMMANDS = {
     "demo": ("fggp.lab.demo.settings", "DemoSettings", "Prune networks for handwritten digits."),
     "train": ("fggp.lab.training.settings", "TrainSettings", "Train a network and prune it while it trains."),
     "grid": ("fggp.lab.grid.settings", "GridSettings", "Train every combination of settings."),
+    "budget": ("fggp.lab.budget.settings", "BudgetSettings", "Find the sparsity that meets a limit."),
     "report": ("fggp.lab.report.settings", "ReportSettings", "Compare finished runs."),
     "export": ("fggp.lab.export.settings", "ExportSettings", "Write a network as a file or as a page to try it."),
     "bench": ("fggp.lab.bench.settings", "BenchSettings", "Measure a pruned network beside the dense one."),
 }
 """The module and the name of each command's settings, and a line about it."""
 
-AFTER_INTERRUPT = {"train": "; the same command with --resume continues", "grid": "; the same command continues"}
+AFTER_INTERRUPT = {
+    "train": "; the same command with --resume continues",
+    "grid": "; the same command continues",
+    "budget": "; the same command continues",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,6 +151,10 @@ def _call(name: str, settings: Any, console: "Console", world: "World") -> int:
         from fggp.lab.grid.grid import grid
 
         return 0 if grid(settings, console).complete else 1
+    elif name == "budget":
+        from fggp.lab.budget.budget import budget
+
+        budget(settings, console)
     elif name == "report":
         from fggp.lab.report.report import report
 

@@ -4,11 +4,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -59,31 +59,85 @@ def run_grid(
     clock: Callable[[], float] = time.time,
     deadline: float | None = None,
 ) -> GridResult:
-    """Train those of the runs that a folder has no record of.
-
-    Args:
-        folder: of the grid; its ``records`` are those of all finished runs afterwards.
-        runs: the runs, in order.
-        jobs: number of runs at once.
-        console: shows the progress.
-        clock: returns the time.
-        deadline: when to have stopped, by that clock; None for never.
+    """Train those of the runs that a folder has no record of; the arguments are those of `OpenGrid`.
 
     Raises:
         UsageError: a run or the folder is wrong; nothing was run.
     """
-    with _termination_as_interrupt(), folder.locked():
+    with OpenGrid(folder, jobs, console, clock, deadline) as grid:
+        return grid.run(runs)
+
+
+class OpenGrid:
+    """A grid that runs can be added to, for as long as the context lasts; the workers stay.
+
+    Args:
+        folder: of the grid; its ``records`` are those of all finished runs.
+        jobs: number of runs at once.
+        console: shows the progress.
+        clock: returns the time.
+        deadline: when to have stopped, by that clock; None for never.
+    """
+
+    def __init__(
+        self,
+        folder: GridFolder,
+        jobs: int,
+        console: Console,
+        clock: Callable[[], float] = time.time,
+        deadline: float | None = None,
+    ) -> None:
+        self.folder, self.jobs, self.console, self.clock, self.deadline = folder, jobs, console, clock, deadline
+        self._workers: LocalJobs | None = None
+        self._checked: set[tuple[object, ...]] = set()
+        self._until_closed = ExitStack()
+
+    def __enter__(self) -> "OpenGrid":
+        with ExitStack() as entered:
+            entered.enter_context(_termination_as_interrupt())
+            entered.enter_context(self.folder.locked())
+            self._until_closed = entered.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._until_closed.close()
+
+    def run(self, runs: Sequence[ResolvedSettings], shown: Literal["val", "test"] = "test") -> GridResult:
+        """Train those of the runs that the folder has no record of.
+
+        Args:
+            runs: in order.
+            shown: which accuracy to show of a finished run.
+
+        Raises:
+            UsageError: a run or the folder is wrong; nothing was run.
+        """
+        folder = self.folder
         named = folder.name_runs(runs)
-        folder.read_records(console)
+        folder.read_records(self.console)
         missing = {name: run for name, run in named.items() if not folder.finished(name)}
-        _check_data_and_models(missing.values(), console)
+        self._check_data_and_models(missing.values())
         folder.adopt(named)
         result = GridResult(len(named), len(named) - len(missing))
-        console.print(f"{result} in {folder.path}", highlight=False, soft_wrap=True)
+        self.console.print(f"{result} in {folder.path}", highlight=False, soft_wrap=True)
         if missing:
-            with closing(LocalJobs(min(jobs, len(missing)))) as workers:
-                Session(folder, missing, result, workers, console, clock, deadline).run()
-    return result
+            if self._workers is None:
+                self._workers = self._until_closed.enter_context(closing(LocalJobs(min(self.jobs, len(missing)))))
+            Session(folder, missing, result, self._workers, self.console, self.clock, self.deadline, shown=shown).run()
+        return result
+
+    def _check_data_and_models(self, runs: Iterable[ResolvedSettings]) -> None:
+        """Find what would fail hours later: load (or download) each data set, and try each model on it."""
+        by_data: dict[tuple[object, ...], dict[str, ResolvedSettings]] = {}
+        for run in runs:
+            by_data.setdefault((run.data, run.data_name, run.image_size, run.holdout), {})[run.model] = run
+        for key, by_model in by_data.items():
+            new = [run for name, run in by_model.items() if (*key, name) not in self._checked]
+            if new:
+                data = load_data(new[0], self.console)
+            for run in new:
+                Trainer(replace(run, device="cpu", precision="fp32"), data)
+                self._checked.add((*key, run.model))
 
 
 def _list(folder: GridFolder, runs: Sequence[ResolvedSettings], console: Console) -> GridResult:
@@ -96,17 +150,6 @@ def _list(folder: GridFolder, runs: Sequence[ResolvedSettings], console: Console
         console.print(f"{'finished' if finished else 'missing ':8}  {name}", highlight=False, soft_wrap=True)
     console.print(f"{result} in {folder.path}", highlight=False, soft_wrap=True)
     return result
-
-
-def _check_data_and_models(runs: Iterable[ResolvedSettings], console: Console) -> None:
-    """Find what would fail hours later: load (or download) each data set, and try each model on it."""
-    by_data: dict[tuple[object, ...], dict[str, ResolvedSettings]] = {}
-    for run in runs:
-        by_data.setdefault((run.data, run.data_name, run.image_size, run.holdout), {})[run.model] = run
-    for by_model in by_data.values():
-        data = load_data(next(iter(by_model.values())), console)
-        for run in by_model.values():
-            Trainer(replace(run, device="cpu", precision="fp32"), data)
 
 
 def _options(settings: GridSettings) -> dict[str, list[Any]]:

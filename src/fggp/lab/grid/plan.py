@@ -130,7 +130,7 @@ def _typed(where: str, name: str, value: Any) -> Any:
         return float(value)
     if type(value) is kind:
         return value
-    words = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}[kind]
+    words = {int: "a whole number", float: "a number", str: "a text", Path: "a path", bool: "true or false"}[kind]
     raise UsageError(f"{where}{name} is {value!r}; it must be {words}, or a list of them")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from statistics import fmean
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -108,6 +109,7 @@ class Session:
         console: shows the progress.
         clock: returns the time.
         deadline: when to have stopped, by that clock; None for never.
+        shown: which accuracy to show of a finished run.
     """
 
     def __init__(
@@ -119,7 +121,9 @@ class Session:
         console: Console,
         clock: Callable[[], float] = time.time,
         deadline: float | None = None,
+        shown: Literal["val", "test"] = "test",
     ) -> None:
+        self.shown = shown
         self.folder, self.missing, self.result, self.jobs = folder, missing, result, jobs
         self.console, self.clock, self.deadline = console, clock, deadline
         lines = {name: folder.run_folder(name).last_epoch() for name in missing}
@@ -198,7 +202,7 @@ class Session:
         time_left = self._time_left()
         self._end(
             name,
-            f"{self.result.finished}/{self.result.total}  {name}  test {record['test_accuracy']:.2f} %"
+            f"{self.result.finished}/{self.result.total}  {name}  {self.shown} {record[f'{self.shown}_accuracy']:.2f} %"
             f"  {timedelta(seconds=round(record['wall_seconds']))}{f'  ({time_left})' if time_left else ''}",
         )
 
