@@ -4,6 +4,8 @@ VENV ?= .venv
 # What is installed: exact versions with hashes, the same in every clone. `make lock` renews the files.
 LOCK ?= requirements/locked.txt
 READY = $(VENV)/.fggp-installed
+# What makes the site, installed beside it. Its versions are chosen to change none of the others.
+SITE_READY = $(VENV)/.site-installed
 
 # The oldest versions that are promised, in an environment of their own.
 OLDEST_PYTHON ?= python3.10
@@ -11,7 +13,7 @@ OLDEST = VENV=.venv-oldest PYTHON=$(OLDEST_PYTHON) LOCK=requirements/oldest.txt
 
 MINUTES ?= 60
 
-.PHONY: help demo test test-oldest lint format fuzz lock picture benchmark faults sanitize deploy runtime web clean
+.PHONY: help demo test test-oldest lint format fuzz lock picture notebooks site benchmark faults sanitize deploy runtime web clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -54,9 +56,21 @@ lock: $(READY)  ## resolve all requirements anew: the newest versions, and the o
 		--extra test --custom-compile-command 'make lock' runtime/pyproject.toml -o requirements/runtime.txt
 	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-annotate \
 		--custom-compile-command 'make lock' web/requirements.in -o requirements/web.txt
+	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--constraints requirements/locked.txt --custom-compile-command 'make lock' docs/requirements.in \
+		-o requirements/site.txt
 
-picture: $(READY)  ## docs/images/architecture.png, drawn from the code
+picture: $(READY)  ## the pictures of docs/architecture.md and docs/concepts.md, drawn from the code
 	$(VENV)/bin/python tools/draw_architecture.py
+	$(VENV)/bin/python tools/draw_concepts.py
+
+notebooks: $(SITE_READY)  ## run the notebooks, and store what they show
+	cd docs/notebooks && OMP_NUM_THREADS=1 $(abspath $(VENV))/bin/jupyter-execute --inplace *.ipynb
+
+# All pages anew, because Sphinx warns of a page only when it reads it.
+site: $(SITE_READY)  ## the documentation as a website, build/site/index.html; needs Python 3.11
+	rm -rf build/site
+	$(VENV)/bin/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going -d build/site-trees docs build/site
 
 benchmark: $(READY)  ## one mask update beside other tools
 	$(VENV)/bin/python benchmarks/update.py
@@ -107,6 +121,10 @@ $(READY): $(LOCK) pyproject.toml CMakeLists.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	$(VENV)/bin/python -c "from fggp import native; native.load()"
+	touch $@
+
+$(SITE_READY): $(READY) requirements/site.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/site.txt
 	touch $@
 
 clean:  ## remove what the other targets made

@@ -13,10 +13,16 @@ import fggp
 import helpers
 
 ROOT = Path(__file__).parent.parent
+
+
+def blocks_of(page):
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+
+
 BLOCKS = [
     pytest.param(block, id=f"{page}-{number}")
-    for page in ("README.md", "docs/methods.md", "docs/pruner.md", "docs/from-trained-weights.md")
-    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S))
+    for page in ("README.md", *(f"docs/{n}.md" for n in ("from-trained-weights", "methods", "own-loop", "pruner")))
+    for number, block in enumerate(blocks_of(page))
     if not block.startswith(" ")  # a method of a class that an earlier block shows
 ]
 
@@ -40,3 +46,18 @@ def test_code_blocks_run(block, tmp_path, monkeypatch):
             names["pruner"] = helpers.make_pruner(model, optimizer)
         exec(block, names)
     assert isinstance(names["pruner"], fggp.Pruner)
+
+
+def test_the_first_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    blocks = blocks_of("docs/start.md")
+    assert len(blocks) == 3
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["pruner"].finished
+    assert names["pruner"].check() == []
+    assert {path.name for path in tmp_path.iterdir()} == {"small.safetensors", "net.fggp"}
+    assert float(re.search(r"tensor\((0\.\d+)\)", capsys.readouterr().out)[1]) > 0.9

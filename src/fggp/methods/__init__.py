@@ -2,7 +2,7 @@
 
 FGGP's paper (Zhu, Bezek & Goksel 2024, arXiv 2411.05500) describes gradual pruning methods as chains of Top-K steps.
 Each step takes the quota of weights with the lowest scores among those that the step before it took. The weights that
-the last step takes are pruned. A new method is one `chain`, a few lines:
+the last step takes are pruned. A new method is one `chain`, a few lines::
 
     @dataclass(frozen=True)
     class SaliencyFirst(fggp.Method):
