@@ -45,6 +45,6 @@ print(f"trained:              {train(10, lr=0.1):.1f} %")
 state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 model.load_state_dict(state)  # your file: torch.load("net.pt", weights_only=True)
-print(f"fine-tuned and pruned: {train(10, lr=0.01, sparsity=0.95):.1f} %")
+print(f"fine-tuned and pruned: {train(10, lr=0.05, sparsity=0.95):.1f} %")
 weights = [p for p in model.parameters() if p.dim() > 1]
 print(f"{sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights):.2%} of the weights are zero")

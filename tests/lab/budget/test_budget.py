@@ -124,7 +124,7 @@ def test_what_is_shown(answered):
         for shown in (
             "sparsity",
             "below dense",
-            "small file",
+            "file",
             "chosen",
             "±",
             f"{answered.record['images']['test']} test images",

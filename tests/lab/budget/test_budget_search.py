@@ -100,5 +100,5 @@ def test_what_misses_a_limit_is_said_in_the_units_of_people():
     assert wishes.met_by(Cost(500_000, 2.0))
     assert wishes.missed(Cost(1_234_567, 0.0123)) == ["size is 500 kB, but its file has 1.235 MB"]
     assert wishes.missed(Cost(99, 2.5)) == ["latency is 2 ms, but it takes 2.5 ms"]
-    assert str(wishes) == "at most 1 points below dense, at most 2 ms, at most 500 kB"
+    assert str(wishes) == "at most 1 point below dense, at most 2 ms, at most 500 kB"
     assert (bytes_text(999), ms_text(0.01234), ms_text(1500)) == ("999 B", "0.0123 ms", "1.5 s")

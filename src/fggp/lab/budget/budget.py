@@ -14,7 +14,7 @@ from fggp.lab.budget.report import Answer, print_answer, write_report
 from fggp.lab.budget.search import LEVELS, highest, lowest
 from fggp.lab.budget.settings import BudgetSettings
 from fggp.lab.budget.trials import Trial, Trials
-from fggp.lab.budget.wishes import Wishes, bytes_text, ms_text, percent
+from fggp.lab.budget.wishes import Wishes, bytes_text, ms_text, percent, points
 from fggp.lab.export.export import export
 from fggp.lab.export.settings import ExportSettings
 from fggp.lab.export.trained import Network
@@ -41,7 +41,7 @@ def budget(settings: BudgetSettings, console: Console) -> Json:
     step = 100 / len(data.val)
     if wishes.drop is not None and 0 < wishes.drop < step:
         raise UsageError(
-            f"drop is {wishes.drop:g} points, but one of the {len(data.val)} validation images is {step:.2g} points; "
+            f"drop is {points(wishes.drop)}, but one of the {len(data.val)} validation images is {step:.2g} points; "
             f"ask for more, or give more images (--holdout is the share that is held out)"
         )
     trainer = Trainer(run, data)
@@ -146,7 +146,7 @@ def _choose(trials: Trials, wishes: Wishes, bottom: int, console: Console) -> Tr
         needed = (
             f"{wishes} needs a sparsity of {percent(least.sparsity)} at least"
             if wishes.of_cost
-            else (f"drop is {drop:g} points, but {percent(least.sparsity)} is the lowest sparsity that is tried")
+            else (f"drop is {points(drop)}, but {percent(least.sparsity)} is the lowest sparsity that is tried")
         )
         raise UsageError(
             f"{needed}, where validation accuracy is {least.estimate.drop:.2f} points below dense "
@@ -155,7 +155,7 @@ def _choose(trials: Trials, wishes: Wishes, bottom: int, console: Console) -> Tr
     if not least.meets(wishes):
         raise UsageError(
             f"{'; '.join(wishes.missed(least.cost))} at {percent(least.sparsity)}, the highest sparsity within "
-            f"{drop:g} points below dense; allow one or the other"
+            f"{points(drop)} below dense; allow one or the other"
         )
     return least
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
 from fggp.lab.budget.trials import Trial
 from fggp.lab.budget.wishes import Wishes, percent
@@ -41,9 +41,9 @@ def draw_budget(
                 reference = pruned[0].estimate.accuracy + pruned[0].estimate.drop if pruned else dense.estimate.accuracy
                 axes.axhline(reference - wishes.drop, color=ORANGE, linestyle="--", linewidth=1)
             axes.set(xscale="log", xlabel=label)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("{x:g}")
-            axes.tick_params(axis="x", which="minor", labelsize=7)
+            axes.xaxis.set_minor_locator(NullLocator())
         panels[0].set(title=title, ylabel="validation accuracy")
         panels[0].yaxis.set_major_formatter(PercentFormatter(decimals=1))
     return file
@@ -55,6 +55,7 @@ def _scatter(axes: Axes, trials: Sequence[Trial], values: Sequence[float], chose
         accuracy, noise = trial.estimate.accuracy, trial.estimate.noise if trial.sparsity else 0.0
         interval = [[noise], [min(noise, 100 - accuracy)]]
         size = 9 if trial is chosen else 5
-        axes.errorbar([value], [accuracy], yerr=interval, fmt="o", color=colour, markersize=size, elinewidth=0.8)
+        axes.errorbar([value], [accuracy], yerr=interval, fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.5)
+        axes.plot([value], [accuracy], "o", color=colour, markersize=size)
         text = percent(trial.sparsity) if trial.sparsity else "dense"
         axes.annotate(text, (value, accuracy), xytext=(5, 5), textcoords="offset points", fontsize=7.5, color=colour)

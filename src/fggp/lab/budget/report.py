@@ -22,7 +22,7 @@ from fggp.lab.budget.settings import BudgetSettings
 from fggp.lab.budget.trials import Trial, Trials
 from fggp.lab.budget.wishes import Wishes, bytes_text, ms_text, percent
 
-COLUMNS = ("sparsity", "runs", "validation", "below dense", "small file", "time", "within the limits")
+COLUMNS = ("sparsity", "runs", "accuracy", "below dense", "file", "time", "meets")
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Wishes:
         return found
 
     def __str__(self) -> str:
-        texts = [] if self.drop is None else [f"at most {self.drop:g} points below dense"]
+        texts = [] if self.drop is None else [f"at most {points(self.drop)} below dense"]
         texts += [] if self.ms is None else [f"at most {ms_text(self.ms)}"]
         texts += [] if self.bytes is None else [f"at most {bytes_text(self.bytes)}"]
         return ", ".join(texts)
@@ -66,6 +66,11 @@ def bytes_text(count: float) -> str:
 def ms_text(ms: float) -> str:
     """Return a time as people write it, to three digits."""
     return f"{ms:.3g} ms" if ms < 1000 else f"{ms / 1000:.3g} s"
+
+
+def points(drop: float) -> str:
+    """Return a difference of percentages as people write it."""
+    return f"{drop:g} point" if drop == 1 else f"{drop:g} points"
 
 
 def percent(share: float) -> str:

@@ -90,6 +90,7 @@ class OpenGrid:
         self.folder, self.jobs, self.console, self.clock, self.deadline = folder, jobs, console, clock, deadline
         self._workers: LocalJobs | None = None
         self._checked: set[tuple[object, ...]] = set()
+        self._told = False
         self._until_closed = ExitStack()
 
     def __enter__(self) -> "OpenGrid":
@@ -119,7 +120,9 @@ class OpenGrid:
         self._check_data_and_models(missing.values())
         folder.adopt(named)
         result = GridResult(len(named), len(named) - len(missing))
-        self.console.print(f"{result} in {folder.path}", highlight=False, soft_wrap=True)
+        if not self._told:
+            self.console.print(f"{result} in {folder.path}", highlight=False, soft_wrap=True)
+            self._told = True
         if missing:
             if self._workers is None:
                 self._workers = self._until_closed.enter_context(closing(LocalJobs(min(self.jobs, len(missing)))))

@@ -103,6 +103,7 @@ def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds
         "parameters_left": parameters - pruned,
         "densities": densities,
         **({} if trainer.start is None else {"start": trainer.start.as_json()}),
+        **({"norms": "estimated anew"} if trainer.norms_are_late else {}),
         "input": input_of(trainer),
         "images": {
             "train": len(trainer.data.train),

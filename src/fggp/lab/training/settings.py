@@ -37,7 +37,7 @@ LATER_FIELDS: dict[str, Any] = {
 }
 """Options that older versions did not have, and their values there: folders of older runs have no such keys."""
 NOT_LATER = object()
-FINE_TUNING_RATE = 0.1
+FINE_TUNING_RATE = 0.5
 """Of the learning rate from scratch; docs/from-trained-weights.md says where this and the other shares are from."""
 WARM_UP_SHARE = 0.05
 
@@ -109,9 +109,9 @@ class TrainSettings:
     """Images per optimizer step, over all ranks."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd uses Nesterov momentum."""
-    lr: Annotated[
-        float | None, default_shown_as("0.1 for sgd, 0.001 for adamw; from trained weights a tenth", "RATE")
-    ] = None
+    lr: Annotated[float | None, default_shown_as("0.1 for sgd, 0.001 for adamw; from trained weights half", "RATE")] = (
+        None
+    )
     """The highest learning rate."""
     schedule: Annotated[
         Literal["step", "cosine"] | None, default_shown_as("step; from trained weights cosine", "step|cosine")

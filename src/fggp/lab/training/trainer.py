@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,6 +26,8 @@ from fggp.masks.packing import pack
 # The protocol updates masks 31 times: every 1,000 steps in 80 epochs of CIFAR-10. Shorter runs keep that number.
 UPDATES = 31
 TEST_BATCH = 500
+NORM_STEPS = 50
+"""Steps after which PyTorch's batch norms have forgotten all but 0.9^50 = 0.5 % of older statistics."""
 
 
 @dataclass
@@ -261,14 +263,7 @@ class Trainer:
         """
         order_seed, layers_seed = epoch_seeds(self.settings.seed, epoch, self.world.rank)
         torch.manual_seed(layers_seed)  # dropout draws from the global generators
-        batches = training_batches(
-            self.data.train,
-            self.settings.batch_size,
-            self.data.augmentation,
-            torch.Generator().manual_seed(order_seed),
-            self.world.rank,
-            self.world.size,
-        )
+        batches = self._batches(order_seed)
         self.network.train()
         tally = Tally.empty(self.device)
         start = time.perf_counter()
@@ -282,6 +277,8 @@ class Trainer:
             tally.images += len(batch)
             tally.seconds = time.perf_counter() - start
             on_step(tally)
+        if epoch + 1 == self.settings.epochs and self.norms_are_late:
+            self._estimate_norms(order_seed)
         self.world.even_out(self.model)
         images = torch.tensor(tally.images, dtype=torch.float64, device=self.device)
         tally.loss_sum, tally.hits, images = self.world.total(
@@ -290,6 +287,26 @@ class Trainer:
         tally.images = int(images)  # waits for a GPU, so that the time below includes all of its work
         tally.seconds = time.perf_counter() - start
         return tally
+
+    @property
+    def norms_are_late(self) -> bool:
+        """Whether a run from trained weights ends before batch norms' statistics have followed its last mask update."""
+        if self.start is None or self.pruner is None or self.pruner.last_update is None:
+            return False
+        return self.settings.epochs * self.steps_per_epoch - self.pruner.last_update < NORM_STEPS
+
+    def _estimate_norms(self, seed: int) -> None:
+        """Replace batch norms' running statistics by those of an epoch of training images, augmented as these are."""
+        with self._autocast():
+            torch.optim.swa_utils.update_bn(
+                (self._normalised(batch.images) for batch in self._batches(seed)), self.model
+            )
+
+    def _batches(self, seed: int) -> Iterator[Split]:
+        """Return this rank's part of the batches of an epoch."""
+        generator = torch.Generator().manual_seed(seed)
+        train, augmentation, world = self.data.train, self.data.augmentation, self.world
+        return training_batches(train, self.settings.batch_size, augmentation, generator, world.rank, world.size)
 
     # Not inference_mode: weights that FSDP2 gathers in it cannot be trained afterwards.
     @torch.no_grad()
