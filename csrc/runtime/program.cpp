@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "fggp.h"
+#include "runtime/denormals.h"
 #include "runtime/operation.h"
 #include "threads/parallel.h"
 #include "runtime/program.h"
@@ -41,6 +42,7 @@ struct ProgramRun {
     }
 
     void work(int thread, int threads) {
+        DenormalsAreZero mode;
         auto before = std::chrono::steady_clock::now();
         for (size_t i = 0; i < next.size(); i++) {
             const Operation &operation = *program.operations[i];
