@@ -13,7 +13,7 @@ OLDEST = VENV=.venv-oldest PYTHON=$(OLDEST_PYTHON) LOCK=requirements/oldest.txt
 
 MINUTES ?= 60
 
-.PHONY: help demo test test-oldest lint format fuzz lock picture notebooks site benchmark faults sanitize deploy runtime web clean
+.PHONY: help demo test test-oldest lint format fuzz lock picture notebooks site benchmark faults sanitize deploy runtime web wheels clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -59,6 +59,8 @@ lock: $(READY)  ## resolve all requirements anew: the newest versions, and the o
 	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--constraints requirements/locked.txt --custom-compile-command 'make lock' docs/requirements.in \
 		-o requirements/site.txt
+	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-annotate \
+		--custom-compile-command 'make lock' requirements/wheels.in -o requirements/wheels.txt
 
 picture: $(READY)  ## the pictures of docs/architecture.md and docs/concepts.md, drawn from the code
 	$(VENV)/bin/python tools/draw_architecture.py
@@ -114,6 +116,13 @@ web:  ## libfggp for browsers and Node: web/fggp.wasm, compiled anew, and its np
 	PATH="$(abspath .venv-web/bin):$$PATH" cmake --build build/web --parallel
 	if command -v npm >/dev/null; then cd build && npm pack --silent ../web; fi
 
+# By Zig's Clang, which compiles for every system on any: docs/releasing.md.
+wheels:  ## dist/: the wheels of fggp and fggp-runtime for all systems, built and checked here
+	[ -x .venv-wheels/bin/pip ] || $(PYTHON) -m venv .venv-wheels
+	.venv-wheels/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/wheels.txt
+	rm -rf dist
+	.venv-wheels/bin/python tools/build_wheels.py
+
 # The last line but one: without a compiler fggp is installed without its kernels, and nothing here should run so.
 $(READY): $(LOCK) pyproject.toml CMakeLists.txt
 	$(PYTHON) -m venv $(VENV)
@@ -128,4 +137,4 @@ $(SITE_READY): $(READY) requirements/site.txt
 	touch $@
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-oldest .venv-runtime .venv-web build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-runtime .venv-web .venv-wheels build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,21 +1,26 @@
 /* libfggp where there are several builds: it opens the one for this processor, which lies beside it, when it is first
  * called, and passes all calls on. It is compiled without any build's flags itself. */
-#include <dlfcn.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <stdio.h>
-#include <string.h>
 
+#include "beside.h"
 #include "fggp.h"
 
 namespace {
 
 #if defined(__x86_64__)
+/* Compilers have __builtin_cpu_supports for this, but Zig's answers no to everything. */
 const char *best_build() {
-    __builtin_cpu_init();
-    bool fma = __builtin_cpu_supports("fma");
-    if (fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
-        return "avx512";
-    return fma && __builtin_cpu_supports("avx2") ? "avx2" : "generic";
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & bit_OSXSAVE) || !(ecx & bit_FMA)) return "generic";
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return "generic";
+    unsigned saved; /* registers that the system saves when it switches threads */
+    asm("xgetbv" : "=a"(saved) : "c"(0) : "edx");
+    constexpr unsigned YMM = 0x06, ZMM = 0xe6, AVX512 = bit_AVX512F | bit_AVX512VL | bit_AVX512DQ | bit_AVX512BW;
+    if ((saved & ZMM) == ZMM && (ebx & AVX512) == AVX512) return "avx512";
+    return (saved & YMM) == YMM && ebx & bit_AVX2 ? "avx2" : "generic";
 }
 #else
 #error "there is only one build for this processor, which is libfggp itself"
@@ -32,39 +37,28 @@ struct Build {
     decltype(&fggp_run) run;
     decltype(&fggp_profile) profile;
     decltype(&fggp_cpu) cpu;
+    fggp::Beside library{&LIES_HERE, file_name()};
     char error[8192];
 
     Build() {
-        char path[4096];
-        Dl_info own;
-        if (!dladdr(&LIES_HERE, &own) || strlen(own.dli_fname) + 40 > sizeof path) {
-            snprintf(error, sizeof error, "libfggp does not know which folder it lies in");
-            return;
-        }
-        const char *slash = strrchr(own.dli_fname, '/');
-        int folder = slash ? (int)(slash + 1 - own.dli_fname) : 0;
-        snprintf(path, sizeof path, "%.*slibfggp_%s" FGGP_SUFFIX, folder, own.dli_fname, best_build());
-        void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-        if (!library) {
-            snprintf(error, sizeof error, "%s", dlerror());
-            return;
-        }
         decltype(&fggp_interface) interface;
-        bool fits = find(library, interface, "fggp_interface") && interface() == FGGP_INTERFACE &&
-                    find(library, load_bytes, "fggp_load_bytes") && find(library, build, "fggp_build") &&
-                    find(library, free, "fggp_free") && find(library, error_of, "fggp_error") &&
-                    find(library, describe, "fggp_describe") && find(library, run, "fggp_run") &&
-                    find(library, profile, "fggp_profile") &&
-                    find(library, cpu, "fggp_cpu") && find(library, load, "fggp_load");
-        if (!fits) snprintf(error, sizeof error, "%s belongs to another version of libfggp", path);
+        bool fits = find(interface, "fggp_interface") && interface() == FGGP_INTERFACE &&
+                    find(load_bytes, "fggp_load_bytes") && find(build, "fggp_build") && find(free, "fggp_free") &&
+                    find(error_of, "fggp_error") && find(describe, "fggp_describe") && find(run, "fggp_run") &&
+                    find(profile, "fggp_profile") && find(cpu, "fggp_cpu") && find(load, "fggp_load");
+        if (*library.error) snprintf(error, sizeof error, "%s", library.error);
+        else if (!fits) snprintf(error, sizeof error, "%s belongs to another version of libfggp", library.path);
     }
 
   private:
     static const char LIES_HERE;
-
-    template <class Function> static bool find(void *library, Function &function, const char *name) {
-        function = (Function)dlsym(library, name);
-        return function;
+    static const char *file_name() {
+        static char name[40];
+        snprintf(name, sizeof name, "libfggp_%s" FGGP_SUFFIX, best_build());
+        return name;
+    }
+    template <class Function> bool find(Function &function, const char *name) const {
+        return library.find(function, name);
     }
 };
 const char Build::LIES_HERE = 0;

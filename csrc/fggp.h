@@ -11,7 +11,9 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#ifdef __GNUC__
 #pragma GCC visibility push(default)
+#endif
 
 /* What functions return. */
 enum { FGGP_OK, FGGP_OUT_OF_MEMORY, FGGP_REFUSED };
@@ -129,7 +131,9 @@ typedef struct {
 /* Set `finite` to whether no number is infinite or NaN. */
 int32_t fggp_finite(const fggp_numbers *tensors, int32_t count, int32_t threads, int32_t *finite);
 
+#ifdef __GNUC__
 #pragma GCC visibility pop
+#endif
 #ifdef __cplusplus
 }
 #endif

@@ -1,9 +1,6 @@
 #include "file/network_file.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 
 #include "file/tensors.h"
 #include "network/json.h"
@@ -79,34 +76,5 @@ NetworkFile read_network_file(Span file) {
     read.graph = read_graph(index.network, std::move(tensors.constants));
     return read;
 }
-
-#if defined(__wasm__) && !defined(__EMSCRIPTEN__) && !defined(__wasi__)
-std::vector<uint8_t> read_bytes(const char *) { throw Refused("this build cannot read files; give it the file's bytes (fggp_load_bytes)"); }
-#else
-std::vector<uint8_t> read_bytes(const char *path) {
-    struct Closing {
-        FILE *file;
-        ~Closing() {
-            if (file) fclose(file);
-        }
-    } opened{fopen(path, "rb")};
-    auto check = [](bool fine) {
-        if (!fine) throw Refused(std::string("the file cannot be read: ") + strerror(errno));
-    };
-    check(opened.file && fseek(opened.file, 0, SEEK_END) == 0);
-    long size = ftell(opened.file);
-    check(size >= 0 && fseek(opened.file, 0, SEEK_SET) == 0);
-    /* A folder can be opened on some systems, and claims to be as large as anything. */
-    uint8_t first[8];
-    size_t head = fread(first, 1, sizeof first, opened.file);
-    check(!ferror(opened.file));
-    std::vector<uint8_t> bytes(std::max((size_t)size, head));
-    std::copy(first, first + head, bytes.begin());
-    size_t got = head + fread(bytes.data() + head, 1, bytes.size() - head, opened.file);
-    check(!ferror(opened.file));
-    bytes.resize(got);
-    return bytes;
-}
-#endif
 
 } // namespace fggp

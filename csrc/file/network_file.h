@@ -17,8 +17,5 @@ struct NetworkFile {
 /* Read a network from the bytes of a file, which are not needed afterwards and are not trusted. Throws Refused. */
 NetworkFile read_network_file(Span file);
 
-/* All bytes of a file. Throws Refused: it cannot be read. */
-std::vector<uint8_t> read_bytes(const char *path);
-
 } // namespace fggp
 #endif

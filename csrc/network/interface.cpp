@@ -4,6 +4,7 @@
 #include <new>
 
 #include "fggp.h"
+#include "file/bytes.h"
 #include "file/network_file.h"
 #include "network/session.h"
 #include "network/utf8.h"

@@ -2,14 +2,10 @@
 
 #include <algorithm>
 #include <charconv>
+#include <clocale>
 #include <cmath>
-#include <cstring>
-#include <locale>
-#ifdef __wasi__
 #include <cstdlib>
-#else
-#include <sstream>
-#endif
+#include <cstring>
 
 #include "network/types.h"
 #include "network/utf8.h"
@@ -129,18 +125,11 @@ class Parser {
             value.number = (double)value.integer;
             return value;
         }
-        /* Also a whole number beyond 64 bits. */
-#ifdef __wasi__ /* it has one locale, and streams would make a third of the module */
+        /* Also a whole number beyond 64 bits. strtod expects the decimal point of the program's locale. */
+        size_t point = text.find('.');
+        if (point != std::string::npos) text.replace(point, 1, localeconv()->decimal_point);
         value.number = strtod(text.c_str(), nullptr);
-        bool read = true;
-#else
-        /* strtod would read another decimal point in some locales. */
-        std::istringstream stream(text);
-        stream.imbue(std::locale::classic());
-        stream >> value.number;
-        bool read = !stream.fail();
-#endif
-        if (!read || !std::isfinite(value.number)) fail("a number is too large");
+        if (!std::isfinite(value.number)) fail("a number is too large");
         return value;
     }
 

@@ -19,6 +19,8 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#endif
+#if defined(__linux__) || defined(__APPLE__)
 #include <unistd.h>
 #endif
 
@@ -41,7 +43,7 @@ std::vector<int> last_uses(const std::vector<Step> &steps, size_t storages, cons
 /* How many bytes there can be at most. */
 int64_t machine_memory() {
     constexpr int64_t ADDRESSABLE = (int64_t)std::min<uint64_t>(SIZE_MAX / 2, INT64_MAX / 2) - 2 * HUGE_PAGE;
-#if defined(__linux__)
+#if defined(__linux__) || defined(__APPLE__)
     static const int64_t pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGE_SIZE);
     if (pages > 0 && page > 0 && pages < ADDRESSABLE / page) return pages * page;
 #endif

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from ctypes import CDLL, c_char_p
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +82,10 @@ def assert_classifies(networks: Path, *command: object) -> None:
     assert matched, printed
     assert int(matched[1]) == scores.argmax()
     assert float(matched[2]) == pytest.approx(scores.max(), rel=1e-5)
+
+
+def chosen_build(library: Path) -> str:
+    """The processor for which an installed library opens a build here."""
+    function = CDLL(str(library)).fggp_cpu
+    function.restype = c_char_p
+    return function().decode()

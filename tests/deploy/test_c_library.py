@@ -7,7 +7,8 @@ import subprocess
 import pytest
 
 import fggp
-from c_library import EXAMPLE, ROOT, assert_classifies, compiled, installed, linked_to, needed, run
+from c_library import EXAMPLE, ROOT, assert_classifies, chosen_build, compiled, installed, linked_to, needed, run
+from fggp import native
 
 BUILDS = {"libfggp_generic.so", "libfggp_avx2.so", "libfggp_avx512.so"}
 ONLY_X86 = pytest.mark.skipif(
@@ -92,6 +93,11 @@ def test_inline_functions_stay_in_their_build(prefix):
         exported = [line.split()[-1] for line in printed.splitlines()]
         assert "fggp_run" in exported
         assert [function for function in exported if not function.startswith("fggp_")] == []
+
+
+@ONLY_X86
+def test_the_best_build_is_chosen(prefix):
+    assert chosen_build(prefix / "lib" / "libfggp.so") == native.build_names()[0]
 
 
 @ONLY_X86

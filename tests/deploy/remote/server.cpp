@@ -1,7 +1,15 @@
 /* Runs networks for client.cpp, which writes to this process's input and reads its output. */
 #include "wire.h"
+#ifdef _WIN32
+#include <fcntl.h>
+#include <io.h>
+#endif
 
 int main() {
+#ifdef _WIN32 /* it would change line ends */
+    _setmode(0, _O_BINARY);
+    _setmode(1, _O_BINARY);
+#endif
     Wire wire{stdin, stdout};
     for (;;) {
         auto request = wire.get<int32_t>();
