@@ -48,6 +48,7 @@ napoleon_use_rtype = False
 copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"fggp {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
