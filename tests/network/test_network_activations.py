@@ -61,7 +61,7 @@ def exact(activation, x):
 
 
 def error_in_last_places(y, expected):
-    """The distance from the exact result, in units of the last place of its float32; none for a tiny one that is zero."""
+    """The distance from the exact result, in units of the last place of its float32; zero may stand for a tiny one."""
     size = expected.float().abs()
     unit = (torch.nextafter(size, torch.tensor(torch.inf)).double() - size.double()).clamp_min(2.0**-149)
     right = (size.isinf() & (y == expected.float())) | ((y == 0) & (size < TINY))
