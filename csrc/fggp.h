@@ -18,8 +18,8 @@ extern "C" {
 /* What functions return. */
 enum { FGGP_OK, FGGP_OUT_OF_MEMORY, FGGP_REFUSED };
 
-/* Types of numbers: float, int64_t, and uint8_t that is 0 or 1. */
-enum { FGGP_F32, FGGP_I64, FGGP_BOOL };
+/* Types of numbers: float, int64_t, uint8_t that is 0 or 1, uint8_t and int8_t. */
+enum { FGGP_F32, FGGP_I64, FGGP_BOOL, FGGP_U8, FGGP_I8 };
 
 /* A tensor: its elements in row-major order, without gaps. */
 typedef struct {

@@ -152,14 +152,18 @@ void check_bools(const std::vector<uint8_t> &bytes, const std::string &name) {
 void fill(const Entry &entry, const uint8_t *gaps, Contents *values) {
     Constant &constant = *entry.constant;
     int64_t elements = constant.type.count();
-    bool is_float = constant.type.type == Type::F32;
-    if (is_float && entry.sparse && elements <= UINT32_MAX && entry.count <= SPARSE_FROM * elements) {
+    bool is_float = constant.type.type == Type::F32, is_weight = is_float || constant.type.type == Type::I8;
+    if (is_weight && entry.sparse && elements <= UINT32_MAX && entry.count <= SPARSE_FROM * elements) {
         constant.sparse = true;
         constant.positions.resize(entry.count);
         constant.values.resize(entry.count);
         place(gaps, entry.gaps, entry.count, elements, constant.name, [&](int64_t i, int64_t position) {
-            uint32_t bits = values->take_float();
             constant.positions[i] = (uint32_t)position;
+            if (!is_float) {
+                constant.values[i] = (int8_t)*values->take(1);
+                return;
+            }
+            uint32_t bits = values->take_float();
             memcpy(&constant.values[i], &bits, 4);
         });
         return;
@@ -210,7 +214,7 @@ Tensors read_tensors(const Value &listed, const Value &listed_frames, Span data,
         gaps = decompress(frames[GAPS][0], gaps_before, gaps_before, "what its frame of gaps holds");
     }
     /* Kind after kind, so that only one is in memory beside the tensors. */
-    for (const char *kind : {"F32", BF16, "I64", "BOOL"}) {
+    for (const char *kind : {"F32", BF16, "I64", "BOOL", "U8", "I8"}) {
         std::unique_ptr<Contents> contents;
         if (counts.count(kind)) contents = std::make_unique<Contents>(kind, frames[kind], counts[kind]);
         for (size_t i = 0; i < entries.size(); i++)

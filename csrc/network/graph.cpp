@@ -79,8 +79,10 @@ int64_t evaluate(const Value &expression, const Sizes &sizes) {
 const void *Constant::dense() const {
     if (sparse && elements.empty() && type.count()) {
         elements.resize(type.bytes());
-        float *all = (float *)elements.data();
-        for (size_t i = 0; i < positions.size(); i++) all[positions[i]] = values[i];
+        for (size_t i = 0; i < positions.size(); i++) {
+            if (type.type == Type::I8) ((int8_t *)elements.data())[positions[i]] = (int8_t)values[i];
+            else ((float *)elements.data())[positions[i]] = values[i];
+        }
     }
     return elements.data();
 }
@@ -244,13 +246,7 @@ static void check_operations(const Graph &graph, const Value &example) {
         InputTypes read;
         for (auto &operand : node.inputs)
             read.push_back(operand.absent() ? nullptr : operand.constant ? &operand.constant->type : &types[operand.value]);
-        auto made = find_operator(node.op)->infer(node, read, sizes);
-        if (made.size() != node.outputs.size())
-            node.refuse("it has " + std::to_string(node.outputs.size()) + " outputs, not " + std::to_string(made.size()));
-        for (auto &type : made) {
-            type.count(); /* refuses what is too large */
-            types.push_back(type);
-        }
+        for (auto &type : inferred(node, read, sizes)) types.push_back(type);
     }
 }
 

@@ -32,7 +32,7 @@ class Constant {
     TensorType type;
     bool sparse = false;
     std::vector<uint32_t> positions; /* sparse: of the non-zero elements in row-major order, ascending */
-    std::vector<float> values;       /* sparse: these elements. A sparse constant is F32. */
+    std::vector<float> values;       /* sparse: these elements. A sparse constant is F32 or I8. */
 
     /* All elements. They are made when they are first asked for, and kept. */
     const void *dense() const;

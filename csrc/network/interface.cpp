@@ -55,7 +55,7 @@ template <class Do> int32_t reporting(fggp_network *network, const Do &action) {
 
 /* The type of a caller's array. */
 TensorType type_of(const fggp_array &array) {
-    if (array.type < FGGP_F32 || array.type > FGGP_BOOL) throw Refused("the type " + std::to_string(array.type) + " is not FGGP_F32, FGGP_I64 or FGGP_BOOL");
+    if (array.type < FGGP_F32 || array.type > FGGP_I8) throw Refused("the type " + std::to_string(array.type) + " is none of FGGP_F32 to FGGP_I8");
     if (array.rank < 0 || array.rank > RANK_MAX) throw Refused("a tensor cannot have " + std::to_string(array.rank) + " dimensions");
     TensorType type{(Type)array.type, Shape(array.shape, array.shape + array.rank)};
     type.count(); /* refuses what is too large */
@@ -74,6 +74,11 @@ std::unique_ptr<Constant> constant_of(const fggp_array &array) {
         constant->sparse = true;
         for (int64_t i = 0; i < count; i++)
             if (is_value(floats[i])) constant->positions.push_back((uint32_t)i), constant->values.push_back(floats[i]);
+    } else if (auto *whole = (const int8_t *)array.data;
+               constant->type.type == Type::I8 && count <= UINT32_MAX && count - std::count(whole, whole + count, 0) <= SPARSE_FROM * count) {
+        constant->sparse = true;
+        for (int64_t i = 0; i < count; i++)
+            if (whole[i]) constant->positions.push_back((uint32_t)i), constant->values.push_back(whole[i]);
     } else {
         auto *bytes = (const uint8_t *)array.data;
         constant->set_dense({bytes, bytes + constant->type.bytes()});

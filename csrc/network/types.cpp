@@ -4,12 +4,15 @@ namespace fggp {
 
 int64_t bytes_of(Type type) { return type == Type::F32 ? 4 : type == Type::I64 ? 8 : 1; }
 
-const char *name_of(Type type) { return type == Type::F32 ? "F32" : type == Type::I64 ? "I64" : "BOOL"; }
+const char *name_of(Type type) {
+    static const char *const NAMES[] = {"F32", "I64", "BOOL", "U8", "I8"};
+    return NAMES[(int)type];
+}
 
 Type type_named(const std::string &name) {
-    for (Type type : {Type::F32, Type::I64, Type::BOOL})
+    for (Type type : {Type::F32, Type::I64, Type::BOOL, Type::U8, Type::I8})
         if (name == name_of(type)) return type;
-    throw Refused("the type " + name.substr(0, 40) + " is not F32, I64 or BOOL");
+    throw Refused("the type " + name.substr(0, 40) + " is not F32, I64, BOOL, U8 or I8");
 }
 
 int64_t count_of(const Shape &shape) {

@@ -16,9 +16,10 @@ struct Refused : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-enum class Type : int32_t { F32, I64, BOOL };
+/* U8 and I8 are the activations and weights of quantised operations, and no other operation reads them. */
+enum class Type : int32_t { F32, I64, BOOL, U8, I8 };
 int64_t bytes_of(Type);
-const char *name_of(Type);            /* as in the file: "F32", "I64", "BOOL" */
+const char *name_of(Type);            /* as in the file: "F32", … */
 Type type_named(const std::string &); /* throws Refused */
 
 typedef std::vector<int64_t> Shape;

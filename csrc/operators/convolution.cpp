@@ -34,7 +34,12 @@ void check_convolution(const Node &node, const InputTypes &in, size_t most) {
     static const char *const NAMES[] = {"its input", "its weight", "its bias", "its residual"};
     for (size_t i = 0; i < in.size(); i++)
         if (in[i]) check_type(node, *in[i], Type::F32, NAMES[i]);
-    const TensorType &x = *in[0], &weight = *in[1];
+    check_sizes(node, *in[0], *in[1]);
+    node.activation();
+}
+
+FGGP_ONCE
+void check_sizes(const Node &node, const TensorType &x, const TensorType &weight) {
     if (x.rank() < 3 || x.rank() > 2 + AXES) node.refuse(text_of(x) + " does not have 3 to 5 dimensions");
     if (weight.rank() != x.rank())
         node.refuse("its input is " + text_of(x) + " and its weight " + text_of(weight) +
@@ -48,7 +53,29 @@ void check_convolution(const Node &node, const InputTypes &in, size_t most) {
     if (groups < 1 || x.shape[1] % groups || weight.shape[0] % groups)
         node.refuse("\"groups\" is " + std::to_string(groups) + ", and must divide the channels of its input, " +
                     text_of(x) + ", and the first dimension of its weight, " + text_of(weight));
-    node.activation();
+}
+
+FGGP_ONCE
+Geometry checked_geometry(const Node &node, const TensorType &x, const TensorType &weight) {
+    Geometry g = geometry_of(node, x, weight);
+    if (weight.shape[1] != g.group_channels())
+        node.refuse("its input is " + text_of(x) + " and its weight " + text_of(weight) + "; with " +
+                    std::to_string(g.groups) + " groups, the weight's second dimension must be " +
+                    std::to_string(g.group_channels()));
+    for (int axis = AXES - (x.rank() - 2); axis < AXES; axis++) {
+        g.out[axis] = outputs_of(g, axis);
+        if (g.out[axis] < 1)
+            node.refuse("its kernel, " + std::to_string((g.kernel[axis] - 1) * g.dilation[axis] + 1) +
+                        " wide, is larger than its padded input, which is " +
+                        std::to_string(g.in[axis] + 2 * g.padding[axis]));
+    }
+    return g;
+}
+
+Shape output_shape(const Geometry &g, int rank) {
+    Shape shape{g.images, g.filters};
+    shape.insert(shape.end(), g.out.end() - (rank - 2), g.out.end());
+    return shape;
 }
 
 FGGP_ONCE

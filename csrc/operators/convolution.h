@@ -46,6 +46,11 @@ Geometry geometry_of(const Node &, const TensorType &x, const TensorType &weight
 int64_t outputs_of(const Geometry &, int axis);
 /* Checks what both kinds of convolutions have in common. most: the number of inputs. */
 void check_convolution(const Node &, const InputTypes &, size_t most);
+/* Checks the sizes of an input and a weight, of any types. */
+void check_sizes(const Node &, const TensorType &x, const TensorType &weight);
+/* The geometry of a convolution that is not transposed, whose sizes fit each other, or else it is refused. */
+Geometry checked_geometry(const Node &, const TensorType &x, const TensorType &weight);
+Shape output_shape(const Geometry &, int rank);
 void check_bias(const Node &, const TensorType *bias, int64_t filters);
 ConvolutionTensors tensors_of(const Node &, const InputArrays &, const Array &out);
 

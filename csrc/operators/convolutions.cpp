@@ -168,20 +168,9 @@ class GroupProducts final : public Operation {
 FGGP_ONCE std::vector<TensorType> infer_conv(const Node &node, const InputTypes &in, const Sizes &) {
     check_convolution(node, in, 4);
     const TensorType &x = *in[0], &weight = *in[1];
-    const Geometry g = geometry_of(node, x, weight);
-    if (weight.shape[1] != g.group_channels())
-        node.refuse("its input is " + text_of(x) + " and its weight " + text_of(weight) + "; with " +
-                    std::to_string(g.groups) + " groups, the weight's second dimension must be " +
-                    std::to_string(g.group_channels()));
+    const Geometry g = checked_geometry(node, x, weight);
     check_bias(node, optional(in, 2), g.filters);
-    TensorType out{Type::F32, {g.images, g.filters}};
-    for (int axis = AXES - (x.rank() - 2); axis < AXES; axis++) {
-        out.shape.push_back(outputs_of(g, axis));
-        if (out.shape.back() < 1)
-            node.refuse("its kernel, " + std::to_string((g.kernel[axis] - 1) * g.dilation[axis] + 1) +
-                        " wide, is larger than its padded input, which is " +
-                        std::to_string(g.in[axis] + 2 * g.padding[axis]));
-    }
+    const TensorType out{Type::F32, output_shape(g, x.rank())};
     out.count();
     if (auto *residual = optional(in, 3); residual && *residual != out)
         node.refuse("its residual is " + text_of(*residual) + "; it must be " + text_of(out));

@@ -232,10 +232,10 @@ FGGP_ONCE std::vector<TensorType> infer_flatten(const Node &node, const InputTyp
 } // namespace
 
 const std::vector<Operator> MOVEMENT_OPERATORS = {
-    {"reshape", infer_reshape, nullptr, true},
-    {"flatten", infer_flatten, nullptr, true},
-    {"concat", infer_concat, make_concat},
-    {"channels", infer_channels, make_channels},
+    {"reshape", infer_reshape, nullptr, true, true},
+    {"flatten", infer_flatten, nullptr, true, true},
+    {"concat", infer_concat, make_concat, false, true},
+    {"channels", infer_channels, make_channels, false, true},
     {"take", infer_take, make_take},
     {"gather", infer_gather, make_gather},
 };

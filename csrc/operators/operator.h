@@ -30,7 +30,12 @@ struct Operator {
     void (*make)(const Node &, const InputArrays &, const std::vector<Array> &outputs, const Sizes &, Operations &);
     /* The output's bytes are the first input's. `make` is NULL. */
     bool same_bytes = false;
+    /* Whether it reads or returns U8 and I8. `inferred` refuses them for the others. */
+    bool quantized = false;
 };
+
+/* The types of a node's outputs. Throws Refused: it cannot read these inputs, or has another number of outputs. */
+std::vector<TensorType> inferred(const Node &, const InputTypes &, const Sizes &);
 
 /* The operator of this name; NULL: the library has none. */
 const Operator *find_operator(const std::string &name);
@@ -48,6 +53,7 @@ extern const std::vector<Operator> PRODUCT_OPERATORS;     /* products.cpp: linea
 extern const std::vector<Operator> CONVOLUTION_OPERATORS; /* convolutions.cpp */
 extern const std::vector<Operator> TRANSPOSED_OPERATORS;  /* transposed.cpp */
 extern const std::vector<Operator> RECURRENT_OPERATORS;   /* recurrent.cpp: LSTM, GRU */
+extern const std::vector<Operator> QUANTIZED_OPERATORS;   /* quantized.cpp: products and sums of whole numbers */
 
 } // namespace fggp
 #endif

@@ -6,6 +6,7 @@
 
 #include "operators/inputs.h"
 #include "operators/loop.h"
+#include "operators/quantized.h"
 #include "operators/operator.h"
 #include "vectors.h"
 
@@ -170,7 +171,7 @@ template <class Combine> struct DownThenAcross : Rows {
 FGGP_ONCE
 int spatial_of(const Node &node, const InputTypes &inputs) {
     check_inputs(node, inputs, 1, 1);
-    check_type(node, *inputs[0], Type::F32, "its input");
+    if (node.op != "max_pool" || inputs[0]->type != Type::U8) check_type(node, *inputs[0], Type::F32, "its input");
     int spatial = inputs[0]->rank() - 2;
     if (spatial < 1 || spatial > AXES) node.refuse(text_of(*inputs[0]) + " does not have 3 to 5 dimensions");
     for (int d = 0; d < spatial; d++)
@@ -257,6 +258,7 @@ FGGP_ONCE void make_pool(const Node &node, const InputArrays &inputs, const std:
                          Operations &operations) {
     const TensorType &in = inputs[0]->type;
     if (!outputs[0].type.count()) return;
+    if (in.type == Type::U8) return make_quantized_max_pool(node, inputs, outputs[0], operations);
     bool count_padding = node.flag("count_padding", true);
     int64_t divisor = node.has("divisor") ? node.integer("divisor") : 0;
     Axes axes = kernel_axes(node, in);
@@ -318,7 +320,7 @@ FGGP_ONCE void make_adaptive(const Node &node, const InputArrays &inputs, const 
 } // namespace
 
 const std::vector<Operator> POOLING_OPERATORS = {
-    {"max_pool", infer_pool, make_pool},
+    {"max_pool", infer_pool, make_pool, false, true},
     {"average_pool", infer_pool, make_pool},
     {"adaptive_average_pool", infer_adaptive, make_adaptive},
     {"adaptive_max_pool", infer_adaptive, make_adaptive},

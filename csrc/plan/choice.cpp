@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "operators/operator.h"
+#include "plan/nodes.h"
 
 namespace fggp {
 namespace {
@@ -22,20 +23,22 @@ constexpr int TRIALS = 3;
 const SparseWeight *ProductChoice::choose(const Node &node, Kind kind, const std::vector<TensorType> &types,
                                           const PlanSetting &setting, Tuner &tuner) {
     bool has_operator = find_operator(node.op)->make != nullptr;
+    const bool quantized = is_quantized_product(node);
     if (products == Products::OPERATORS && has_operator) return nullptr;
     auto found = weights.find(&node);
     if (found == weights.end()) {
         const Constant &weight = *node.inputs[1].constant;
         int64_t nonzeros = weight.nonzeros();
-        bool clearly_dense = (double)nonzeros > CLEARLY_DENSE * weight.type.count() && nonzeros > SMALL_LAYER_WEIGHTS;
+        bool clearly_dense = !quantized && (double)nonzeros > CLEARLY_DENSE * weight.type.count() && nonzeros > SMALL_LAYER_WEIGHTS;
         std::unique_ptr<SparseWeight> made;
         if (!clearly_dense || !has_operator || products == Products::KERNELS)
             made = std::make_unique<SparseWeight>(weight, node.inputs.size() > 2 ? node.inputs[2].constant : nullptr,
-                                                  node.op == "conv" ? node.integer("groups") : 1);
+                                                  is_conv(node) ? node.integer("groups") : 1);
         found = weights.emplace(&node, std::move(made)).first;
     }
     const SparseWeight *weight = found->second.get();
-    if (!weight || !has_operator || products == Products::KERNELS) return weight;
+    /* The operators of quantised products are plain loops. */
+    if (!weight || !has_operator || quantized || products == Products::KERNELS) return weight;
     return is_faster(node, *weight, kind, types, setting, tuner) ? weight : nullptr;
 }
 

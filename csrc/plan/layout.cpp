@@ -71,9 +71,9 @@ fggp_tensor ActivationLayout::tensor(float *memory) const {
 }
 
 bool ActivationLayout::operator==(const ActivationLayout &other) const {
-    return std::tie(lanes, groups, channels, height, width, row, plane, lead, tail) ==
+    return std::tie(lanes, groups, channels, height, width, row, plane, lead, tail, padding) ==
            std::tie(other.lanes, other.groups, other.channels, other.height, other.width, other.row, other.plane,
-                    other.lead, other.tail);
+                    other.lead, other.tail, other.padding);
 }
 
 ActivationLayout choose_layout(const ImageSizes &sizes, int lanes, const Margin &margin, int64_t row) {

@@ -29,6 +29,10 @@ int channel_dimension(const Shape &, Kind);
 /* The strides of a tensor in row-major order between images, channels, rows and pixels. */
 fggp_strides pixel_strides(const Shape &, Kind);
 
+/* Channels of U8 that lie together. */
+constexpr int64_t CHANNELS_PER_BLOCK = 4;
+inline int64_t blocks_of(int64_t channels) { return (channels + CHANNELS_PER_BLOCK - 1) / CHANNELS_PER_BLOCK; }
+
 /* Padding around an image that kernels read. */
 struct Margin {
     int64_t rows = 0;                         /* zeros below each image, which are also those above the next one */
@@ -37,19 +41,21 @@ struct Margin {
     void include(const Margin &);
 };
 
-/* The layout of an activation, as runtime/kernels.h describes it. All sizes are in cells of `lanes` floats. */
+/* The layout of an activation, as runtime/kernels.h describes it. All sizes are in cells of `lanes` floats, and the
+ * channels of U8 are counted in blocks. */
 struct ActivationLayout {
     int64_t lanes = 0, groups = 0, channels = 0, height = 0, width = 0;
     int64_t row = 0, plane = 0; /* the distance from one row, or channel, to the next */
     int64_t lead = 0;           /* zeros before the first plane */
     int64_t tail = 0;           /* after the last plane, what may be read */
+    uint8_t padding = 0;        /* the bytes of all zeros around pixels, where U8 stands for zero by another number */
 
     /* The number of floats with everything around that may be read. */
     int64_t floats() const { return (lead + groups * channels * plane + tail) * lanes; }
     /* Whether it is too large for the kernels: a group for the 32-bit offsets of weights, or a number for its type. */
     bool exceeds_offsets() const;
     bool too_large() const;
-    /* Whether it has padding, which must stay zero. */
+    /* Whether it has padding, which must stay as it is. */
     bool padded() const { return lead > 0 || (row > width && height > 1); }
     fggp_tensor tensor(float *memory) const;
     bool operator==(const ActivationLayout &) const;

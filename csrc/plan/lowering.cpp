@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <numeric>
 
+#include "operators/quantized.h"
+#include "plan/nodes.h"
 #include "runtime/channel_norm.h"
 #include "runtime/planes.h"
+#include "runtime/quantized_planes.h"
 #include "runtime/transfers.h"
 #include "vectors.h"
 
@@ -14,19 +17,16 @@ namespace {
 /* With at most this number of weights for each plane of its unfolded input, unfolding takes longer than it saves: so in
  * depthwise convolutions. */
 constexpr int64_t WEIGHTS_WORTH_UNFOLDING = 2;
-/* Kernels, strides, paddings and dilations from here on are left to the operators. */
-constexpr int64_t ATTRIBUTE_LIMIT = 1024;
 /* Operators read whole vectors, so a tensor's last one may reach beyond it. */
 constexpr int64_t BYTES_READ_BEYOND = 128;
 
-bool is(const Node &node, const char *op) { return node.op == op; }
 bool constant_or_absent(const Node &node, size_t input) {
     return input >= node.inputs.size() || node.inputs[input].value < 0;
 }
-bool is_constant(const Node &node, size_t input, int rank) {
+bool is_constant(const Node &node, size_t input, Type type_of_it, int rank) {
     if (input >= node.inputs.size() || !node.inputs[input].constant) return false;
     auto &type = node.inputs[input].constant->type;
-    return type.type == Type::F32 && type.rank() == rank && type.count() > 0 && type.count() <= UINT32_MAX;
+    return type.type == type_of_it && type.rank() == rank && type.count() > 0 && type.count() <= UINT32_MAX;
 }
 
 /* Disjoint sets of numbers. */
@@ -50,26 +50,23 @@ std::vector<TensorType> infer_types(const Graph &graph, const std::vector<Tensor
         InputTypes read;
         for (auto &operand : node.inputs)
             read.push_back(operand.absent() ? nullptr : operand.constant ? &operand.constant->type : &types[operand.value]);
-        auto made = find_operator(node.op)->infer(node, read, sizes);
-        if (made.size() != node.outputs.size())
-            node.refuse("it has " + std::to_string(node.outputs.size()) + " outputs, not " + std::to_string(made.size()));
-        for (size_t i = 0; i < made.size(); i++) {
-            made[i].count(); /* refuses what is too large */
-            types[node.outputs[i]] = made[i];
-        }
+        auto made = inferred(node, read, sizes);
+        for (size_t i = 0; i < made.size(); i++) types[node.outputs[i]] = made[i];
     }
     return types;
 }
 
 bool is_sparse_product(const Node &node, const std::vector<TensorType> &types) {
-    if (!is(node, "conv") && !is(node, "linear")) return false;
+    const bool quantized = is_quantized_product(node);
+    if (!is_conv(node) && !is(node, "linear") && !quantized) return false;
     if (node.inputs.size() < 2 || node.inputs[0].value < 0 || !constant_or_absent(node, 2)) return false;
     if (node.inputs.size() > 3 && node.inputs[3].constant) return false;
     int rank = types[node.inputs[0].value].rank();
-    if (!is_constant(node, 1, is(node, "conv") ? rank : 2)) return false;
-    Kind kind = is(node, "conv") ? Kind::IMAGES : Kind::TOKENS;
+    if (!is_constant(node, 1, quantized ? Type::I8 : Type::F32, is_conv(node) ? rank : 2)) return false;
+    if (quantized && !is_constant(node, SCALE_INPUT, Type::F32, 1)) return false;
+    Kind kind = is_conv(node) ? Kind::IMAGES : Kind::TOKENS;
     for (int value : {node.inputs[0].value, node.outputs[0]})
-        if (types[value].type != Type::F32 || !can_read(types[value].shape, kind)) return false;
+        if ((types[value].type != Type::F32 && !quantized) || !can_read(types[value].shape, kind)) return false;
     if (kind == Kind::TOKENS) return true;
     if (rank < 3) return false;
     for (const char *key : {"stride", "padding", "dilation"})
@@ -90,7 +87,7 @@ Lowering::Lowering(const Graph &graph, const std::vector<TensorType> &inputs, in
         choose_margins();
         again = false;
         for (auto &[node, choice] : chosen)
-            if (too_large(*node)) again = true, excluded.insert(node);
+            if (too_large(*node) || other_padding(*node)) again = true, excluded.insert(node);
     }
     for (auto &one : activations) has_lanes = has_lanes || (one.lanes == lanes && one.sizes.images == batch);
     for (size_t i = 0; i < inputs.size(); i++) places[i] = {Place::INPUT, (int)i, nullptr};
@@ -124,8 +121,8 @@ Lowering::Window Lowering::window_of(const Node &node) const {
         return numbers.size() == 2 ? Pair{numbers[0], numbers[1]} : Pair{rows < 0 ? numbers.at(0) : rows, numbers.at(0)};
     };
     Window window;
-    if (is(node, "linear")) return window;
-    if (is(node, "conv")) {
+    if (is(node, "linear") || is(node, "quantized_linear")) return window;
+    if (is_conv(node)) {
         auto &shape = node.inputs[1].constant->type.shape;
         window.kernel = pair(Shape(shape.begin() + 2, shape.end()), 1);
     } else
@@ -137,7 +134,7 @@ Lowering::Window Lowering::window_of(const Node &node) const {
 }
 
 Lowering::Choice Lowering::product_choice(const Node &node) const {
-    if (is(node, "conv")) return {Native::PRODUCT, Kind::IMAGES, Kind::IMAGES, nullptr};
+    if (is_conv(node)) return {Native::PRODUCT, Kind::IMAGES, Kind::IMAGES, nullptr};
     int value = node.inputs[0].value;
     auto &shape = types[value].shape;
     bool one_image = shape.size() > 2 && shape[0] == 1 && can_read(shape, Kind::CHANNELS_LAST);
@@ -168,13 +165,17 @@ Lowering::Choice Lowering::native_choice(const Node &node, Kind kind) const {
     if (node.outputs.size() != 1 || node.inputs.empty()) return {};
     auto &out = types[node.outputs[0]];
     int values = 0;
+    bool bytes = out.type == Type::U8, floats = true;
     for (auto &operand : node.inputs) {
         if (operand.value < 0) continue;
-        if (types[operand.value].type != Type::F32 || !can_read(types[operand.value].shape, kind)) return {};
+        if (!can_read(types[operand.value].shape, kind)) return {};
+        bytes = bytes || types[operand.value].type == Type::U8;
+        floats = floats && types[operand.value].type == Type::F32;
         values++;
     }
     if (node.inputs[0].value < 0 && !is(node, "binary")) return {};
-    if (!values || out.type != Type::F32) return {};
+    if (bytes) return values == (int)node.inputs.size() ? quantized_choice(node, kind) : Choice{};
+    if (!values || !floats || out.type != Type::F32) return {};
     auto like = [&](Native native, Kind out_kind) {
         return can_read(out.shape, out_kind) ? Choice{native, kind, out_kind, nullptr} : Choice{};
     };
@@ -252,6 +253,7 @@ void Lowering::choose_native(const ChooseProduct &choose) {
                 if (all_made) choice = native_choice(node, kind);
                 if (choice.native != Native::NONE) break;
             }
+        if (choice.native == Native::NONE && is(node, "quantize")) choice = quantize_choice(node);
         if (choice.native == Native::NONE) continue;
         chosen[&node] = choice;
         Key out = {node.outputs[0], choice.out};
@@ -270,6 +272,7 @@ Lowering::Activation &Lowering::activation(int value, Kind kind) {
     if (found == numbers.end()) {
         Activation made;
         made.sizes = image_sizes(types[value].shape, kind);
+        made.bytes = types[value].type == Type::U8;
         made.lanes = kind == Kind::TOKENS ? 1 : made.sizes.images == batch ? lanes : made.sizes.images >= LANES ? LANES : 1;
         found = numbers.insert({{value, kind}, (int)activations.size()}).first;
         activations.push_back(made);
@@ -300,6 +303,9 @@ void Lowering::choose_margins() {
         margin.reach_columns = std::max<int64_t>(0, (window.kernel.columns - 1) * window.dilation.columns - margin.columns);
         if (gaps) margin.reach_columns += 2 * LANES;
         activations[in].margin.include(margin);
+        if (activations[in].bytes && (margin.rows || margin.columns)) {
+            if (activations[in].padding < 0) activations[in].padding = zero_of(*node);
+        }
     }
     std::vector<int64_t> row(activations.size()), members(activations.size());
     for (size_t i = 0; i < activations.size(); i++) {
@@ -313,7 +319,7 @@ void Lowering::choose_margins() {
 
 /* Whether the kernels do not support the stride, so that the input must be unfolded first. */
 bool Lowering::needs_unfolding(const Node &node) const {
-    if (!is(node, "conv")) return false;
+    if (!is_conv(node)) return false;
     Pair stride = window_of(node).stride;
     bool single = activation(node.inputs[0].value, Kind::IMAGES).lanes == 1;
     if (stride == Pair{1, 1}) return false;
@@ -322,7 +328,7 @@ bool Lowering::needs_unfolding(const Node &node) const {
 
 /* Whether the kernels read a single image with gaps, instead of an unfolded copy of it. */
 bool Lowering::strided(const Node &node) const {
-    if (!is(node, "conv") || to_one_pixel(node)) return false;
+    if (!is(node, "conv") || to_one_pixel(node)) return false; /* not of whole numbers: they are few enough to unfold */
     const Activation &in = activation(node.inputs[0].value, Kind::IMAGES);
     Window window = window_of(node);
     if (in.lanes > 1 || window.stride != Pair{2, 2}) return false;
@@ -351,7 +357,11 @@ bool Lowering::too_large(const Node &node) const {
 /* Storages, and conversions between the kernels' layout and row-major order. */
 
 ActivationLayout Lowering::layout_of(const Activation &one) const {
-    return choose_layout(one.sizes, one.lanes, one.margin, one.row);
+    ImageSizes sizes = one.sizes;
+    if (one.bytes) sizes.channels = blocks_of(sizes.channels);
+    ActivationLayout layout = choose_layout(sizes, one.lanes, one.margin, one.row);
+    layout.padding = (uint8_t)std::max(0, one.padding);
+    return layout;
 }
 
 /* The layout of a convolution's unfolded input: a channel for each input channel and kernel position. */
@@ -359,7 +369,7 @@ ActivationLayout Lowering::unfolded_layout(const Node &node) const {
     const Activation &in = activation(node.inputs[0].value, Kind::IMAGES), &out = activation(node.outputs[0], Kind::IMAGES);
     Window window = window_of(node);
     ImageSizes unfolded = out.sizes;
-    unfolded.channels = in.sizes.channels * window.kernel.rows * window.kernel.columns;
+    unfolded.channels = (in.bytes ? blocks_of(in.sizes.channels) : in.sizes.channels) * window.kernel.rows * window.kernel.columns;
     /* For single images, vectors cross the ends of rows, so it needs rows as long as the output's. */
     return choose_layout(unfolded, in.lanes, Margin(), in.lanes == 1 ? layout_of(out).row : 0);
 }
@@ -381,8 +391,11 @@ int Lowering::input_storage(int value, Kind kind) {
         int slot = slot_of(from);
         auto strides = pixel_strides(types[value].shape, kind);
         auto images = (int32_t)one.sizes.images;
+        bool bytes = one.bytes;
+        int64_t channels = one.sizes.channels;
         step.add = [=](const Locations &at, Operations &operations) {
-            operations.emplace_back(new_load(slot, strides, at.tensor(to), images));
+            operations.emplace_back(bytes ? new_load_bytes(slot, strides, at.tensor(to), images, channels)
+                                          : new_load(slot, strides, at.tensor(to), images));
         };
         steps.push_back(std::move(step));
     }
@@ -407,8 +420,11 @@ Place Lowering::row_major(int value) {
         int slot = slot_of(place);
         auto strides = pixel_strides(types[value].shape, kind);
         auto images = (int32_t)activations[found->second].sizes.images;
+        bool bytes = activations[found->second].bytes;
+        int64_t channels = activations[found->second].sizes.channels;
         steps.push_back({Runner::CONVERSION, nullptr, {from}, {place.index}, [=](const Locations &at, Operations &operations) {
-            operations.emplace_back(new_store(at.tensor(from), slot, strides, images));
+            operations.emplace_back(bytes ? new_store_bytes(at.tensor(from), slot, strides, images, channels)
+                                          : new_store(at.tensor(from), slot, strides, images));
         }, {}});
         break;
     }
@@ -449,7 +465,10 @@ void Lowering::lower(const Node &node, const Choice &choice) {
     std::vector<int> reads;
     for (auto &operand : node.inputs)
         if (operand.value >= 0) reads.push_back(input_storage(operand.value, choice.in));
+    if (choice.native != Native::PRODUCT && activation(node.inputs[0].value < 0 ? node.outputs[0] : node.inputs[0].value, choice.in).bytes)
+        return lower_quantized(node, choice, reads);
     switch (choice.native) {
+    case Native::QUANTIZE: return lower_quantized(node, choice, reads);
     case Native::PRODUCT: return lower_product(node, choice, reads);
     case Native::POOL: return lower_pool(node, reads[0]);
     case Native::AFFINE: return lower_affine(node, choice.in, reads[0]);
@@ -467,6 +486,7 @@ void Lowering::lower(const Node &node, const Choice &choice) {
         return add_step(&node, reads, output_storage(node, reads[0]),
                         [=](Read in, Out out) { return make(in[0], in[1], out, activation); });
     }
+    case Native::DEQUANTIZE: /* of U8, above */
     case Native::ALIAS:
     case Native::NONE: break;
     }
@@ -476,17 +496,20 @@ void Lowering::lower_product(const Node &node, const Choice &choice, const std::
     Window window = window_of(node);
     int read = reads[0], residual = reads.size() > 1 ? reads[1] : -1;
     Convolve product{&node, *choice.weight, read, -1, residual, window.padding, window.dilation, window.stride.columns,
-                     node.activation()};
+                     node.activation(), nullptr, {}};
+    if (is_quantized_product(node)) quantize_product(node, product);
     if (needs_unfolding(node)) {
         int unfolded = new_storage(unfolded_layout(node));
+        auto padding = (uint8_t)(product.quantized ? zero_of(node) : 0);
         add_step(&node, {read}, unfolded, [=](const std::vector<fggp_tensor> &in, const fggp_tensor &out) {
-            return new_unfold(pool_of(window, in[0], out));
+            return new_unfold(pool_of(window, in[0], out), padding);
         });
         product.input = read = unfolded;
         product.weight = product.weight.unfolded();
         product.padding = {0, 0}, product.dilation = {1, 1}, product.stride = 1;
     }
     product.out = output_storage(node, residual == read ? -1 : residual);
+    product.quantized_as.out_padding = storages[product.out].layout.padding;
     Step step{Runner::KERNELS, &node, {read}, {product.out}, {}, {product}};
     if (residual >= 0) step.reads.push_back(residual);
     steps.push_back(std::move(step));
@@ -579,10 +602,15 @@ std::vector<int64_t> Lowering::channel_index(const Node &node, Kind kind) const 
 
 void Lowering::lower_copy(const Node &node, Kind kind, const std::vector<int> &reads) {
     std::vector<int64_t> index = channel_index(node, kind);
+    if (activation(node.outputs[0], kind).bytes) { /* of whole blocks */
+        index.resize(blocks_of((int64_t)index.size()));
+        std::iota(index.begin(), index.end(), 0);
+    }
     int out = output_storage(node);
     int64_t first = 0;
     for (int read : reads) {
         int64_t after = first + storages[read].layout.channels;
+        bool like = storages[read].layout.padding == storages[out].layout.padding;
         auto pairs = std::make_shared<std::vector<int32_t>>();
         for (size_t to = 0; to < index.size(); to++)
             if (index[to] >= first && index[to] < after) {
@@ -590,7 +618,7 @@ void Lowering::lower_copy(const Node &node, Kind kind, const std::vector<int> &r
                 pairs->push_back((int32_t)to);
             }
         add_step(&node, {read}, out, [=](const std::vector<fggp_tensor> &in, const fggp_tensor &to) {
-            return new_copy(in[0], to, pairs->data(), (int32_t)pairs->size() / 2);
+            return new_copy(in[0], to, pairs->data(), (int32_t)pairs->size() / 2, like);
         });
         first = after;
     }

@@ -52,7 +52,7 @@ class Lowering {
 
   private:
     typedef std::pair<int, Kind> Key; /* a value, and how it is read */
-    enum class Native { NONE, PRODUCT, POOL, ADAPTIVE_AVERAGE, SUM, GATE, AFFINE, NORM, COPY, FLATTEN, ALIAS };
+    enum class Native { NONE, PRODUCT, POOL, ADAPTIVE_AVERAGE, SUM, GATE, AFFINE, NORM, COPY, FLATTEN, ALIAS, QUANTIZE, DEQUANTIZE };
     /* How the kernels run an operation, and how they read its inputs and its output. */
     struct Choice {
         Native native = Native::NONE;
@@ -63,7 +63,9 @@ class Lowering {
     struct Activation {
         ImageSizes sizes;
         int lanes;
-        Margin margin;    /* what its readers need */
+        bool bytes = false; /* U8 */
+        int padding = -1;   /* what stands for zero around its pixels, of U8; -1: nothing that matters */
+        Margin margin;      /* what its readers need */
         int64_t row = 0;  /* the length of rows where several activations share it; 0: none */
         int storage = -1; /* -1: none yet */
     };
@@ -76,6 +78,8 @@ class Lowering {
     Window window_of(const Node &) const;
     Choice product_choice(const Node &) const;
     Choice native_choice(const Node &, Kind) const;
+    Choice quantized_choice(const Node &, Kind) const;
+    Choice quantize_choice(const Node &) const;
     int affine_constant(const Node &, Kind) const;
     void choose_native(const ChooseProduct &);
     Activation &activation(int value, Kind);
@@ -86,6 +90,7 @@ class Lowering {
     bool strided(const Node &) const;
     bool to_one_pixel(const Node &) const;
     bool too_large(const Node &) const;
+    bool other_padding(const Node &) const;
 
     ActivationLayout layout_of(const Activation &) const;
     ActivationLayout unfolded_layout(const Node &) const;
@@ -96,6 +101,8 @@ class Lowering {
     Place in_memory(int value);
 
     void lower(const Node &, const Choice &);
+    void lower_quantized(const Node &, const Choice &, const std::vector<int> &reads);
+    void quantize_product(const Node &, Convolve &) const;
     void lower_product(const Node &, const Choice &, const std::vector<int> &reads);
     static fggp_pool pool_of(const Window &, const fggp_tensor &in, const fggp_tensor &out);
     void lower_pool(const Node &, int read);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -130,6 +131,9 @@ Memory::Memory(const std::vector<Step> &steps, const std::vector<Storage> &stora
         }
     }
     block = std::make_unique<Block>(bytes);
+    for (size_t i = 0; i < storages.size(); i++) /* only storages of its layout take a padded one's memory */
+        if (offsets[i] >= 0 && storages[i].layout.padding && storages[i].layout.padded())
+            memset(block->data + offsets[i], storages[i].layout.padding, (size_t)storages[i].bytes);
 #if FGGP_ADDRESS_SANITIZER
     for_guards([](char *first, int64_t size) { __asan_poison_memory_region(first, (size_t)size); });
 #else

@@ -37,6 +37,9 @@ struct Convolve {
     Pair padding, dilation;
     int64_t stride;
     fggp_activation activation;
+    /* Of a quantised product: its numbers, and what is said of it otherwise. */
+    std::shared_ptr<const QuantizedNumbers> quantized;
+    fggp_quantized quantized_as;
 
     /* Whether an output pixel depends only on the same pixel of the input. */
     bool pointwise() const {

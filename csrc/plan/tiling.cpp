@@ -7,6 +7,7 @@
 #include "plan/memory.h"
 #include "runtime/convolution.h"
 #include "runtime/program.h"
+#include "runtime/quantized_tiles.h"
 #include "runtime/strided.h"
 #include "runtime/tiles.h"
 
@@ -78,6 +79,7 @@ std::string timing_key(const std::vector<Convolve> &chain, const std::vector<Sto
             for (int64_t number : {layout.lanes, layout.groups, layout.height, layout.width, layout.row, layout.plane}) add(number);
         }
         add(c.activation.kind);
+        add(c.quantized ? 1 + c.quantized_as.returns_bytes : 0);
         add(c.residual < 0 ? 0 : storages[c.out].may_overwrite == c.residual ? 1 : 2);
     }
     return key;
@@ -135,12 +137,19 @@ void add_chain(const std::vector<Convolve> &chain, const Tiling &tiling, const L
         conv.stride = (int32_t)c.stride;
         conv.tile_rows = (int32_t)tiling.rows;
         conv.tile_columns = (int32_t)tiling.columns;
+        if (c.quantized) {
+            weights.back().quantized = c.quantized;
+            weights.back().quantized_as = c.quantized_as;
+            weights.back().quantized_as.first = c.quantized->first.data();
+            weights.back().quantized_as.scale = c.quantized->scale.data();
+            conv.quantized = &weights.back().quantized_as;
+        }
         convs.push_back(conv);
     }
     auto &out = convs[0].out;
     if (out.lanes == 1 && out.height * (int64_t)out.width == 1)
-        operations.emplace_back(new_product(convs[0]));
-    else if (out.lanes == 1 && chain[0].stride == 2)
+        operations.emplace_back(convs[0].quantized ? new_quantized_product(convs[0]) : new_product(convs[0]));
+    else if (out.lanes == 1 && chain[0].stride == 2) /* never quantised */
         operations.emplace_back(new_strided(convs[0]));
     else
         operations.emplace_back(new_convolution(convs.data(), (int)convs.size()));

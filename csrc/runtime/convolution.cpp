@@ -4,6 +4,7 @@
 #include <tuple>
 #include <vector>
 
+#include "runtime/quantized_tiles.h"
 #include "runtime/tiles.h"
 
 namespace fggp {
@@ -91,13 +92,15 @@ class Stage {
             vectors = std::max<int64_t>(vectors, tile.rows * tile.columns);
         }
         int64_t fitting = SCRATCH_FLOATS_MAX / (vectors * LANES);
-        block = std::min<int64_t>(spec.out.channels, std::max(MIN_CHANNELS_PER_TASK, fitting));
+        block = std::min<int64_t>(channels(), std::max(MIN_CHANNELS_PER_TASK, fitting));
         scratch = spec.chunks > 1 ? block * vectors * LANES : 0;
     }
 
     void run(int64_t index, Range channels, float *memory) const {
         const Tile &tile = tiles[index];
-        TileKernel kernel = KERNELS[spec.in.lanes == 1 ? 0 : spec.stride - 1][tile.rows - 1][tile.columns - 1];
+        const int stride = spec.in.lanes == 1 ? 1 : spec.stride;
+        TileKernel kernel = spec.quantized ? quantized_kernel(stride, tile.rows, tile.columns)
+                                           : KERNELS[stride - 1][tile.rows - 1][tile.columns - 1];
         Job job{};
         job.in = spec.in.data;
         job.out = spec.out.data;
@@ -109,12 +112,13 @@ class Stage {
         job.entries = spec.entries;
         job.bias = spec.bias;
         job.activation = &activation;
+        job.quantized = spec.quantized;
         job.prefetch = spec.in.lanes > 1; /* single images are in the caches */
         for (int64_t begin = channels.begin; begin < channels.end; begin += block) {
             job.begin = (int32_t)begin;
             job.end = (int32_t)std::min(begin + block, channels.end);
             for (int chunk = 0; chunk < spec.chunks; chunk++) {
-                job.starts = spec.starts + (int64_t)chunk * spec.out.channels;
+                job.starts = spec.starts + (int64_t)chunk * this->channels();
                 job.first = chunk == 0;
                 job.last = chunk == spec.chunks - 1;
                 kernel(job, tile);
@@ -122,7 +126,9 @@ class Stage {
         }
     }
 
-    int64_t channels() const { return spec.out.channels; }
+    int64_t channels() const { return spec.quantized ? spec.quantized->channels : spec.out.channels; }
+    /* Output channels that one task writes together: the bytes of a block. */
+    int64_t together() const { return spec.quantized ? BLOCK : 1; }
     int64_t scratch; /* floats */
 
   private:
@@ -163,10 +169,18 @@ class Convolution final : public Operation {
         Range part(count, task / channel_parts, tile_parts);
         for (int64_t tile = part.begin; tile < part.end; tile++)
             for (const Stage &stage : stages)
-                stage.run(tile, Range(stage.channels(), task % channel_parts, channel_parts), memory);
+                stage.run(tile, channels_of(stage, task % channel_parts, channel_parts), memory);
     }
 
   private:
+    static Range channels_of(const Stage &stage, int64_t part, int64_t parts) {
+        const int64_t each = stage.together();
+        Range range((stage.channels() + each - 1) / each, part, parts);
+        range.begin *= each;
+        range.end = std::min(range.end * each, stage.channels());
+        return range;
+    }
+
     int64_t tile_parts(int threads) const { return std::min<int64_t>(count, (int64_t)threads * TASKS_PER_THREAD); }
 
     int64_t channel_parts(int threads) const {

@@ -1,5 +1,5 @@
 /* What the kernels read: activations in their layout, non-zero weights, functions of numbers, and the tensors that they
- * are loaded from and stored to. All numbers are float32. */
+ * are loaded from and stored to. All numbers are float32, but for those of quantised operations. */
 #ifndef FGGP_KERNELS_H
 #define FGGP_KERNELS_H
 
@@ -13,6 +13,10 @@
  * Pixel (y, x) is at (y * row + x) * lanes. The floats between width and row, and between a plane's last row and the
  * next plane, are zero and serve as padding: the right margin of a row is also the left margin of the next row.
  * LANES floats after the last pixel may be read.
+ *
+ * Whole numbers from 0 to 255 (U8) lie in the same way, where four channels take the place of one: what is said of a
+ * float holds for the four bytes that a pixel has in these channels. `channels` counts these blocks. Bytes of channels
+ * beyond the last one may be anything. Padding is what stands for zero.
  */
 typedef struct {
     float *data;
@@ -22,10 +26,14 @@ typedef struct {
     int64_t group; /* pixels from one group to the next */
 } fggp_tensor;
 
-/* A non-zero weight: its value, and the offset of its input from the output's pixel, in bytes. */
+/* A non-zero weight: its value, and the offset of its input from the output's pixel, in bytes. Or the weights of four
+ * channels that lie in one block, of which some are not zero: bytes with signs, the first channel's the lowest. */
 typedef struct {
     int32_t offset;
-    float value;
+    union {
+        float value;
+        int32_t weights;
+    };
 } fggp_entry;
 
 /* A function that an operation applies to each number of its result.
@@ -64,7 +72,23 @@ typedef struct {
     fggp_activation activation;
     int32_t chunks, stride;
     int32_t tile_rows, tile_columns; /* a tile of rows × columns vectors is summed in registers */
+    const struct fggp_quantized *quantized; /* NULL: all numbers are floats */
 } fggp_conv;
+
+/* What a quantised convolution has besides. It reads U8, and its residual is U8. docs/network-file.md says what it
+ * computes. */
+typedef struct fggp_quantized {
+    int32_t channels;     /* of the output, not in blocks */
+    const int32_t *first; /* for each of them, what its sum starts with */
+    const float *scale;   /* for each of them */
+    float low, high;      /* of its activation */
+    float residual_scale;
+    int32_t residual_zero;
+    int32_t returns_bytes; /* or else floats */
+    float out_scale;
+    int32_t out_zero;
+    int32_t out_padding; /* the bytes around pixels of the output */
+} fggp_quantized;
 
 typedef struct {
     fggp_tensor in, out;

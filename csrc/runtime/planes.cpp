@@ -321,9 +321,10 @@ struct Affine : NoScratch {
 struct Copy : NoScratch {
     fggp_tensor in_shape, out_shape;
     const int32_t *pairs;
+    bool same_padding;
     template <class Pixel> void plane(int64_t group, int64_t pair, const Call &, float *) const {
         Plane in(in_shape, group, pairs[2 * pair]), out(out_shape, group, pairs[2 * pair + 1]);
-        if (in.row == out.row) { /* with the padding between the rows, which is zero in both */
+        if (in.row == out.row && same_padding) { /* with the padding between the rows */
             std::copy_n(in.data, (in_shape.height - 1) * in.row + in_shape.width * lanes_of<Pixel>(), out.data);
             return;
         }
@@ -348,6 +349,7 @@ struct Flatten : NoScratch {
 
 struct Unfold : NoScratch {
     fggp_pool pool;
+    uint8_t padding;
     template <class Pixel> void plane(int64_t group, int64_t out_channel, const Call &, float *) const {
         constexpr int L = lanes_of<Pixel>();
         int positions = pool.kernel[0] * pool.kernel[1];
@@ -357,7 +359,7 @@ struct Unfold : NoScratch {
         Span rows(pool, 0, i), columns(pool, 1, j);
         for (int y = 0; y < pool.out.height; y++) {
             float *to = out.data + y * out.row;
-            std::fill_n(to, pool.out.width * L, 0.0f);
+            memset(to, padding, (size_t)pool.out.width * L * sizeof(float));
             if (y < rows.out || y >= rows.out + rows.count) continue;
             const float *from = in.data + (rows.in + (y - rows.out) * pool.stride[0]) * in.row + columns.in * L;
             strided(pool.stride[1], [&](auto stride) {
@@ -387,12 +389,15 @@ Operation *new_affine(const fggp_tensor &in, const fggp_tensor &out, const float
                       const fggp_activation &activation) {
     return plane_wise(out, Affine{{}, in, out, scale, shift, Activation(activation)});
 }
-Operation *new_copy(const fggp_tensor &in, const fggp_tensor &out, const int32_t *pairs, int32_t count) {
+Operation *new_copy(const fggp_tensor &in, const fggp_tensor &out, const int32_t *pairs, int32_t count,
+                    bool same_padding) {
     fggp_tensor copied = in;
     copied.channels = count;
-    return plane_wise(copied, Copy{{}, in, out, pairs});
+    return plane_wise(copied, Copy{{}, in, out, pairs, same_padding});
 }
 Operation *new_flatten(const fggp_tensor &in, const fggp_tensor &out) { return plane_wise(in, Flatten{{}, in, out}); }
-Operation *new_unfold(const fggp_pool &pool) { return plane_wise(pool.out, Unfold{{}, pool}); }
+Operation *new_unfold(const fggp_pool &pool, uint8_t padding) {
+    return plane_wise(pool.out, Unfold{{}, pool, padding});
+}
 
 } // namespace fggp

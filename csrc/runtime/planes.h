@@ -17,11 +17,14 @@ Operation *new_gate(const fggp_tensor &in, const fggp_tensor &gate, const fggp_t
 /* out = activation(scale · in + shift), with a scale (NULL: 1) and a shift (NULL: 0) for each channel. */
 Operation *new_affine(const fggp_tensor &in, const fggp_tensor &out, const float *scale, const float *shift,
                       const fggp_activation &);
-/* Copy channels of `in` to channels of `out`: `count` pairs of numbers, from and to. */
-Operation *new_copy(const fggp_tensor &in, const fggp_tensor &out, const int32_t *pairs, int32_t count);
+/* Copy channels of `in` to channels of `out`: `count` pairs of numbers, from and to. same_padding: whether the padding of
+ * both has the same bytes. */
+Operation *new_copy(const fggp_tensor &in, const fggp_tensor &out, const int32_t *pairs, int32_t count,
+                    bool same_padding);
 /* Turn pixels into channels: out has in.channels * in.height * in.width channels of one pixel. */
 Operation *new_flatten(const fggp_tensor &in, const fggp_tensor &out);
-/* Make a channel for each input channel and kernel position: a convolution of the result has a 1×1 kernel. */
-Operation *new_unfold(const fggp_pool &);
+/* Make a channel for each input channel and kernel position: a convolution of the result has a 1×1 kernel. padding: each
+ * byte of what stands outside of the image. */
+Operation *new_unfold(const fggp_pool &, uint8_t padding = 0);
 } // namespace fggp
 #endif

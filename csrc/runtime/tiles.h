@@ -33,6 +33,7 @@ struct Job {
     bool prefetch;    /* fetch the next channel's output lines early, because each store would wait for its line */
     bool first, last; /* first chunk: start from the bias; last chunk: write the output */
     const Activation *activation;
+    const fggp_quantized *quantized; /* as the convolution's */
 };
 
 /* STEP: the convolution's stride, which is the distance in vectors between the inputs of adjacent output columns. */

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fggp.ship.file.load import load
     from fggp.ship.file.save import save
     from fggp.ship.onnx.imported import Imported, from_onnx
+    from fggp.ship.quantize.network import Quantized, quantize
     from fggp.ship.runtime.compiled import Compiled, compile
     from fggp.weights.averages import Average
     from fggp.weights.granularity import NM, Blocks, Rows
@@ -58,6 +59,7 @@ __all__ = [
     "Method",
     "OneShot",
     "Pruner",
+    "Quantized",
     "Random",
     "RigL",
     "Rows",
@@ -74,6 +76,7 @@ __all__ = [
     "linear",
     "load",
     "methods",
+    "quantize",
     "save",
     "schedule",
     "scores",
@@ -91,6 +94,7 @@ _NAMES_OF = {
     "fggp.ship.file.load": "load",
     "fggp.ship.file.save": "save",
     "fggp.ship.onnx.imported": "Imported from_onnx",
+    "fggp.ship.quantize.network": "Quantized quantize",
     "fggp.ship.runtime.compiled": "Compiled compile",
     "fggp.weights.averages": "Average",
     "fggp.weights.granularity": "Blocks NM Rows",

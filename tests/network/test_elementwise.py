@@ -343,7 +343,7 @@ WRONG: list[tuple[str, list[Tensor | None], dict[str, Any], str]] = [
     ("affine", [X, torch.zeros(2)], {}, "its scale is F32 [2], and must be F32 [3]"),
     ("affine", [X, None, torch.zeros(2)], {}, "its shift is F32 [2], and must be F32 [3]"),
     ("affine", [torch.zeros(3)], {}, "and must have 2 dimensions or more"),
-    ("cast", [X], {"type": "F16"}, "the type F16 is not F32, I64 or BOOL"),
+    ("cast", [X], {"type": "F16"}, "the type F16 is not F32, I64, BOOL, U8 or I8"),
     ("fill", [], {"shape": [2], "value": 1.5, "type": "I64"}, '"value" is no whole number'),
     ("fill", [], {"shape": [2], "value": 2, "type": "BOOL"}, '"value" is 2; a BOOL is true or false'),
     ("fill", [], {"shape": [2**40], "value": 0, "type": "F32"}, "is too large"),

@@ -173,7 +173,7 @@ def test_a_tensor_of_another_type_is_named(tmp_path):
     write(tmp_path / "f", giving({}), {"w": torch.zeros(3, dtype=torch.int64)}, {})
     parts = taken_apart((tmp_path / "f").read_bytes())
     parts.index["tensors"][0][1] = "F16"
-    with pytest.raises(Refused, match='tensor "w" cannot be part of a network: the type F16 is not F32, I64 or BOOL'):
+    with pytest.raises(Refused, match='"w" cannot be part of a network: the type F16 is not F32, I64, BOOL, U8 or I8'):
         load_bytes(put_together(parts))
 
 

@@ -17,7 +17,13 @@ from fggp_runtime.library import OK, OUT_OF_MEMORY, Array, library
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray  # importing this would take a third as long as NumPy
 
-DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "I64": np.dtype(np.int64), "BOOL": np.dtype(np.bool_)}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "I64": np.dtype(np.int64),
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+}
 BY_NUMBER = tuple(DTYPES.values())  # in the order of fggp.h's enumeration
 
 

@@ -27,12 +27,12 @@ from fggp.lab.base.errors import UsageError
 from fggp.lab.base.options import require
 from fggp.native import KernelsMissingError
 
-ON_REQUEST = ("torch.compile", "openvino-int8")
+ON_REQUEST = ("torch.compile", "openvino-int8", "fggp-int8")
 """Engines that are not measured by default.
 
 torch.compile needs a C++ compiler and a minute or more for a network; int8 changes the network's outputs.
 """
-INEXACT = ("openvino-int8",)
+INEXACT = ("openvino-int8", "fggp-int8")
 """Engines whose outputs differ from PyTorch's by more than rounding, by design."""
 
 
@@ -64,6 +64,7 @@ def engines() -> dict[str, Engine]:
         ("openvino", "OpenVINO", "onnx", ("onnx", "onnxscript", "openvino")),
         ("openvino-int8", "OpenVINO int8", "onnx", ("onnx", "onnxscript", "openvino", "nncf")),
         ("fggp", "fggp.compile", "torch", ()),
+        ("fggp-int8", "fggp int8", "torch", ()),
     )
     worker = str(Path(__file__).with_name("worker.py"))
     return {
@@ -92,7 +93,7 @@ def _missing(name: str, packages: Sequence[str]) -> str:
     absent = [package for package in packages if importlib.util.find_spec(package) is None]
     if absent:
         return f"{', '.join(absent)} not installed: pip install {' '.join(absent)}"
-    if name == "fggp":
+    if name.startswith("fggp"):
         try:
             native.load()
         except KernelsMissingError as error:

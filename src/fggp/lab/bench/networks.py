@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fggp.lab.base.errors import UsageError
@@ -56,7 +57,7 @@ def make_variants(settings: BenchSettings) -> tuple[Network, list[Variant]]:
     else:
         network = _untrained(settings.source, settings.image_size)
         dense = network.model
-        pruned = {s: magnitude_pruned(dense, s) for s in settings.sparsity or DEFAULT_SPARSITIES}
+        pruned = {s: magnitude_pruned(dense, s, settings.blocks) for s in settings.sparsity or DEFAULT_SPARSITIES}
     try:
         with torch.no_grad():
             dense(network.images(2))
@@ -102,13 +103,22 @@ def with_random_norms(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def magnitude_pruned(model: nn.Module, sparsity: float) -> nn.Module:
-    """Return a copy in which the smallest weights of each layer, this share of them, are zero."""
+def magnitude_pruned(model: nn.Module, sparsity: float, blocks: int = 1) -> nn.Module:
+    """Return a copy in which the smallest weights of each layer, this share of them, are zero.
+
+    With blocks, whole ones are: so many consecutive input channels at one place of the kernel. The last block of a
+    layer's channels may be smaller.
+    """
     model = copy.deepcopy(model)
     for weight in weights(model):
-        flat = weight.reshape(-1)
-        flat[flat.abs().topk(round(sparsity * len(flat)), largest=False).indices] = 0
-        weight.copy_(flat.view_as(weight))
+        last = weight.movedim(1, -1)
+        padded = F.pad(last, (0, -last.shape[-1] % blocks))
+        padded = padded.view(*last.shape[:-1], -1, blocks)
+        scores = padded.abs().sum(-1)
+        kept = torch.ones_like(scores, dtype=torch.bool)
+        kept.view(-1)[scores.reshape(-1).topk(round(sparsity * scores.numel()), largest=False).indices] = False
+        mask = kept.repeat_interleave(blocks, -1)[..., : last.shape[-1]]
+        weight.mul_(mask.movedim(-1, 1))
     return model
 
 

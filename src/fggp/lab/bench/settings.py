@@ -17,16 +17,19 @@ class BenchSettings:
     $ fggp bench vgg19 --sparsity 0.9 0.98                  a network by name: random weights, pruned by magnitude
     $ fggp bench resnet50 --batch 1 --threads 1
 
-    Engines are PyTorch, ONNX Runtime and OpenVINO where they are installed, fggp.compile, and on request torch.compile
-    and OpenVINO in int8 (quantised by NNCF: what one would try instead of pruning). Each runs in a process of its own,
-    all but the last in float32, in turns; the result is the median of the turns. A run's dense network is the run's own
-    with random values in place of its zeros. Writes a picture, and a line with all figures to bench.ndjson.
+    Engines are PyTorch, ONNX Runtime and OpenVINO where they are installed, fggp.compile, and on request torch.compile,
+    fggp in int8 (fggp.quantize) and OpenVINO in int8 (quantised by NNCF: what one would try instead of pruning). Each
+    runs in a process of its own, all but the last two in float32, in turns; the result is the median of the turns. A
+    run's dense network is the run's own with random values in place of its zeros. Writes a picture, and a line with all
+    figures to bench.ndjson.
     """
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_FOLDER|NAME")]
     """The folder of a finished run of fggp train, or the name of a network as fggp train takes it."""
     sparsity: Annotated[tuple[float, ...] | None, default_shown_as("0.9 0.95 0.98", "SHARE …")] = None
     """For a network by name: shares of each layer's weights that are pruned."""
+    blocks: int = 1
+    """For a network by name: how many consecutive input channels are pruned together. Four suit int8."""
     batch: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT …")] = (1, 32)
     """Images at once."""
     image_size: Annotated[tuple[int, ...] | None, default_shown_as("what the network is for", "PIXELS")] = None
@@ -34,7 +37,7 @@ class BenchSettings:
     threads: Annotated[int | None, default_shown_as("PyTorch's number of threads", "INT")] = None
     """Threads of each engine."""
     engines: Annotated[tuple[str, ...] | None, default_shown_as("all in float32 but torch.compile", "NAME …")] = None
-    """Which to measure: pytorch, torch.compile, onnxruntime, openvino, openvino-int8, fggp."""
+    """Which to measure: pytorch, torch.compile, onnxruntime, openvino, openvino-int8, fggp, fggp-int8."""
     rounds: int = 9
     """Turns of each engine, of a third of a second."""
     out: Path = Path("fggp-bench")
@@ -46,4 +49,5 @@ class BenchSettings:
         require("sparsity", self.sparsity, self.sparsity != (), "at least one share")
         require("batch", self.batch, len(self.batch) > 0 and min(self.batch) >= 1, "at least 1")
         require("threads", self.threads, self.threads is None or self.threads >= 1, "at least 1")
+        require("blocks", self.blocks, self.blocks >= 1, "at least 1")
         require("rounds", self.rounds, self.rounds >= 1, "at least 1")

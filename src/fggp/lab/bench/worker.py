@@ -59,6 +59,17 @@ def fggp_compile(file: str, threads: int) -> tuple[str, Load]:
     return fggp.__version__, _torch_load(file, threads, fggp.compile)
 
 
+def fggp_int8(file: str, threads: int) -> tuple[str, Load]:
+    """The sparse kernels of this package in int8. It is calibrated on the inputs that are timed, as OpenVINO is."""
+    import fggp
+
+    def prepare(model: Any, tensors: Any) -> Run:
+        compiled: Run = fggp.compile(fggp.quantize(model, [tensors], calibration="minmax"), tensors)
+        return compiled
+
+    return fggp.__version__, _torch_load(file, threads, prepare)
+
+
 def _torch_load(file: str, threads: int, prepare: Callable[[Any, Any], Run]) -> Load:
     """Return the `Load` of a PyTorch engine; ``prepare`` makes a function from the module and its inputs."""
     import torch
@@ -148,6 +159,7 @@ ENGINES: dict[str, Callable[[str, int], tuple[str, Load]]] = {
     "openvino": openvino,
     "openvino-int8": openvino_int8,
     "fggp": fggp_compile,
+    "fggp-int8": fggp_int8,
 }
 """By name, the function that imports an engine for a file and a number of threads, and returns version and `Load`."""
 

@@ -12,12 +12,24 @@ from torch._ops import OpOverload
 from torch.utils._pytree import TreeSpec
 
 from fggp.ship.graph.capture import capture, unwrapped
-from fggp.ship.graph.operations import Call, Conv2d, Graph, Linear, Op, Value, arguments, is_size, map_leaves
+from fggp.ship.graph.module import GraphModule
+from fggp.ship.graph.operations import (
+    Call,
+    Conv2d,
+    Graph,
+    Linear,
+    Op,
+    QuantizedProduct,
+    Value,
+    arguments,
+    is_size,
+    map_leaves,
+)
 from fggp.ship.graph.simplify import simplify
 from fggp.ship.network.aten import HANDLERS
 from fggp.ship.network.description import Description, Inexpressible, UnsupportedError
 from fggp.ship.network.known import known_operation
-from fggp.ship.network.nodes import Operand, Writer, file_dtype, with_sizes
+from fggp.ship.network.nodes import QUANTIZED_TYPES, Operand, Writer, file_dtype, value_dtype, with_sizes
 
 
 def describe(
@@ -87,7 +99,8 @@ def describe_model(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[s
     """
     model = unwrapped(model)
     graph = simplify(captured(model, args, kwargs), copy_constants=False)
-    names = [*_argument_names(model, len(args)), *graph.keywords]
+    given = [v.name for v in graph.inputs[: len(args)]]
+    names = [*(given if isinstance(model, GraphModule) else _argument_names(model, len(args))), *graph.keywords]
     return describe(graph, input_names=names, names=tensor_names(model))
 
 
@@ -96,6 +109,8 @@ def captured(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Te
 
     The arguments and the errors are those of `describe_model`.
     """
+    if isinstance(model, GraphModule):
+        return model.captured_graph
     return capture(model, args, kwargs, any_size=True, decomposed=lambda op: op not in HANDLERS)
 
 
@@ -123,7 +138,7 @@ def written_alone(op: Op, written: Mapping[Value, Any]) -> Any:
         else:
             if -1 in v.shape:
                 raise Inexpressible(f"the shape of {v.name} depends on the data")
-            values[v] = Operand(-1, file_dtype(v.dtype), v.sizes)
+            values[v] = Operand(-1, value_dtype(v.dtype), v.sizes)
     return _written(Writer(lambda t: None), op, values)
 
 
@@ -151,7 +166,7 @@ def memory_key(t: Tensor) -> Any:
 
 def _place(op: Op) -> str:
     """The path of the module whose weight an operation has, or else of the one that computes it."""
-    return op.layer if isinstance(op, (Conv2d, Linear)) and op.layer else op.output.module
+    return op.layer if isinstance(op, (Conv2d, Linear, QuantizedProduct)) and op.layer else op.output.module
 
 
 def _stand_in(v: Value) -> Operand:
@@ -165,6 +180,9 @@ def _written(w: Writer, op: Op, values: Mapping[Value, Any]) -> Any:
     if not isinstance(op, Call):
         return known_operation(w, op, [values[v] for v in op.inputs])
     handler = HANDLERS.get(op.target)
+    for v in op.inputs:
+        if v.dtype in QUANTIZED_TYPES:  # only quantised operations read them
+            file_dtype(v.dtype)
     if handler is None:
         raise Inexpressible("the network file has no operator for it")
     given: dict[str, Any]

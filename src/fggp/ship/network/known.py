@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from fggp.ship.graph.operations import (
@@ -16,23 +15,32 @@ from fggp.ship.graph.operations import (
     Channels,
     Concat,
     Conv2d,
+    Dequantize,
     Flatten,
     Gate,
     Linear,
     MaxPool2d,
     Op,
+    Quantization,
+    Quantize,
+    QuantizedAdd,
+    QuantizedConv2d,
+    QuantizedLinear,
+    QuantizedMean,
+    QuantizedProduct,
 )
 from fggp.ship.network.description import Inexpressible
 from fggp.ship.network.nodes import Operand, Writer
 
 
 def known_operation(w: Writer, op: Op, inputs: Sequence[Operand]) -> Operand:
-    """Write one operation that is no Call. inputs: what it reads, all float32."""
-    sizes = op.output.sizes
+    """Write one operation that is no Call. inputs: what it reads, float32 or uint8."""
+    assert op.output.dtype is not None
+    dtype, sizes = op.output.dtype, op.output.sizes
     x, rest = inputs[0], inputs[1:]
 
     def node(name: str, read: Sequence[Operand | None], **attributes: object) -> Operand:
-        return w.node(name, read, torch.float32, sizes, **attributes)  # type: ignore[arg-type]
+        return w.node(name, read, dtype, sizes, **attributes)  # type: ignore[arg-type]
 
     match op:
         case Conv2d():
@@ -80,7 +88,45 @@ def known_operation(w: Writer, op: Op, inputs: Sequence[Operand]) -> Operand:
             return node("channels", inputs, index=op.index)
         case Flatten():
             return node("flatten", [x])
+        case Quantize():
+            return node("quantize", [x], **_as("", op.to))
+        case Dequantize():
+            return node("dequantize", [x], **_as("", op.of))
+        case QuantizedConv2d():
+            windows = {"stride": op.stride, "padding": op.padding, "dilation": op.dilation}
+            return node(
+                "quantized_conv", _product(w, op, inputs), groups=op.groups, **windows, **_product_attributes(op)
+            )
+        case QuantizedLinear():
+            return node("quantized_linear", _product(w, op, inputs), **_product_attributes(op))
+        case QuantizedAdd():
+            a, b = op.of
+            attributes = {**_as("a_", a), **_as("b_", b), **_as("out_", op.to)}
+            return node("quantized_add", [x, *rest], **attributes, activation=op.activation)
+        case QuantizedMean():
+            return node("quantized_mean", [x], **_as("", op.of))
     raise Inexpressible("the network file has no such operator")
+
+
+def _product(w: Writer, op: QuantizedProduct, inputs: Sequence[Operand]) -> list[Operand | None]:
+    """What a quantised product reads."""
+    weight, bias = w.tensor(op.weight, "weight", quantized=True), _optional(w, op.bias, "bias")
+    return [inputs[0], weight, bias, inputs[1] if len(inputs) > 1 else None, w.tensor(op.scale, "scale")]
+
+
+def _product_attributes(op: QuantizedProduct) -> dict[str, object]:
+    return {
+        **_as("", op.of),
+        **_as("residual_", op.residual_of),
+        **_as("out_", op.to),
+        "activation": op.activation,
+    }
+
+
+def _as(prefix: str, quantization: Quantization | None) -> dict[str, object]:
+    if quantization is None:
+        return {}
+    return {f"{prefix}scale": quantization.scale, f"{prefix}zero": quantization.zero}
 
 
 def _optional(w: Writer, tensor: Tensor | None, name: str) -> Operand | None:

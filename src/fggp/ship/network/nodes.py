@@ -16,6 +16,8 @@ from fggp.ship.network.sizes import Size, added, expressions
 
 # The file's types. int32 is written as I64: the results are the same unless the model relies on its overflow.
 TYPES = {torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}
+# Activations and weights of quantised operations. No other operation reads them.
+QUANTIZED_TYPES = {torch.uint8: "U8", torch.int8: "I8"}
 _WIDENED = {torch.int32: torch.int64}
 
 
@@ -32,13 +34,22 @@ def file_dtype(dtype: torch.dtype | None) -> torch.dtype:
     return known
 
 
+def value_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype that stands for this one between operations, of which some are quantised.
+
+    Raises:
+        Inexpressible: none does.
+    """
+    return dtype if dtype in QUANTIZED_TYPES else file_dtype(dtype)
+
+
 @dataclass(frozen=True)
 class Operand:
     """What a node reads.
 
     Args:
         place: the number of a value, or the name of a tensor.
-        dtype: float32, int64 or bool.
+        dtype: float32, int64 or bool; uint8 or int8 of quantised operations.
         sizes: its shape.
         tensor: the tensor, if it is a constant.
     """
@@ -82,22 +93,23 @@ class Writer:
 
     def input(self, name: str, dtype: torch.dtype, sizes: Sequence[Size]) -> Operand:
         """Add an input. The file has only numbers and names in the shapes of inputs: any other size gets a new name."""
-        dtype = file_dtype(dtype)
+        dtype = value_dtype(dtype)
         shape = expressions(sizes)
         for i, size in enumerate(shape):
             if isinstance(size, list):
                 self._unnamed += 1
                 shape[i] = f"size{self._unnamed}"
-        self.inputs.append({"name": name, "type": TYPES[dtype], "shape": shape})
+        self.inputs.append({"name": name, "type": {**TYPES, **QUANTIZED_TYPES}[dtype], "shape": shape})
         return self._value(dtype, sizes)
 
-    def tensor(self, tensor: Tensor, name: str) -> Operand:
+    def tensor(self, tensor: Tensor, name: str, *, quantized: bool = False) -> Operand:
         """A constant.
 
         Args:
             tensor: of any dtype that the file can express.
             name: what it is in the operation that reads it, such as "weight". If it is not one of the model's tensors,
                 its name is this one after the module's.
+            quantized: whether it is the weight of a quantised operation.
         """
         if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
             raise Inexpressible(f"its {name} is a {type(tensor).__name__} of layout {tensor.layout}")
@@ -107,7 +119,7 @@ class Writer:
         if tensor.dtype == torch.float64 and tensor.dim() == 0:
             dtype = torch.float32  # as PyTorch treats it beside a float32 tensor
         else:
-            dtype = file_dtype(tensor.dtype)
+            dtype = value_dtype(tensor.dtype) if quantized else file_dtype(tensor.dtype)
         wanted = self._name_of(tensor) or (f"{self.module}.{name}" if self.module else name)
         found, count = wanted, 1
         while found in self.tensors:

@@ -17,7 +17,7 @@ from fggp.ship.file.state import ModelTensor
 
 VERSION = 1
 """The version of the description."""
-DTYPES = (torch.float32, torch.int64, torch.bool)
+DTYPES = (torch.float32, torch.int64, torch.bool, torch.int8)
 """The dtypes of a network's tensors."""
 
 
@@ -48,7 +48,9 @@ def write(
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.is_meta:
             kind = "on the meta device" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
-            raise ValueError(f"tensors[{name!r}] is {kind}; a network holds strided float32, int64 and bool tensors")
+            raise ValueError(
+                f"tensors[{name!r}] is {kind}; a network holds strided float32, int64, bool and int8 tensors"
+            )
     known = {name: ModelTensor(name, tensor) for name, tensor in tensors.items()}
     network = {"version": VERSION, **description}
     parts = version2.encode(checked_metadata(metadata), coded_tensors(known, values), network)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fggp.ship.graph.free_sizes import evaluate
 from fggp.ship.graph.interpret import execute
-from fggp.ship.graph.operations import Call, Conv2d, Graph, Linear, Op, Value, is_size
+from fggp.ship.graph.operations import Call, Conv2d, Graph, Linear, Op, Product, QuantizedProduct, Value, is_size
 from fggp.ship.graph.simplify import with_own_constants
 from fggp.ship.network.describe import describe
-from fggp.ship.network.nodes import file_dtype
+from fggp.ship.network.nodes import value_dtype
 from fggp.ship.runtime.library import Network, RefusedError
 from fggp.ship.runtime.parts import Part, divide
 
@@ -45,7 +45,7 @@ class ProductWeight:
     """The weight of a convolution or linear layer.
 
     Args:
-        operation: "Conv2d" or "Linear".
+        operation: such as "Conv2d" or "QuantizedLinear".
         shape: the weight's.
         density: the share of its non-zero elements.
     """
@@ -74,11 +74,11 @@ class Engine:
 
     def __init__(self, graph: Graph, library: CDLL) -> None:
         self.products = {
-            op.layer or op.output.module: ProductWeight(
+            _place(op): ProductWeight(
                 type(op).__name__, tuple(op.weight.shape), int(op.weight.count_nonzero()) / max(1, op.weight.numel())
             )
             for op in graph.ops
-            if isinstance(op, (Conv2d, Linear))
+            if isinstance(op, Product)
         }
         # The library copies what it needs of the weights, so that the dense ones are free from here on.
         self._parts = [_NativePart(part, library) if part.native else _TorchPart(part) for part in divide(graph)]
@@ -203,7 +203,7 @@ class _NativePart:
         self.bearers = graph.inputs[len(graph.inputs) - len(part.sizes) :]
         description = describe(graph, input_names=[f"{i}: {v.name}" for i, v in enumerate(graph.inputs)])
         self._names = [entry["name"].encode() for entry in description.network["inputs"]]
-        self._dtypes = [file_dtype(v.dtype) for v in graph.inputs]
+        self._dtypes = [value_dtype(v.dtype) for v in graph.inputs]
         self._network = Network.build(description.network, description.tensors, library)
 
     def run(self, values: dict[Value, Any], threads: int) -> None:
@@ -269,5 +269,5 @@ class _TorchPart:
 
 
 def _place(op: Op) -> str:
-    layer = op.layer if isinstance(op, (Conv2d, Linear)) else ""
+    layer = op.layer if isinstance(op, (Conv2d, Linear, QuantizedProduct)) else ""
     return layer or op.output.module or op.output.name

@@ -15,7 +15,7 @@ from fggp import native
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-DTYPES = (torch.float32, torch.int64, torch.bool)
+DTYPES = (torch.float32, torch.int64, torch.bool, torch.uint8, torch.int8)
 """The library's types, in the order of its enumeration."""
 OK, OUT_OF_MEMORY, REFUSED = range(3)
 _TYPES = {dtype: number for number, dtype in enumerate(DTYPES)}
@@ -87,7 +87,7 @@ class Network:
 
         Args:
             description: as docs/network-file.md defines it, or its JSON.
-            tensors: those that it names; float32, int64 or bool. They are copied.
+            tensors: those that it names, of `DTYPES`. They are copied.
             library: what `declared` returned.
 
         Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_structure
 
-from fggp.ship.graph.operations import Call, Conv2d, Graph, Linear, Op, Value, is_size
+from fggp.ship.graph.operations import Call, Graph, Op, Product, Value, is_size
 from fggp.ship.network.aten import products, recurrent
 from fggp.ship.network.describe import written_alone
 from fggp.ship.network.description import Inexpressible
@@ -56,7 +56,7 @@ def divide(graph: Graph) -> list[Part]:
 def _is_product(op: Op) -> bool:
     if isinstance(op, Call):
         return op.target in products.HANDLERS or op.target in recurrent.HANDLERS
-    return isinstance(op, (Conv2d, Linear))
+    return isinstance(op, Product)
 
 
 def _expressible(graph: Graph) -> set[Op]:

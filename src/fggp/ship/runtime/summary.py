@@ -11,7 +11,7 @@ from fggp.ship.runtime.engine import Engine, Step
 
 HEADER = ("layer", "operation", "weight", "non-zero", "runs on", "ms")
 _RUNS = {"kernels": "fggp sparse", "operator": "fggp dense", "conversion": "fggp", "PyTorch": "PyTorch"}
-_PRODUCTS = ("conv", "linear", "Conv2d", "Linear")
+_PRODUCTS = ("conv", "linear", "quantized_conv", "quantized_linear", "Conv2d", "Linear")
 
 
 def summary(name: str, engine: Engine, inputs: Sequence[Tensor]) -> str:

@@ -1,0 +1,210 @@
+"""`fggp.quantize`: zeros stay, compiled results are the same to the bit, and close to the float network's."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fggp
+from fggp.ship.graph.operations import (
+    Dequantize,
+    Linear,
+    Quantize,
+    QuantizedAdd,
+    QuantizedConv2d,
+    QuantizedLinear,
+    QuantizedMean,
+)
+from fggp.ship.quantize.ranges import quantization_of
+from fggp.ship.quantize.rewrite import quantized_weight
+
+
+class Block(nn.Module):
+    """A residual block, whose sum is fused into its second convolution."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.down = nn.Conv2d(inputs, outputs, 1, stride) if stride > 1 else nn.Identity()
+
+    def forward(self, x):
+        y = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
+        return (y + self.down(x)).relu()
+
+
+class Residual(nn.Module):
+    def __init__(self, activation=nn.ReLU):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.BatchNorm2d(8), activation())
+        self.blocks = nn.Sequential(Block(8, 8, 1), Block(8, 12, 2))
+        self.last = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5))
+
+    def forward(self, x):
+        return self.last(self.blocks(self.first(x)))
+
+
+class Branches(nn.Module):
+    """Two branches side by side, a pool, and a depthwise convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.deep = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.end = nn.Linear(12 * 16, 5)
+
+    def forward(self, x):
+        y = self.pool(torch.cat([self.a(x).relu(), self.b(x)], 1))
+        return self.end(self.deep(y).clamp(0, 6).flatten(1))
+
+
+def prepared(model, sparsity=0.6, seed=0):
+    """A model with norms as after training, and zeros in its weights."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_var.uniform_(0.5, 2, generator=generator)
+                module.running_mean.normal_(0, 0.1, generator=generator)
+        for p in model.parameters():
+            if p.dim() > 1:
+                p.mul_(torch.rand(p.shape, generator=generator) >= sparsity)
+    return model.eval()
+
+
+def images(count, side=8, seed=1):
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def kinds(quantized):
+    return [type(op) for op in quantized.captured_graph.ops]
+
+
+@pytest.mark.parametrize("calibration", ["mse", "minmax"])
+@pytest.mark.parametrize("model", [Residual(), Residual(nn.SiLU), Branches()], ids=["residual", "silu", "branches"])
+def test_compiled_to_the_bit_and_close_to_floats(model, calibration):
+    model = prepared(copy.deepcopy(model))
+    quantized = fggp.quantize(model, [images(16), images(16, seed=2)], calibration=calibration)
+    fast = fggp.compile(quantized, images(2))
+    assert "PyTorch" not in repr(fast)
+    for batch in (1, 3, 16, 35):
+        x = images(batch, seed=3)
+        with torch.no_grad():
+            expected, exact = model(x), quantized(x)
+        if "silu" not in repr(model).lower():
+            assert torch.equal(fast(x), exact)
+        assert (fast(x) - expected).norm() <= 0.06 * expected.norm()
+
+
+def test_whole_numbers_from_the_input_to_the_output():
+    quantized = fggp.quantize(prepared(Residual()), [images(4)])
+    found = kinds(quantized)
+    assert found[0] is Quantize
+    assert found.count(Quantize) == 2
+    assert Dequantize not in found
+    assert found.count(QuantizedConv2d) == 6
+    assert found[-1] is QuantizedLinear
+    assert QuantizedMean in found
+    assert "7 of 7" in repr(quantized)
+
+
+def test_a_sum_that_is_not_fused():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(3, 3, 1) for _ in "abc")
+
+        def forward(self, x):
+            a, b = self.a(x), self.b(x)
+            return self.c(a + b), self.c(a) * b
+
+    quantized = fggp.quantize(prepared(Twice()), [images(4)])
+    assert QuantizedAdd in kinds(quantized)
+    assert Dequantize in kinds(quantized)
+    x = images(3)
+    for a, b in zip(fggp.compile(quantized, x)(x), quantized(x), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_zeros_stay_zeros():
+    model = prepared(Residual())
+    quantized = fggp.quantize(model, [images(4)])
+    weights = dict(quantized.named_buffers())
+    for name, p in model.named_parameters():
+        if p.dim() > 1:
+            assert weights[name].dtype == torch.int8
+            assert not weights[name][p == 0].any()
+
+
+def test_weights_are_rounded_to_nearest():
+    weight = torch.randn(5, 7, 3, 3)
+    weight[2] = 0
+    whole, scale = quantized_weight(weight)
+    assert (whole * scale.view(-1, 1, 1, 1) - weight).abs().max() <= 0.5 * scale.max() * 1.001
+    assert whole.abs().amax((1, 2, 3)).tolist() == [127, 127, 0, 127, 127]
+
+
+def test_ranges_have_zero():
+    assert quantization_of(0.5, 2.55) == fggp_quantization(2.55 / 255, 0)
+    assert quantization_of(-2.55, -1.0) == fggp_quantization(2.55 / 255, 255)
+    assert quantization_of(0.0, 0.0) == fggp_quantization(1.0, 0)
+    assert quantization_of(-1.0, 1.0).zero in (127, 128)
+
+
+def fggp_quantization(scale, zero):
+    from fggp.ship.graph.operations import Quantization
+
+    return Quantization(float(torch.tensor(scale, dtype=torch.float32)), zero)
+
+
+def test_excluded_layers_stay_floats():
+    quantized = fggp.quantize(prepared(Residual()), [images(4)], exclude=["last.*", "blocks.0.conv?"])
+    found = kinds(quantized)
+    assert Linear in found
+    assert found.count(QuantizedConv2d) == 4
+    assert "float32: blocks.0.conv1, blocks.0.conv2, last.2" in repr(quantized)
+    x = images(5)
+    assert (fggp.compile(quantized, x)(x) - quantized(x)).norm() <= 1e-5 * quantized(x).norm()
+
+
+def test_saved_and_loaded(tmp_path):
+    quantized = fggp.quantize(prepared(Residual()), [images(4)])
+    other = copy.deepcopy(quantized)
+    for buffer in other.buffers():
+        buffer.zero_()
+    fggp.save(quantized, tmp_path / "small.safetensors")
+    fggp.load(tmp_path / "small.safetensors", other)
+    assert torch.equal(other(images(2)), quantized(images(2)))
+    with pytest.raises(TypeError, match="stays on the CPU"):
+        quantized.half()
+
+
+def test_network_file(tmp_path):
+    runtime = pytest.importorskip("fggp_runtime")
+    quantized = fggp.quantize(prepared(Residual()), [images(4)])
+    x = images(3)
+    fast = fggp.compile(quantized, x)
+    fast.save(tmp_path / "net.fggp")
+    assert torch.equal(torch.from_numpy(runtime.load(tmp_path / "net.fggp")(x.numpy())), fast(x))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "why"),
+    [
+        ({"batches": []}, ValueError, "batches is empty"),
+        ({"batches": torch.zeros(1)}, TypeError, r"batches is a tensor"),
+        ({"calibration": "entropy"}, ValueError, "calibration='entropy'"),
+        ({"exclude": "last.2"}, TypeError, "exclude="),
+        ({"exclude": ["head"]}, ValueError, "'head' is the name of no"),
+        ({"batches": [torch.full((1, 3, 8, 8), float("nan"))]}, ValueError, "not finite"),
+        ({"model": nn.ReLU()}, ValueError, "no convolution or linear layer"),
+        ({"model": 3}, TypeError, "model=3"),
+    ],
+)
+def test_wrong_arguments(arguments, error, why):
+    with pytest.raises(error, match=why):
+        fggp.quantize(**{"model": prepared(Residual()), "batches": [images(2)], **arguments})
