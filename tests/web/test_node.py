@@ -75,6 +75,21 @@ def test_networks_give_the_outputs_of_pytorch_for_any_batch(tmp_path, name, spar
         assert_close(y["data"], expected)
 
 
+@needs_node
+def test_an_int8_network_gives_the_same_bits_as_on_this_processor(tmp_path):
+    torch.manual_seed(0)
+    model = magnitude_pruned(with_random_norms(create("resnet20", 10)).eval(), 0.9)
+    x = torch.randn(3, 3, 32, 32)
+    fast = fggp.compile(fggp.quantize(model, [torch.randn(8, 3, 32, 32)]), x)
+    fast.save(tmp_path / "net.fggp")
+    (tmp_path / "x.bin").write_bytes(x.numpy().tobytes())
+    script = """
+        const net = await fggp.load("net.fggp");
+        show([...net.run(new fggp.Tensor(floats("x.bin"), [3, 3, 32, 32])).data]);
+        """
+    assert node(tmp_path, script) == fast(x).flatten().tolist()
+
+
 class Several(nn.Module):
     def __init__(self):
         super().__init__()
