@@ -67,7 +67,8 @@ def test_arm_uses_vectors(arm):
     assert re.search(r"fmla\s+v\d+\.4s", run("aarch64-linux-gnu-objdump", "-d", libraries[0]).stdout)
 
 
-OPERATORS = "c_interface convolutions elementwise gemm movement norms pooling products recurrent reductions resize"
+OPERATORS = "c_interface convolutions elementwise gemm movement norms pooling products "
+OPERATORS += "quantized_operations recurrent reductions resize"
 
 
 def test_all_operators_on_arm(arm, tmp_path):

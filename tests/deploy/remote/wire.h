@@ -41,7 +41,7 @@ class Wire {
     }
     void put_text(const char *text) { put_bytes(text, (int64_t)std::string(text).size()); }
     void put_arrays(const fggp_array *arrays, int32_t count) {
-        static const int BYTES[] = {4, 8, 1};
+        static const int BYTES[] = {4, 8, 1, 1, 1}; /* of F32, I64, BOOL, U8 and I8 */
         put(count);
         for (const fggp_array *one = arrays; one < arrays + count; one++) {
             put_text(one->name);

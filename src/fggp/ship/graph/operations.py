@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections import Counter
@@ -389,6 +390,11 @@ class Graph:
     outputs: tuple[Any, ...]
     out_spec: TreeSpec
     batch: int | None = field(default=None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
+        """A copy with tensors of its own. The structure is shared: PyTorch 2.10 warns of its copies."""
+        memo[id(self.out_spec)] = self.out_spec
+        return Graph(*(copy.deepcopy(getattr(self, part.name), memo) for part in fields(self)))
 
     def uses(self) -> Counter[Value]:
         """How often each value is read or returned."""
