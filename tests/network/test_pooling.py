@@ -65,7 +65,9 @@ def test_average_pool(threads, data):
     extra = {} if divisor is None else {"divisor": divisor}
     more = () if x.dim() == 3 else (divisor,)
     exact = AVERAGE[x.dim() - 2](x.double(), kernel, stride, padding, ceil, count, *more)
-    close(run_one("average_pool", [x], threads=threads, **attributes, **extra), exact)
+    found = run_one("average_pool", [x], threads=threads, **attributes, **extra)
+    # The sum of a window is rounded, which may be much larger than what remains of it.
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("op", ["max_pool", "average_pool"])
