@@ -117,7 +117,7 @@ web:  ## libfggp for browsers and Node: web/fggp.wasm, compiled anew, and its np
 	if command -v npm >/dev/null; then cd build && npm pack --silent ../web; fi
 
 # By Zig's Clang, which compiles for every system on any: docs/releasing.md.
-wheels:  ## dist/: the wheels of fggp and fggp-runtime for all systems, built and checked here
+wheels:  ## dist/: wheels of fggp and fggp-runtime, built and checked here; those of macOS and Windows have not been tried
 	[ -x .venv-wheels/bin/pip ] || $(PYTHON) -m venv .venv-wheels
 	.venv-wheels/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/wheels.txt
 	rm -rf dist

@@ -102,19 +102,20 @@ def _percent(share: float) -> str:
     return f"{100 * share:.4g} %"
 
 
-def _times_faster(own: Mapping[str, Json], other: str) -> str:
-    """The median over the rounds of each round's ratio, because the speed of a shared machine changes."""
-    turns = zip(own["fggp"]["turns_ms"], own[other]["turns_ms"], strict=True)
-    return f"{median(theirs / ours for ours, theirs in turns):.1f}"
+def _times_faster(own: Mapping[str, Json], *others: str) -> str:
+    """The median over the rounds of the ratio to the round's fastest of the others: a shared machine's speed changes."""
+    fastest = map(min, zip(*(own[name]["turns_ms"] for name in others), strict=True))
+    return f"{median(theirs / ours for ours, theirs in zip(own['fggp']['turns_ms'], fastest, strict=True)):.1f}"
 
 
-def _fastest_dense(own: Mapping[str, Json]) -> str:
-    return min((name for name in DENSE_ENGINES if name in own), key=lambda name: float(own[name]["ms"]))
+def _dense(own: Mapping[str, Json]) -> list[str]:
+    return [name for name in DENSE_ENGINES if name in own]
 
 
 def _engine_cells(own: Mapping[str, Json], names: Sequence[str]) -> list[str]:
-    cells = [_milliseconds(own[name]["ms"]) for name in names]
-    return [f"**{cell}**" if name == "fggp" else cell for name, cell in zip(names, cells, strict=True)]
+    """Milliseconds; the fewest are bold."""
+    least = min(float(own[name]["ms"]) for name in names)
+    return [f"**{_milliseconds(ms)}**" if ms == least else _milliseconds(ms) for ms in (own[name]["ms"] for name in names)]
 
 
 def runtime_in_short() -> str | None:
@@ -128,7 +129,7 @@ def runtime_in_short() -> str | None:
             DEVICE_NETWORKS[model],
             _percent(sparsity),
             *_engine_cells(own, names),
-            _times_faster(own, _fastest_dense(own)),
+            _times_faster(own, *_dense(own)),
         ]
         for (model, sparsity, batch), own in _cells(found[-1])
         if model in DEVICE_NETWORKS and batch == 1
@@ -140,9 +141,13 @@ def runtime_in_short() -> str | None:
 def _runtime(benchmark: str) -> str | None:
     """A table for each processor, of its last record; the newest first."""
     found = records_of("benchmarks/runtime.ndjson", benchmark=benchmark)
+    return "\n\n".join(map(_runtime_table, _last_of_each_device(found))) or None
+
+
+def _last_of_each_device(found: Sequence[Json]) -> list[Json]:
+    """The newest first."""
     last = {record["device"]: record for record in found}
-    newest_first = sorted(last.values(), key=lambda record: str(record["date"]), reverse=True)
-    return "\n\n".join(map(_runtime_table, newest_first)) or None
+    return sorted(last.values(), key=lambda record: str(record["date"]), reverse=True)
 
 
 def _runtime_table(record: Json) -> str:
@@ -155,7 +160,7 @@ def _runtime_table(record: Json) -> str:
             str(batch),
             *_engine_cells(own, names),
             _times_faster(own, "pytorch"),
-            _times_faster(own, _fastest_dense(own)),
+            _times_faster(own, *_dense(own)),
             *(_times_faster(own, name) for name in skipping),
         ]
         for (model, sparsity, batch), own in _cells(record)
@@ -179,28 +184,31 @@ def runtime_more() -> str | None:
     return _runtime("runtime, more")
 
 
+def extra_memory(m: Json) -> float:
+    """An engine's peak memory beyond its libraries, in MB."""
+    return (float(m["peak_bytes"]) - float(m["base_bytes"])) / 1e6
+
+
 def runtime_memory() -> str | None:
     """Peak memory of each engine beyond its libraries, and how many times PyTorch's fggp's is."""
     found = records_of("benchmarks/runtime.ndjson", benchmark="runtime, cells")
-    if not found:
-        return None
-    names = [name for name in ENGINES if any(m["engine"] == name for m in found[-1]["measured"])]
+    return "\n\n".join(map(_memory_table, _last_of_each_device(found))) or None
 
-    def extra(m: Json) -> float:
-        return (float(m["peak_bytes"]) - float(m["base_bytes"])) / 1e6
 
+def _memory_table(record: Json) -> str:
+    names = [name for name in ENGINES if any(m["engine"] == name for m in record["measured"])]
     rows = [
         [
             NETWORKS[model],
             _percent(sparsity),
             str(batch),
-            *(f"{extra(own[name]):.0f}" for name in names),
-            f"{extra(own['fggp']) / extra(own['pytorch']):.1f}",
+            *(f"{extra_memory(own[name]):.0f}" for name in names),
+            f"{extra_memory(own['fggp']) / extra_memory(own['pytorch']):.1f}",
         ]
-        for (model, sparsity, batch), own in _cells(found[-1])
+        for (model, sparsity, batch), own in _cells(record)
     ]
     head = ["", "sparsity", "batch", *(f"{ENGINES[name]}, MB" for name in names), "fggp's × PyTorch's"]
-    return markdown(head, rows)
+    return f"{markdown(head, rows)}\n\n{made_by(record)}"
 
 
 def _bench_times(record: Json) -> dict[tuple[str, int, str], float]:

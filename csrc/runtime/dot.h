@@ -6,6 +6,7 @@
 #include "vectors.h"
 
 #if defined(__SSE2__)
+#include <cpuid.h>
 #include <immintrin.h>
 #elif defined(__wasm_simd128__)
 #include <wasm_simd128.h>
@@ -58,7 +59,11 @@ struct VnniDot {
     static Weights spread(int32_t weights) { return weights - ivec{}; }
     static void add(ivec &sum, ivec x, Weights w) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w)); }
 };
-inline bool has_vnni() { return __builtin_cpu_supports("avx512vnni"); }
+/* Compilers have __builtin_cpu_supports for this, but Zig's answers no to everything. */
+inline bool has_vnni() {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && ecx & bit_AVX512VNNI;
+}
 #endif
 
 } // namespace fggp
