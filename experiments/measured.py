@@ -103,7 +103,7 @@ def _percent(share: float) -> str:
 
 
 def _times_faster(own: Mapping[str, Json], *others: str) -> str:
-    """The median over the rounds of the ratio to the round's fastest of the others: a shared machine's speed changes."""
+    """The median of the rounds' ratios to the round's fastest of the others: a shared machine's speed changes."""
     fastest = map(min, zip(*(own[name]["turns_ms"] for name in others), strict=True))
     return f"{median(theirs / ours for ours, theirs in zip(own['fggp']['turns_ms'], fastest, strict=True)):.1f}"
 
@@ -115,7 +115,9 @@ def _dense(own: Mapping[str, Json]) -> list[str]:
 def _engine_cells(own: Mapping[str, Json], names: Sequence[str]) -> list[str]:
     """Milliseconds; the fewest are bold."""
     least = min(float(own[name]["ms"]) for name in names)
-    return [f"**{_milliseconds(ms)}**" if ms == least else _milliseconds(ms) for ms in (own[name]["ms"] for name in names)]
+    return [
+        f"**{_milliseconds(ms)}**" if ms == least else _milliseconds(ms) for ms in (own[name]["ms"] for name in names)
+    ]
 
 
 def runtime_in_short() -> str | None:
@@ -220,9 +222,11 @@ def _bench_times(record: Json) -> dict[tuple[str, int, str], float]:
 def break_even() -> str | None:
     """ResNet-50 at low sparsities, beside the dense engines of the other record on the same processor."""
     found = records_of("bench-break-even/bench.ndjson", model="resnet50")
-    device = found[-1]["device"] if found else None
-    dense = records_of("benchmarks/runtime.ndjson", benchmark="runtime, cells", device=device)
-    if not (found and dense):
+    if not found:
+        return None
+    same = {key: found[-1][key] for key in ("device", "threads")}
+    dense = records_of("benchmarks/runtime.ndjson", benchmark="runtime, cells", **same)
+    if not dense:
         return None
     times = _bench_times(found[-1])
     sparse = [v["name"] for v in found[-1]["variants"] if v["name"] != "dense"]
@@ -242,7 +246,7 @@ def break_even() -> str | None:
         )
     head = ["ms", *(f"fggp, {name.removesuffix(' sparse')}" for name in sparse)]
     head += ["PyTorch", "ONNX Runtime", "OpenVINO"]
-    return f"{markdown(head, rows)}\n\n{made_by(found[-1])}"
+    return f"{markdown(head, rows)}\n\n{made_by(found[-1])} *ONNX Runtime and OpenVINO:* {made_by(dense[-1])}"
 
 
 def dense_int8() -> str | None:

@@ -81,8 +81,8 @@ def build(package: str, tag: str, into: Path) -> Path:
     }
     options = [f"-C{name}={value}" for name, value in settings.items()]
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", into, *options, PACKAGES[package])
-    (wheel,) = into.glob(f"{package}-*-{settings['wheel.tags']}.whl")
-    return wheel
+    wheels = into.glob(f"{package}-*-{settings['wheel.tags']}.whl")
+    return max(wheels, key=lambda wheel: wheel.stat().st_mtime)  # beside those of other versions
 
 
 def libraries(package: str, tag: str) -> set[str]:

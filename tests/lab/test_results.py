@@ -254,7 +254,7 @@ def test_memory_in_the_pages_is_that_of_the_records(experiments):
         for m in record["measured"]:
             rows.setdefault((m["model"], m["sparsity"], m["batch"]), {})[m["engine"]] = extra(m)
         for cell, own in rows.items():
-            ratios[record["device"], *cell] = own["fggp"] / own["pytorch"]
+            ratios[(record["device"], *cell)] = own["fggp"] / own["pytorch"]
             most.append(max(own, key=own.get))
             least.append(min(own, key=own.get))
     assert "fggp" not in least

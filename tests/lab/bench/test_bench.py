@@ -1,3 +1,4 @@
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
 from fggp import native
 from fggp.lab.base.errors import UsageError
@@ -94,6 +96,23 @@ def test_a_network_by_name(tmp_path, capsys):
         assert shown in output
 
 
+@pytest.mark.parametrize("blocks", [1, 3, 4])
+def test_the_smallest_blocks_are_pruned(blocks):
+    """The channels do not divide by all of them."""
+    torch.manual_seed(0)
+    model = nn.Conv2d(8, 5, 3)
+    pruned = magnitude_pruned(model, 0.6, blocks).weight
+    sums = {}
+    for key in itertools.product(range(5), range(0, 8, blocks), range(3), range(3)):
+        out, first, row, column = key
+        place = out, slice(first, first + blocks), row, column
+        sums[key] = (float(model.weight[place].detach().abs().sum()), pruned[place])
+    order = sorted(sums, key=lambda key: sums[key][0])
+    gone = round(0.6 * len(order))
+    assert all((sums[key][1] == 0).all() and not sums[key][1].signbit().any() for key in order[:gone])
+    assert all((sums[key][1] != 0).all() for key in order[gone:])
+
+
 def test_a_run_beside_itself_without_zeros(tmp_path, console):
     run = tmp_path / "run"
     train(TrainSettings(epochs=1, sparsity=0.9, device="cpu", precision="fp32", out=run), console)
@@ -108,6 +127,8 @@ def test_a_run_beside_itself_without_zeros(tmp_path, console):
     assert (tmp_path / "bench" / "run.png").exists()
     with pytest.raises(UsageError, match="must be left out for a run"):
         bench(BenchSettings(str(run), sparsity=(0.5,)), console)
+    with pytest.raises(UsageError, match="blocks is 4; it must be left out for a run"):
+        bench(BenchSettings(str(run), blocks=4), console)
 
 
 def test_an_engine_that_fails_is_reported_and_the_others_go_on(tmp_path, monkeypatch, capsys):

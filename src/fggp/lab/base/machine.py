@@ -30,6 +30,7 @@ def source_commit() -> str | None:
         subprocess.run([*git, "ls-files", "--error-unmatch", __file__], check=True, capture_output=True)
         commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
         changes = [*git, "diff", "--quiet", "HEAD", "--", ":(top)", ":(top,exclude)results"]
-        return commit + "-dirty" * subprocess.run(changes, check=False).returncode
+        changed = subprocess.run(changes, check=False).returncode
+        return {0: commit, 1: f"{commit}-dirty"}.get(changed)
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -48,6 +48,8 @@ def make_variants(settings: BenchSettings) -> tuple[Network, list[Variant]]:
         if settings.sparsity is not None:
             given = " ".join(map(str, settings.sparsity))
             raise UsageError(f"sparsity is {given!r}; it must be left out for a run, which has its own")
+        if settings.blocks != 1:
+            raise UsageError(f"blocks is {settings.blocks}; it must be left out for a run, whose weights are pruned")
         network = load_network(Path(settings.source), image_size=settings.image_size)
         if network.image_size is None:
             raise UsageError(f"{settings.source} does not tell the size of its images; add --image-size PIXELS")
@@ -67,7 +69,8 @@ def make_variants(settings: BenchSettings) -> tuple[Network, list[Variant]]:
         raise UsageError(
             f"{network.name!r} cannot take images of {shape}, choose another --image-size: {reason}"
         ) from error
-    named = {"dense": dense, **{f"{100 * float(f'{s:.4g}'):.4g} % sparse": model for s, model in pruned.items()}}
+    how = f"sparse, blocks of {settings.blocks}" if settings.blocks > 1 else "sparse"
+    named = {"dense": dense, **{f"{100 * float(f'{s:.4g}'):.4g} % {how}": model for s, model in pruned.items()}}
     return network, [Variant(name, model, *weights_left(model), _file_sizes(model)) for name, model in named.items()]
 
 
@@ -118,7 +121,7 @@ def magnitude_pruned(model: nn.Module, sparsity: float, blocks: int = 1) -> nn.M
         kept = torch.ones_like(scores, dtype=torch.bool)
         kept.view(-1)[scores.reshape(-1).topk(round(sparsity * scores.numel()), largest=False).indices] = False
         mask = kept.repeat_interleave(blocks, -1)[..., : last.shape[-1]]
-        weight.mul_(mask.movedim(-1, 1))
+        weight.masked_fill_(~mask.movedim(-1, 1), 0)  # a product would leave -0, which files store
     return model
 
 

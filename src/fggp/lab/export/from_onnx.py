@@ -97,23 +97,28 @@ def _difference(source: Path, net: fggp.Imported, fixed: Mapping[str, Any]) -> t
         return None, "not compared: fggp's kernels are not installed"
     except ValueError as error:  # random inputs may be none that the network takes
         return None, f"not compared: {str(error).splitlines()[0]}"
-    try:
-        theirs = _by_onnxruntime(source, {**example, **{name: torch.as_tensor(x) for name, x in fixed.items()}})
-    except Exception as error:  # its errors have no class in common
-        return None, f"not compared, ONNX Runtime says: {str(error).splitlines()[0]}"
+    theirs = _by_onnxruntime(source, {**example, **{name: torch.as_tensor(x) for name, x in fixed.items()}})
+    if isinstance(theirs, str):
+        return None, f"not compared, ONNX Runtime says: {theirs}"
     results: list[Tensor] = [ours] if isinstance(ours, Tensor) else list(ours.values())
     return max(_largest(a.float(), torch.as_tensor(b).float()) for a, b in zip(results, theirs, strict=True)), ""
 
 
-def _by_onnxruntime(source: Path, given: Mapping[str, Tensor]) -> list[Any]:
-    """The outputs of a file; given may have more than its inputs."""
+def _by_onnxruntime(source: Path, given: Mapping[str, Tensor]) -> list[Any] | str:
+    """The outputs of a file, or why ONNX Runtime cannot run it; given may have more than its inputs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no class in common
+        return str(error).splitlines()[0]
     inputs = {x.name: given[x.name].numpy().astype(_NUMPY[x.type]) for x in session.get_inputs()}
-    outputs: list[Any] = session.run(None, inputs)
+    try:
+        outputs: list[Any] = session.run(None, inputs)
+    except Exception as error:
+        return str(error).splitlines()[0]
     return outputs
 
 
