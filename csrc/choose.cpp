@@ -17,8 +17,14 @@ const char *best_build() {
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & bit_OSXSAVE) || !(ecx & bit_FMA)) return "generic";
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return "generic";
     unsigned saved; /* registers that the system saves when it switches threads */
-    asm("xgetbv" : "=a"(saved) : "c"(0) : "edx");
-    constexpr unsigned YMM = 0x06, ZMM = 0xe6, AVX512 = bit_AVX512F | bit_AVX512VL | bit_AVX512DQ | bit_AVX512BW;
+    asm volatile("xgetbv" : "=a"(saved) : "c"(0) : "edx");
+    constexpr unsigned YMM = 0x06;
+#ifdef __APPLE__
+    constexpr unsigned ZMM = YMM; /* macOS begins to save the others when a thread first uses them */
+#else
+    constexpr unsigned ZMM = 0xe6;
+#endif
+    constexpr unsigned AVX512 = bit_AVX512F | bit_AVX512VL | bit_AVX512DQ | bit_AVX512BW;
     if ((saved & ZMM) == ZMM && (ebx & AVX512) == AVX512) return "avx512";
     return (saved & YMM) == YMM && ebx & bit_AVX2 ? "avx2" : "generic";
 }

@@ -241,13 +241,21 @@ static void check_operations(const Graph &graph, const Value &example) {
         type.count(); /* refuses what is too large */
         types.push_back(type);
     }
-    Sizes sizes = graph.sizes_of(types);
+    infer_types(graph, types);
+}
+
+std::vector<TensorType> infer_types(const Graph &graph, const std::vector<TensorType> &inputs) {
+    Sizes sizes = graph.sizes_of(inputs);
+    std::vector<TensorType> types(graph.values);
+    std::copy(inputs.begin(), inputs.end(), types.begin());
     for (auto &node : graph.nodes) {
         InputTypes read;
         for (auto &operand : node.inputs)
             read.push_back(operand.absent() ? nullptr : operand.constant ? &operand.constant->type : &types[operand.value]);
-        for (auto &type : inferred(node, read, sizes)) types.push_back(type);
+        auto made = inferred(node, read, sizes);
+        for (size_t i = 0; i < made.size(); i++) types[node.outputs[i]] = made[i];
     }
+    return types;
 }
 
 std::unique_ptr<Graph> read_graph(const Value &description, std::vector<std::unique_ptr<Constant>> constants) {

@@ -109,7 +109,15 @@ class Graph {
 
     /* The free sizes that these shapes of the inputs give. Throws Refused: a shape does not fit; it names the input. */
     Sizes sizes_of(const std::vector<TensorType> &given) const;
+    /* An entry of `plan`, or "". */
+    std::string plan_setting(const char *key) const {
+        const json::Value *found = plan.find(key);
+        return found ? found->text : "";
+    }
 };
+
+/* The types of all values, by number, for those of the inputs. Throws Refused: an operator refuses what it would read. */
+std::vector<TensorType> infer_types(const Graph &, const std::vector<TensorType> &inputs);
 
 /* Read a network from its description and its constants. Checks that every operation reads only what exists before it,
  * that every constant is there, and that the library knows every operator. If the description has example sizes, the

@@ -35,16 +35,10 @@ std::vector<TensorType> with_batch(std::vector<TensorType> types, int64_t batch)
     return types;
 }
 
-/* Settings for tests: the entry "plan" of the description. */
-std::string setting(const Graph &graph, const char *key) {
-    const json::Value *found = graph.plan.find(key);
-    return found ? found->text : "";
-}
-
 ForcedTilings forced_tilings(const Graph &graph) {
     ForcedTilings forced;
-    forced.first = setting(graph, "tilings") == "first";
-    forced.chains = setting(graph, "chains") != "no";
+    forced.first = graph.plan_setting("tilings") == "first";
+    forced.chains = graph.plan_setting("chains") != "no";
     if (auto *candidate = graph.plan.find("candidate")) forced.candidate = std::max<int64_t>(candidate->integer, 0);
     auto *tile = graph.plan.find("tile");
     if (tile && tile->list.size() == 3) {
@@ -58,14 +52,14 @@ ForcedTilings forced_tilings(const Graph &graph) {
 } // namespace
 
 Session::Session(std::unique_ptr<Graph> given)
-    : graph(std::move(given)), choice(setting(*graph, "products") == "kernels"     ? Products::KERNELS
-                                      : setting(*graph, "products") == "operators" ? Products::OPERATORS
+    : graph(std::move(given)), choice(graph->plan_setting("products") == "kernels"     ? Products::KERNELS
+                                      : graph->plan_setting("products") == "operators" ? Products::OPERATORS
                                                                                    : Products::MEASURED),
       tuner(forced_tilings(*graph)),
-      separate_memory(setting(*graph, "memory") == "separate"), may_split(has_free_batch(*graph)) {
-    if (setting(*graph, "pieces") == "no") may_split = false;
-    if (setting(*graph, "lanes") == "one") forced_lanes = 1;
-    if (setting(*graph, "lanes") == "vector") forced_lanes = LANES;
+      separate_memory(graph->plan_setting("memory") == "separate"), may_split(has_free_batch(*graph)) {
+    if (graph->plan_setting("pieces") == "no") may_split = false;
+    if (graph->plan_setting("lanes") == "one") forced_lanes = 1;
+    if (graph->plan_setting("lanes") == "vector") forced_lanes = LANES;
 }
 
 const std::vector<Array> &Session::run(const std::vector<Array> &inputs, int threads) {

@@ -41,8 +41,7 @@ struct Finish {
     float *floats;
 
     void operator()(int64_t i, int64_t channel, int32_t sum) const {
-        float y = (float)sum * scale[channel];
-        if (bias) y += bias[channel];
+        float y = (float)sum * scale[channel] + (bias ? bias[channel] : 0.0f);
         if (residual) y += residual_is.number(residual[i]);
         y = y < limits.low ? limits.low : y;
         y = y > limits.high ? limits.high : y;

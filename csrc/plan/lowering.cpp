@@ -23,6 +23,9 @@ Lowering::Lowering(const Graph &graph, const std::vector<TensorType> &inputs, in
                    const ChooseProduct &choose)
     : types(infer_types(graph, inputs)), graph(graph), sizes(graph.sizes_of(inputs)), batch(batch), lanes(lanes),
       places(graph.values) {
+    for (auto &node : graph.nodes)
+        if (is_quantized_product(node) && node.inputs[0].value >= 0 && is_sparse_product(node, types))
+            quantized_readers.insert({node.inputs[0].value, &node});
     /* Excluding an operation changes what is native and the margins, so the others are checked again. */
     for (bool again = true; again;) {
         choose_native(choose);

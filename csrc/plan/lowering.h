@@ -13,9 +13,6 @@
 
 namespace fggp {
 
-/* The types of all values of a network, by number. Throws Refused: an operator refuses what it would read. */
-std::vector<TensorType> infer_types(const Graph &, const std::vector<TensorType> &inputs);
-
 /* Whether this is a convolution or linear layer that the kernels can run if its weight is sparse. */
 bool is_sparse_product(const Node &, const std::vector<TensorType> &types);
 /* Returns the weight of such a product if the kernels shall run it; otherwise NULL. */
@@ -119,7 +116,8 @@ class Lowering {
     int64_t batch;
     int lanes;
     std::map<const Node *, Choice> chosen;
-    std::set<const Node *> excluded; /* too large for the kernels */
+    std::set<const Node *> excluded; /* too large for the kernels, or between two paddings */
+    std::map<int, const Node *> quantized_readers; /* of a value, the first quantised product that the kernels can run */
     std::set<Key> made;              /* what the kernels produce */
     std::map<Key, int> numbers;      /* of activations */
     std::vector<Activation> activations;

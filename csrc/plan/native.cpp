@@ -36,20 +36,6 @@ class Sets {
 
 } // namespace
 
-std::vector<TensorType> infer_types(const Graph &graph, const std::vector<TensorType> &inputs) {
-    Sizes sizes = graph.sizes_of(inputs);
-    std::vector<TensorType> types(graph.values);
-    std::copy(inputs.begin(), inputs.end(), types.begin());
-    for (auto &node : graph.nodes) {
-        InputTypes read;
-        for (auto &operand : node.inputs)
-            read.push_back(operand.absent() ? nullptr : operand.constant ? &operand.constant->type : &types[operand.value]);
-        auto made = inferred(node, read, sizes);
-        for (size_t i = 0; i < made.size(); i++) types[node.outputs[i]] = made[i];
-    }
-    return types;
-}
-
 bool is_sparse_product(const Node &node, const std::vector<TensorType> &types) {
     const bool quantized = is_quantized_product(node);
     if (!is_conv(node) && !is(node, "linear") && !quantized) return false;

@@ -38,12 +38,10 @@ Lowering::Choice Lowering::quantized_choice(const Node &node, Kind kind) const {
 
 /* How a product reads what this node quantises, so that the kernels load it themselves; NONE: none does. */
 Lowering::Choice Lowering::quantize_choice(const Node &node) const {
-    for (auto &reader : graph.nodes)
-        if (is_quantized_product(reader) && reader.inputs[0].value == node.outputs[0] && is_sparse_product(reader, types)) {
-            const Kind kind = product_choice(reader).in;
-            return can_read(types[node.outputs[0]].shape, kind) ? Choice{Native::QUANTIZE, kind, kind, nullptr} : Choice{};
-        }
-    return {};
+    auto reader = quantized_readers.find(node.outputs[0]);
+    if (reader == quantized_readers.end() || node.inputs[0].value < 0) return {};
+    const Kind kind = product_choice(*reader->second).in;
+    return can_read(types[node.outputs[0]].shape, kind) ? Choice{Native::QUANTIZE, kind, kind, nullptr} : Choice{};
 }
 
 /* Whether a quantised convolution needs another number around its input than another one does. */
@@ -98,6 +96,7 @@ void Lowering::quantize_product(const Node &node, Convolve &product) const {
     as.channels = (int32_t)product.weight.outputs;
     Limits limits = limits_of(node);
     as.low = limits.low, as.high = limits.high;
+    as.plain_dot = graph.plan_setting("dot") == "plain";
     Quantization residual, out;
     if (product.residual >= 0) residual = quantization_of(node, "residual_");
     if (returns_bytes(node)) out = quantization_of(node, "out_");

@@ -99,7 +99,7 @@ class Stage {
     void run(int64_t index, Range channels, float *memory) const {
         const Tile &tile = tiles[index];
         const int stride = spec.in.lanes == 1 ? 1 : spec.stride;
-        TileKernel kernel = spec.quantized ? quantized_kernel(stride, tile.rows, tile.columns)
+        TileKernel kernel = spec.quantized ? quantized_kernel(*spec.quantized, stride, tile.rows, tile.columns)
                                            : KERNELS[stride - 1][tile.rows - 1][tile.columns - 1];
         Job job{};
         job.in = spec.in.data;

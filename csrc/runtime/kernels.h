@@ -88,6 +88,7 @@ typedef struct fggp_quantized {
     float out_scale;
     int32_t out_zero;
     int32_t out_padding; /* the bytes around pixels of the output */
+    int32_t plain_dot;   /* without instructions that only some of the build's processors have, for tests */
 } fggp_quantized;
 
 typedef struct {

@@ -1,7 +1,7 @@
 /* Numbers as whole ones from 0 to 255: q stands for scale · (q - zero).
  *
  * All operations round each product and each sum to float32, in the order that docs/network-file.md gives. So results are
- * the same on every processor. The files that include this are therefore compiled without contraction to fused
+ * the same on every processor. The files that compute with this are therefore compiled without contraction to fused
  * multiply-adds (CMakeLists.txt). */
 #ifndef FGGP_QUANTIZATION_H
 #define FGGP_QUANTIZATION_H

@@ -1,6 +1,7 @@
 #include "runtime/quantized_tiles.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "runtime/dot.h"
 #include "runtime/quantization.h"
@@ -13,8 +14,13 @@ struct Finish {
     explicit Finish(const fggp_quantized &q)
         : residual{q.residual_scale, q.residual_zero}, quantizer(Quantization{q.out_scale, q.out_zero}), low(q.low), high(q.high) {}
     template <class Sum> auto number(Sum y) const {
-        y = y < low ? Sum{} + low : y;
-        return y > high ? Sum{} + high : y;
+        y = y < low ? all<Sum>(low) : y;
+        return y > high ? all<Sum>(high) : y;
+    }
+    /* A sum with 0 would lose the sign of -0. */
+    template <class Sum> static Sum all(float number) {
+        if constexpr (std::is_same<Sum, vec>::value) return splat(number);
+        else return number;
     }
     Quantization residual;
     Quantizer quantizer;
@@ -182,10 +188,10 @@ class Product final : public Operation {
 
 } // namespace
 
-TileKernel quantized_kernel(int stride, int rows, int columns) {
+TileKernel quantized_kernel([[maybe_unused]] const fggp_quantized &q, int stride, int rows, int columns) {
 #if FGGP_HAS_VNNI
     static const bool vnni = has_vnni();
-    if (vnni) return kernel_for<VnniDot>(stride, rows, columns);
+    if (vnni && !q.plain_dot) return kernel_for<VnniDot>(stride, rows, columns);
 #endif
     return kernel_for<PlainDot>(stride, rows, columns);
 }

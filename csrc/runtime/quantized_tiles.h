@@ -11,7 +11,7 @@ namespace fggp {
 constexpr int BLOCK = 4;
 
 /* The kernel for a tile shape of a quantised convolution; job.quantized is set. stride: 1 or 2. */
-TileKernel quantized_kernel(int stride, int rows, int columns);
+TileKernel quantized_kernel(const fggp_quantized &, int stride, int rows, int columns);
 
 /* A quantised product whose output has one pixel, for single images. */
 Operation *new_quantized_product(const fggp_conv &);

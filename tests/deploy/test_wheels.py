@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -82,7 +81,10 @@ def unpacked(package: str, tag: str, into: Path) -> Path:
 @pytest.fixture(autouse=True, scope="module")
 def wine(tmp_path_factory):
     """Wine's idea of a Windows machine, in a folder of its own, without its pages of notes."""
-    os.environ.update(WINEPREFIX=str(tmp_path_factory.mktemp("wine")), WINEDEBUG="-all")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WINEPREFIX", str(tmp_path_factory.mktemp("wine")))
+        patch.setenv("WINEDEBUG", "-all")
+        yield
 
 
 @each_platform

@@ -23,17 +23,17 @@ def spread(low: float, high: float, count: int = 20_011) -> Tensor:
     return torch.cat([even, small, -small, 1 + torch.linspace(-1e-3, 1e-3, 501), torch.tensor(SPECIAL)])
 
 
-def assert_rounded(found: Tensor, exact: Tensor, ulps: float = 2) -> None:
+def assert_rounded(found: Tensor, exact: Tensor, ulps: float = 2, tiny: float = 2.0**-126) -> None:
     """`found` is within some units in the last place of float64 numbers; NaN and infinity are where they must be.
 
-    The library computes with zeros in place of denormal numbers, so tiny results may be zero.
+    The library computes with zeros in place of denormal numbers, so results below `tiny` may be zero.
     """
     rounded = exact.float()
     assert torch.equal(found.isnan(), rounded.isnan())
     unit = torch.nextafter(rounded.abs(), torch.tensor(INF)) - rounded.abs()
     finite = rounded.isfinite()
     assert torch.equal(found[~finite & ~rounded.isnan()], rounded[~finite & ~rounded.isnan()])
-    finite &= ~((found == 0) & (rounded.abs() < 1e-35))
+    finite &= ~((found == 0) & (rounded.abs() < tiny))
     error = (found.double() - exact)[finite].abs() / unit.double()[finite]
     assert not error.numel() or error.max() <= ulps, (error.max(), found[finite][error.argmax()])
 

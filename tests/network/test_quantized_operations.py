@@ -24,6 +24,7 @@ PLANS = [
     {"tile": [2, 3, 1], "lanes": "vector", "memory": "separate"},
     {"tile": [1, 8, 2], "lanes": "vector"},
     {"tile": [4, 1, 1], "lanes": "one"},
+    {"tilings": "first", "dot": "plain"},
 ]
 
 
@@ -68,9 +69,7 @@ class Whole:
             conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(kernel)]
             total = conv(x.double() - of.zero, weight.double(), None, groups=groups, **window)
             channel = (-1, *[1] * len(kernel))
-        y = total.float() * scale.view(channel)
-        if bias is not None:
-            y = y + bias.view(channel)
+        y = total.float() * scale.view(channel) + (0 if bias is None else bias.view(channel))
         read, more = [i, self.tensor(weight.to(torch.int8)), None if bias is None else self.tensor(bias), None], {}
         if residual is not None:
             read[3], of_residual = residual
@@ -124,7 +123,12 @@ class Whole:
                     found = network.run({"x": self.x}, threads)
                     for i in outputs:
                         assert found[f"y{i}"].dtype == self.values[i].dtype
-                        assert torch.equal(found[f"y{i}"], self.values[i]), (build_name(on), plan, self.nodes[i - 1])
+                        assert torch.equal(bits(found[f"y{i}"]), bits(self.values[i])), (build_name(on), plan, self.nodes[i - 1])
+
+
+def bits(x):
+    """So that 0 and -0 differ."""
+    return x.view(torch.int32) if x.dtype == torch.float32 else x
 
 
 def named(prefix, q):
@@ -310,6 +314,23 @@ TENSORS = {"w": torch.ones(2, 4, 1, 1, dtype=torch.int8), "s": torch.ones(2)}
 )
 def test_products_that_are_refused(node, tensors, why):
     assert why in refused({**PRODUCT, **node}, {**TENSORS, **tensors})
+
+
+@pytest.mark.parametrize(("x", "zero", "weight"), [(255, 0, -128), (0, 255, -128), (0, 255, 127), (255, 0, 127)])
+def test_the_largest_sums_are_exact(x, zero, weight):
+    """Some instructions for such products saturate at 16 bits."""
+    depth = 65_536
+    whole = Whole(torch.full((2, depth), x, dtype=torch.uint8), 0)
+    read = [0, whole.tensor(torch.full((1, depth), weight, dtype=torch.int8)), None, None, whole.tensor(torch.ones(1))]
+    total = torch.full((2, 1), float(depth * weight * (x - zero)))
+    whole.check(whole.add("quantized_linear", read, total, scale=1.0, zero=zero))
+
+
+def test_a_constant_that_is_quantised_in_the_network():
+    whole = Whole(torch.randn(3, 4), 0)
+    c, of = torch.randn(3, 4), Quantization(0.02, 100)
+    q = whole.add("quantize", [whole.tensor(c)], quantize(c, of), **named("", of))
+    whole.check(whole.product(q, of, 5, 0.3))
 
 
 def test_sums_that_might_overflow_are_refused():

@@ -133,8 +133,7 @@ def _quantized(op: Op, x: Tensor, *more: Tensor) -> Tensor:
         case _:
             raise NotImplementedError(f"no PyTorch equivalent is known for an operation of type {type(op).__name__}")
     y = total.float() * op.scale.view(channel)
-    if op.bias is not None:
-        y = y + op.bias.view(channel)
+    y = y + (0 if op.bias is None else op.bias.view(channel))
     if op.residual_of is not None:
         y = y + dequantize(more[0], op.residual_of)
     y = activated(y, op.activation)
