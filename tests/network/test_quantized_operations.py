@@ -123,7 +123,11 @@ class Whole:
                     found = network.run({"x": self.x}, threads)
                     for i in outputs:
                         assert found[f"y{i}"].dtype == self.values[i].dtype
-                        assert torch.equal(bits(found[f"y{i}"]), bits(self.values[i])), (build_name(on), plan, self.nodes[i - 1])
+                        assert torch.equal(bits(found[f"y{i}"]), bits(self.values[i])), (
+                            build_name(on),
+                            plan,
+                            self.nodes[i - 1],
+                        )
 
 
 def bits(x):
