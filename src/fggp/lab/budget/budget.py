@@ -48,7 +48,7 @@ def budget(settings: BudgetSettings, console: Console) -> Json:
     folder = settings.folder()
     folder.mkdir(parents=True, exist_ok=True)
     meter = Meter(settings.batch, settings.threads or torch.get_num_threads())
-    prediction = Prediction(_network(trainer), trainer.start is not None, meter, folder / "predicted.json")
+    prediction = Prediction(_network(trainer), run.as_json().get("weights"), meter, folder / "predicted.json")
     bottom = 0
     if trainer.start is not None and trainer.start.pruned:
         bottom = next((i for i, level in enumerate(LEVELS) if level > trainer.start.sparsity), len(LEVELS))

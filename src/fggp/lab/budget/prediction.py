@@ -14,6 +14,7 @@ from torch import nn
 import fggp
 from fggp.atomic import atomic_write
 from fggp.lab.base import Json
+from fggp.lab.base.machine import device_name
 from fggp.lab.bench.worker import time_runs
 from fggp.lab.budget.wishes import Cost
 from fggp.lab.export.export import metadata_of, small_bytes
@@ -62,19 +63,21 @@ class Prediction:
 
     Args:
         network: unpruned.
-        trained: whether its weights are trained.
+        weights: the trained ones that it has, as the settings in a record name them; None if it is untrained.
         meter: measures.
         file: keeps what was measured, so that a command that is repeated tries the same sparsities again.
     """
 
-    def __init__(self, network: Network, trained: bool, meter: Meter, file: Path) -> None:
-        self.network, self.trained, self.meter, self.file = network, trained, meter, file
+    def __init__(self, network: Network, weights: str | None, meter: Meter, file: Path) -> None:
+        self.network, self.trained, self.meter, self.file = network, weights is not None, meter, file
         self._key: Json = {
             "model": network.name,
             "input": dict(network.input),
-            "trained": trained,
+            "weights": weights,
             "batch": meter.batch,
             "threads": meter.threads,
+            "device": device_name(torch.device("cpu")),
+            "versions": {"fggp": fggp.__version__, "torch": torch.__version__},
         }
 
     def cost(self, sparsity: float) -> Cost:

@@ -53,10 +53,11 @@ def plan_runs(tables: Sequence[Table]) -> list[ResolvedSettings]:
             try:
                 unused = unused_fields(TrainSettings(**chosen))
                 resolved = TrainSettings(**{name: v for name, v in chosen.items() if name not in unused}).resolve()
+                text = json.dumps(resolved.as_json())
             except UsageError as error:
                 raise UsageError(f"{where}{error}") from error
             used |= chosen.keys() - unused
-            known = runs.setdefault(json.dumps(resolved.as_json()), resolved)
+            known = runs.setdefault(text, resolved)
             remedies = {"data": "give each a data_name, in [[grid]] tables", "method": "rename one of the files"}
             for name, remedy in remedies.items():
                 pair = getattr(known, name), getattr(resolved, name)

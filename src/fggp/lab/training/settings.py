@@ -227,14 +227,22 @@ class ResolvedSettings(TrainSettings):
         check("prune_begin", 0 <= self.prune_begin < self.prune_end, "in [0, prune_end)")
 
     def as_json(self) -> Json:
-        """Return all settings that determine the result, without folders of this machine."""
+        """Return all settings that determine the result, without folders of this machine.
+
+        Weights have a digest beside their name, so that a run is not continued with others of the same name.
+
+        Raises:
+            UsageError: weights cannot be read.
+        """
         values = {name: value for name, value in asdict(self).items() if name not in MACHINE_FIELDS}
         # A folder's path differs between machines; its name is enough to tell runs apart.
         kind, _, path = self.data.partition(":")
         data = f"{kind}:{Path(path).resolve().name}" if path else kind
         values |= {"data": data, "method": without_folder(self.method)}
-        if self.weights not in (None, PRETRAINED):
-            values["weights"] = Path(self.weights or "").resolve().name
+        if self.weights is not None:
+            from fggp.lab.training.weights_name import name_with_digest  # only now, as it imports PyTorch
+
+            values["weights"] = name_with_digest(self.weights, self.model)
         return {name: value for name, value in values.items() if LATER_FIELDS.get(name, NOT_LATER) != value}
 
 

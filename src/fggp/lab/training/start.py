@@ -10,7 +10,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import torchvision
 from torch import Tensor, nn
 
 import fggp
@@ -20,6 +19,7 @@ from fggp.lab.training import models
 from fggp.lab.training.run_folder import RunFolder
 from fggp.lab.training.settings import PRETRAINED
 from fggp.lab.training.weights_file import is_small_file, metadata, read_state_dict, refuse_other_network
+from fggp.lab.training.weights_name import finished_model, pretrained
 from fggp.model.find import find_prunable
 
 OPTIONAL = "num_batches_tracked"
@@ -143,13 +143,12 @@ def _read(path: Path, name: str, classes: int, channels: int) -> Trained:
 
 
 def _of_run(folder: RunFolder, name: str) -> Trained:
-    record = folder.record() if folder.holds_run() else None
-    if record is None or not folder.model_file.exists():
-        raise UsageError(f"weights is {str(folder.path)!r}, a folder without a finished run of fggp train")
+    file = finished_model(folder.path)
+    record = folder.record() or {}
     if record["model"] != name:
         raise UsageError(f"weights is {str(folder.path)!r}, a run of model {record['model']!r}, not of {name!r}")
     return Trained(
-        safetensors.torch.load_file(folder.model_file),
+        safetensors.torch.load_file(file),
         f"run {folder.path.resolve().name}",
         *_normalisation(record.get("input", {})),  # records of older versions have none
     )
@@ -176,12 +175,7 @@ def _pretrained(name: str) -> Trained:
     Raises:
         UsageError: it has none, or they cannot be downloaded.
     """
-    plain = name.removeprefix("torchvision:")
-    known = plain in torchvision.models.list_models(module=torchvision.models)
-    if name in models.OURS or not known:
-        others = f"torchvision:{plain} has some" if known else "torchvision's models have some"
-        raise UsageError(f"weights is 'pretrained', but model {name!r} has none; {others}, or give a FILE")
-    best = torchvision.models.get_model_weights(plain).DEFAULT
+    best = pretrained(name)
     try:
         state = best.get_state_dict(progress=False, check_hash=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
