@@ -206,7 +206,7 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize("options", [{}, {"distill": True, "schedule": "step", "label_smoothing": 0.1}])
-def test_a_run_from_a_run(tmp_path, console, capsys, options):
+def test_a_run_from_a_run(tmp_path, console, capsys, monkeypatch, options):
     from rich.console import Console
 
     train(TrainSettings(**RUN, method="dense", epochs=2, out=tmp_path / "dense"), console)
@@ -227,11 +227,31 @@ def test_a_run_from_a_run(tmp_path, console, capsys, options):
 
     with pytest.raises(StoppedError):
         run_to_end(folder, resolved, lambda: load_data(resolved, console), console, after_epoch=stop)
+
+    def measured_again(trainer):
+        raise AssertionError("a resumed run has the accuracy of its start in the checkpoint")
+
+    monkeypatch.setattr(Trainer, "_measure_start", measured_again)
     resumed = run_to_end(folder, resolved, lambda: load_data(resolved, console), console)
     assert resumed["val_accuracy"] == record["val_accuracy"]
+    assert resumed["start"] == record["start"]
     assert (tmp_path / "stopped" / "model.safetensors").read_bytes() == (
         tmp_path / "run" / "model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.parametrize("method", ["dense", "fggp", "snip", "erk-static", "rigl", "granet"])
+def test_the_start_is_measured_before_it_is_pruned(tmp_path, console, method):
+    options = {"init_sparsity": 0.5} if method == "fggp" else {}
+    train(TrainSettings(**RUN, method="dense", epochs=3, out=tmp_path / "dense"), console)
+    settings = TrainSettings(**RUN, **options, method=method, weights=str(tmp_path / "dense")).resolve()
+    data = load_data(settings, console)
+    trainer = Trainer(settings, data, measure_start=True)
+    expected = json.loads((tmp_path / "dense" / "record.json").read_text())["val_accuracy"]
+    assert trainer.start.val_accuracy == expected
+    unmeasured = Trainer(settings, data)
+    assert unmeasured.start.val_accuracy is None
+    assert same(unmeasured.model, trainer.model.state_dict())  # measuring changes nothing
 
 
 @pytest.mark.parametrize("late", [True, False])

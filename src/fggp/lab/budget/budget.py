@@ -44,7 +44,7 @@ def budget(settings: BudgetSettings, console: Console) -> Json:
             f"drop is {points(wishes.drop)}, but one of the {len(data.val)} validation images is {step:.2g} points; "
             f"ask for more, or give more images (--holdout is the share that is held out)"
         )
-    trainer = Trainer(run, data)
+    trainer = Trainer(run, data, measure_start=True)
     folder = settings.folder()
     folder.mkdir(parents=True, exist_ok=True)
     meter = Meter(settings.batch, settings.threads or torch.get_num_threads())

@@ -104,7 +104,7 @@ def run_to_end(
     """
     start = time.monotonic()
     data = world.in_turn(load)
-    trainer = Trainer(settings, data, world)
+    trainer = Trainer(settings, data, world, measure_start=not world.shared(folder.checkpoints.exist))
     state = world.shared(_begin_or_load, folder, settings)
     done, seconds_before = 0, 0.0
     if state is None and trainer.start is not None:

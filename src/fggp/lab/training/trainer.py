@@ -68,6 +68,8 @@ class Trainer:
         settings: what to train and how.
         data: on any device; copied to the run's.
         world: the ranks that train.
+        measure_start: whether to measure the trained weights that the run starts from. A run that continues knows their
+            accuracy from its checkpoint.
 
     Attributes:
         parallel: how the network is spread over the ranks: "single", "ddp" or "fsdp".
@@ -87,7 +89,9 @@ class Trainer:
             there are ranks.
     """
 
-    def __init__(self, settings: ResolvedSettings, data: ImageData, world: World = ALONE) -> None:
+    def __init__(
+        self, settings: ResolvedSettings, data: ImageData, world: World = ALONE, *, measure_start: bool = False
+    ) -> None:
         self.settings, self.world = settings, world
         self.device = world.device(settings.device)
         self.data = data.to(self.device)
@@ -122,12 +126,17 @@ class Trainer:
         # Methods that move weights for longer do so as often as the others.
         phase = steps // 2 if settings.method in PRUNE_END_SHARE else self.end
         self.every = settings.every or max(1, (phase - self.begin) // UPDATES)
+        if measure_start:
+            self._measure_start()  # before the pruner, which may set weights to zero already
         self.pruner = self._pruner()
         kind = CapturedStep if self.device.type == "cuda" and self.parallel == "single" else EagerStep
         self.compute: Step = kind(self.model, self.loss_and_hits)
         self.lr = settings.lr
+
+    def _measure_start(self) -> None:
         if self.start is not None and not self.start.replaced and self.data.val is not None:
             self.start = replace(self.start, val_accuracy=self.accuracy(self.data.val))
+            self.model.train()
 
     def _distilled(self) -> Distilled | None:
         if not self.settings.distill:
@@ -330,6 +339,8 @@ class Trainer:
         """
         keep = self.world.rank == 0
         state: dict[str, Any] = {name: gathered(part.state_dict(), keep) for name, part in self._parts()}
+        if self.start is not None:
+            state["start_accuracy"] = self.start.val_accuracy
         if self.pruner is not None and keep:
             masks = state["pruner"]["masks"]  # those of sharded weights are not packed yet
             state["pruner"]["masks"] = {n: pack(m) if m.dtype == torch.bool else m for n, m in masks.items()}
@@ -347,6 +358,8 @@ class Trainer:
             }
             for i, slot in state["optimizer"]["state"].items()
         }
+        if self.start is not None:  # checkpoints of older versions have no accuracy of it
+            self.start = replace(self.start, val_accuracy=state.get("start_accuracy"))
         placed = {**state, "model": network, "optimizer": {**state["optimizer"], "state": slots}}
         for name, part in self._parts():
             part.load_state_dict(placed[name])
