@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from rich.console import Console
 from torch import nn
 
 import fggp
@@ -21,6 +22,7 @@ from fggp.lab.training.settings import TrainSettings
 from fggp.lab.training.start import load_start
 from fggp.lab.training.train import run_to_end, train
 from fggp.lab.training.trainer import Trainer
+from fggp.model.find import find_prunable
 
 NAME = "digits-cnn@0.25"
 RUN = {"data": "digits", "model": NAME, "device": "cpu", "precision": "fp32"}
@@ -113,7 +115,7 @@ def test_a_classifier_of_another_number_of_classes_starts_anew(trained, tmp_path
     assert torch.equal(torch.random.get_rng_state(), drawn)
     assert start.replaced == ("classifier.weight", "classifier.bias")
     assert same(model, {**fresh, **{name: t for name, t in state.items() if "classifier" not in name}})
-    assert "classifier.weight, classifier.bias had another number of classes and start anew" in str(start)
+    assert "classifier.weight, classifier.bias had another number of classes and start anew" in start.text(True)
 
 
 def wider(state):
@@ -207,8 +209,6 @@ class StoppedError(Exception):
 
 @pytest.mark.parametrize("options", [{}, {"distill": True, "schedule": "step", "label_smoothing": 0.1}])
 def test_a_run_from_a_run(tmp_path, console, capsys, monkeypatch, options):
-    from rich.console import Console
-
     train(TrainSettings(**RUN, method="dense", epochs=2, out=tmp_path / "dense"), console)
     settings = TrainSettings(**RUN, **options, weights=str(tmp_path / "dense"), sparsity=0.5, epochs=2, warmup=0.5)
     record = train(settings_in(tmp_path / "run", settings), Console(width=200))
@@ -238,6 +238,46 @@ def test_a_run_from_a_run(tmp_path, console, capsys, monkeypatch, options):
     assert (tmp_path / "stopped" / "model.safetensors").read_bytes() == (
         tmp_path / "run" / "model.safetensors"
     ).read_bytes()
+
+
+@pytest.fixture
+def pruned(trained, tmp_path) -> str:
+    """A file of weights that are half zeros."""
+    prune(trained, 0.5)
+    torch.save(trained.state_dict(), tmp_path / "pruned.pt")
+    return str(tmp_path / "pruned.pt")
+
+
+@torch.no_grad()
+def prune(model: nn.Module, share: float) -> None:
+    for weight in find_prunable(model):
+        flat = weight.parameter.view(-1)
+        flat[flat.abs().argsort()[: round(share * len(flat))]] = 0
+
+
+@pytest.mark.parametrize(
+    ("method", "stay"),
+    [("fggp", True), ("gmp", True), ("dense", False), ("granet", False), ("rigl", False), ("erk-static", False)],
+)
+def test_zeros_stay_where_it_is_said(pruned, console, capsys, tmp_path, method, stay):
+    options = {} if method == "dense" else {"sparsity": 0.6}
+    settings = TrainSettings(
+        **RUN, **options, method=method, weights=pruned, epochs=2, prune_end=1.0, lr=0.5, out=tmp_path / "run"
+    ).resolve()
+    train(settings, Console(width=200))
+    assert f"50.0 % of whose weights are zero and {'stay so' if stay else 'may be filled again'}" in (
+        capsys.readouterr().out
+    )
+    before, after = torch.load(pruned), safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
+    names = [weight.name for weight in find_prunable(create(NAME, 10, 1))]
+    assert all((after[name][before[name] == 0] == 0).all() for name in names) == stay
+
+
+@pytest.mark.parametrize("method", ["fggp", "rigl"])
+def test_a_random_start_of_pruned_weights_is_refused(pruned, console, method):
+    settings = TrainSettings(**RUN, method=method, sparsity=0.9, init_sparsity=0.3, weights=pruned).resolve()
+    with pytest.raises(UsageError, match=r"^init_sparsity is 0.3, but the weights .* pruned already, .*leave it out$"):
+        Trainer(settings, load_data(settings, console))
 
 
 @pytest.mark.parametrize("method", ["dense", "fggp", "snip", "erk-static", "rigl", "granet"])

@@ -148,6 +148,12 @@ def starts_sparse(method: str) -> bool:
     return acts_once(method) or getattr(kind_of(method), "constant", False)
 
 
+def regrows(method: str) -> bool:
+    """Whether a method may use weights again that were zero."""
+    kind = kind_of(method)
+    return kind is None or acts_once(method) or getattr(kind, "exchange", None) is not fggp.Method.exchange
+
+
 def own_rate(method: str) -> float | None:
     """Return a method's default rate; None if it has no rate."""
     kind = kind_of(method)

@@ -70,17 +70,23 @@ class Start:
 
     @property
     def pruned(self) -> bool:
-        """Whether somebody pruned the weights, so that their zeros stay."""
+        """Whether somebody pruned the weights."""
         return self.sparsity >= PRUNED
 
     def as_json(self) -> Json:
         """Return it for the record; the normalisation is in the record's ``input``."""
         return {name: value for name, value in asdict(self).items() if name not in ("mean", "std")}
 
-    def __str__(self) -> str:
+    def text(self, zeros_stay: bool) -> str:
+        """Return it for the user.
+
+        Args:
+            zeros_stay: whether the run's method leaves pruned weights at zero.
+        """
         text = f"starting from {self.source}"
         if self.pruned:
-            text += f", {100 * self.sparsity:.1f} % of whose weights are zero and stay so"
+            after = "stay so" if zeros_stay else "may be filled again"
+            text += f", {100 * self.sparsity:.1f} % of whose weights are zero and {after}"
         if self.replaced:
             text += f"; {', '.join(self.replaced)} had another number of classes and start anew"
         if self.val_accuracy is not None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from fggp.lab.base import Json
 from fggp.lab.base.disk import writing
 from fggp.lab.base.errors import UsageError
+from fggp.lab.training import methods
 from fggp.lab.training.data import ImageData, load_data
 from fggp.lab.training.distributed import ALONE, World
 from fggp.lab.training.methods import label, name_of
@@ -108,7 +109,9 @@ def run_to_end(
     state = world.shared(_begin_or_load, folder, settings)
     done, seconds_before = 0, 0.0
     if state is None and trainer.start is not None:
-        console.print(str(trainer.start), highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            trainer.start.text(not methods.regrows(settings.method)), highlight=False, markup=False, soft_wrap=True
+        )
     if state is not None:
         trainer.load_state_dict(state["trainer"])
         done, seconds_before = state["epochs"], state["seconds"]

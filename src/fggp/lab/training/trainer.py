@@ -181,6 +181,12 @@ class Trainer:
         once = methods.acts_once(settings.method)
         keep = self.start is not None and self.start.pruned and not once
         zeros: Literal["keep", "erk"] = "keep" if keep else "erk"
+        default = settings.sparsity if methods.starts_sparse(settings.method) else 0.0
+        if keep and settings.init_sparsity != default:
+            raise UsageError(
+                f"init_sparsity is {settings.init_sparsity:g}, but the weights that the run starts from are pruned "
+                f"already, and it starts with their zeros; leave it out"
+            )
         try:
             return fggp.Pruner(
                 self.network,  # not the model: the pruner finds the other ranks by the wrapper
