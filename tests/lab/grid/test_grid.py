@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from fggp.lab import cli
 from fggp.lab.base.errors import UsageError
@@ -16,6 +17,7 @@ from fggp.lab.grid.folder import GridFolder
 from fggp.lab.grid.grid import grid
 from fggp.lab.grid.session import GridResult, Session
 from fggp.lab.grid.worker import Event, LocalJobs, Task, do_run
+from fggp.lab.training.models import create
 from fggp.lab.training.settings import TrainSettings
 from grids import InlineJobs, digits, logged, without_times
 
@@ -102,6 +104,19 @@ def test_plain_lines_where_there_is_no_terminal(two_jobs):
 
 def test_no_worker_outlives_the_grid(two_jobs):
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_wrong_weights_are_refused_before_anything_is_trained(tmp_path, inline, order):
+    paths = [tmp_path / "good.pt", tmp_path / "bad.pt"]
+    for path, model in zip(paths, ("digits-cnn", "digits-cnn@0.5"), strict=True):
+        torch.save(create(model, 10, 1).state_dict(), path)
+    table = tmp_path / "grid.toml"
+    table.write_text(f"weights = {[str(path) for path in paths[::order]]}")
+    console, _ = logged(tmp_path)
+    with console.file, pytest.raises(UsageError, match=r"^bad.pt is not of model 'digits-cnn'"):
+        grid(replace(digits(tmp_path / "grid"), file=table), console)
+    assert inline == []
 
 
 ORPHAN = """

@@ -130,17 +130,18 @@ class OpenGrid:
         return result
 
     def _check_data_and_models(self, runs: Iterable[ResolvedSettings]) -> None:
-        """Find what would fail hours later: load (or download) each data set, and try each model on it."""
-        by_data: dict[tuple[object, ...], dict[str, ResolvedSettings]] = {}
+        """Find what would fail hours later: load (or download) each data set, and try each model and weights on it."""
+        by_data: dict[tuple[object, ...], dict[tuple[object, ...], ResolvedSettings]] = {}
         for run in runs:
-            by_data.setdefault((run.data, run.data_name, run.image_size, run.holdout), {})[run.model] = run
-        for key, by_model in by_data.items():
-            new = [run for name, run in by_model.items() if (*key, name) not in self._checked]
+            data_key = (run.data, run.data_name, run.image_size, run.holdout)
+            by_data.setdefault(data_key, {})[run.model, run.weights, run.distill] = run
+        for data_key, by_start in by_data.items():
+            new = {key: run for key, run in by_start.items() if (*data_key, *key) not in self._checked}
             if new:
-                data = load_data(new[0], self.console)
-            for run in new:
+                data = load_data(next(iter(new.values())), self.console)
+            for key, run in new.items():
                 Trainer(replace(run, device="cpu", precision="fp32"), data)
-                self._checked.add((*key, run.model))
+                self._checked.add((*data_key, *key))
 
 
 def _list(folder: GridFolder, runs: Sequence[ResolvedSettings], console: Console) -> GridResult:
