@@ -116,7 +116,7 @@ def test_the_network_is_ready_to_ship(answered):
 
 
 def test_what_is_shown(answered):
-    before, mark, after = answered.printed.partition("Test accuracy, looked at once")
+    before, mark, after = answered.printed.partition("Test accuracy, never chosen by")
     assert mark
     assert not re.search(r"\btest \d|test_acc", before)  # nobody is tempted
     assert "val " in before
@@ -219,6 +219,71 @@ def test_from_weights_that_are_pruned_already(tmp_path, console, uncompiled):
     assert {*record["predicted"]} <= {"0", "0.9", "0.98"}
     assert record["chosen"]["sparsity"] in (0.9, 0.98)
     assert record["chosen"]["bytes"] <= limit
+
+
+@pytest.mark.parametrize("name", ["small.safetensors", "net.fggp", "budget.json"])
+def test_files_of_others_are_not_replaced(tmp_path, console, name):
+    asked = settings(tmp_path, drop=20.0)
+    asked.out.mkdir()
+    (asked.out / name).write_text("mine")
+    with pytest.raises(UsageError, match=rf"^out is .*out, which holds '{name}' but no runs of fggp budget; choose"):
+        command.budget(asked, console)
+    assert [file.read_text() for file in asked.out.iterdir()] == ["mine"]
+
+
+def test_the_files_of_an_answer_do_not_outlive_it(tmp_path, console, monkeypatch, uncompiled):
+    asked = settings(tmp_path, drop=99.0, epochs=1, seeds=1)
+    command.budget(asked, console)
+    assert all((asked.out / name).exists() for name in command.ANSWER)
+    monkeypatch.setattr("fggp.lab.budget.estimate.Estimate.meets", lambda self, drop: False)
+    with pytest.raises(UsageError, match="50 % is the lowest sparsity that is tried"):
+        command.budget(asked, console)
+    assert {file.name for file in asked.out.iterdir()} == {
+        "runs",
+        "predicted.json",
+        "budget.json",
+        "budget.md",
+        "budget.png",
+    }
+
+
+@pytest.fixture
+def run_of(tmp_path, console):
+    """Returns the folder of a finished run that held out a share of the images."""
+
+    def train_one(holdout: float) -> str:
+        common = {"model": NAME, "method": "dense", "device": "cpu", "precision": "fp32", "epochs": 1}
+        train(TrainSettings(**common, holdout=holdout, out=tmp_path / "run"), console)
+        return str(tmp_path / "run")
+
+    return train_one
+
+
+def test_images_that_the_weights_were_trained_on_are_not_chosen_by(run_of, tmp_path, uncompiled, capsys):
+    asked = settings(tmp_path, weights=run_of(0.1), drop=90.0, epochs=1, seeds=1)
+    record = command.budget(asked, Console(width=200))
+    assert record["images"]["val"] == 144
+    assert "held out: 10 % of the training images, those of the run in --weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "message"),
+    [
+        (0.1, 0.2, r"^holdout is 0.2, but the run in weights held out 0.1 and was trained on others .*; leave"),
+        (0.0, None, r"^weights is '\S+run', a run that was trained on all images \(holdout 0\), .*; train it with"),
+    ],
+)
+def test_other_held_out_images_than_those_of_the_weights_are_refused(run_of, tmp_path, trained, given, message):
+    asked = settings(tmp_path, weights=run_of(trained), drop=1.0, holdout=given)
+    with pytest.raises(UsageError, match=message) as refused:
+        command.budget(asked, Console(quiet=True))
+    assert "\n" not in str(refused.value)
+    assert not asked.out.exists()
+
+
+def test_weights_of_other_data_leave_the_holdout_free(run_of, image_folder, tmp_path):
+    asked = settings(tmp_path, weights=run_of(0.1), data=f"folder:{image_folder}", drop=1.0)
+    assert (asked.held_out(), settings(tmp_path, drop=1.0).held_out()) == (0.2, 0.2)
 
 
 def test_the_command_line(capsys):

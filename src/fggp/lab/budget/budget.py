@@ -24,6 +24,9 @@ from fggp.lab.training.data import load_data
 from fggp.lab.training.record import input_of
 from fggp.lab.training.trainer import Trainer
 
+ANSWER = ("small.safetensors", "net.fggp", "budget.json", "budget.md", "budget.png")
+"""The files of an answer, which the next one in the same folder replaces."""
+
 
 def budget(settings: BudgetSettings, console: Console) -> Json:
     """Find the sparsity that meets the limits, and leave its network, a table, a record and a picture.
@@ -35,6 +38,9 @@ def budget(settings: BudgetSettings, console: Console) -> Json:
         UsageError: options or data are wrong, or nothing meets the limits; the message says what would be possible.
     """
     wishes = settings.wishes()
+    folder = settings.folder()
+    runs = GridFolder(folder / "runs")
+    _refuse_files_of_others(folder, runs)
     run = replace(settings.run(0.0, 0), device="cpu")
     data = load_data(run, console)
     assert data.val is not None  # data from which nothing can be held out are refused
@@ -45,7 +51,6 @@ def budget(settings: BudgetSettings, console: Console) -> Json:
             f"ask for more, or give more images (--holdout is the share that is held out)"
         )
     trainer = Trainer(run, data, measure_start=True)
-    folder = settings.folder()
     folder.mkdir(parents=True, exist_ok=True)
     meter = Meter(settings.batch, settings.threads or torch.get_num_threads())
     prediction = Prediction(_network(trainer), run.as_json().get("weights"), meter, folder / "predicted.json")
@@ -55,6 +60,8 @@ def budget(settings: BudgetSettings, console: Console) -> Json:
         if bottom == len(LEVELS):
             raise UsageError(f"weights are {percent(trainer.start.sparsity)} sparse already; start from denser ones")
     console.print(f"wanted: {wishes}", highlight=False)
+    if settings.held_out_of_weights() is not None:
+        console.print(f"held out: {percent(run.holdout)} of the training images, those of the run in --weights")
     if wishes.of_cost:
         with console.status("predicting time and size with random masks"):
             bottom = _first_to_fit(prediction, wishes, bottom)
@@ -66,8 +73,10 @@ def budget(settings: BudgetSettings, console: Console) -> Json:
             soft_wrap=True,
         )
     start = None if trainer.start is None else trainer.start.val_accuracy
-    with OpenGrid(GridFolder(folder / "runs"), settings.runs_at_once(), console) as grid:
+    with OpenGrid(runs, settings.runs_at_once(), console) as grid:
         trials = Trials(grid, settings, wishes, meter, start)
+        for name in ANSWER:  # of the answer before this one
+            (folder / name).unlink(missing_ok=True)
         try:
             chosen = _choose(trials, wishes, bottom, console)
         except UsageError:
@@ -84,6 +93,12 @@ def budget(settings: BudgetSettings, console: Console) -> Json:
     record = write_report(answer, folder)
     print_answer(answer, record, folder, console)
     return record
+
+
+def _refuse_files_of_others(folder: Path, runs: GridFolder) -> None:
+    found = [name for name in ANSWER if (folder / name).exists()]
+    if found and not runs.grid_file.exists():
+        raise UsageError(f"out is {folder}, which holds {found[0]!r} but no runs of fggp budget; choose another --out")
 
 
 def _network(trainer: Trainer) -> Network:

@@ -12,12 +12,13 @@ from fggp.lab.base.errors import UsageError
 from fggp.lab.base.options import default_shown_as, require
 from fggp.lab.budget.wishes import Wishes
 from fggp.lab.training.methods import METHODS
-from fggp.lab.training.settings import ResolvedSettings, TrainSettings
+from fggp.lab.training.settings import ResolvedSettings, TrainSettings, name_of_data
 
 MILLISECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20}
-PASSED_ON = ("data", "data_dir", "image_size", "model", "weights", "distill", "epochs", "optimizer", "lr", "holdout")
+PASSED_ON = ("data", "data_dir", "image_size", "model", "weights", "distill", "epochs", "optimizer", "lr")
 """Options that every run gets as they are."""
+HOLDOUT = 0.2
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class BudgetSettings:
     With --drop it finds the highest sparsity that meets all limits. Without, it takes the lowest that does: accuracy
     falls with sparsity. Time and size are predicted before anything is trained, with random masks on this machine, so
     that a limit that nothing meets is refused at once. Sparsities are chosen by validation accuracy; test accuracy is
-    looked at once, for the network that was chosen. After an interruption the same command continues.
+    shown once per answer, and never chosen by. After an interruption the same command continues.
     """
 
     drop: Annotated[float | None, default_shown_as("any", "POINTS")] = None
@@ -65,7 +66,7 @@ class BudgetSettings:
     """Of each run."""
     lr: Annotated[float | None, default_shown_as("as fggp train", "RATE")] = None
     """Of each run."""
-    holdout: float = 0.2
+    holdout: Annotated[float | None, default_shown_as("0.2; with the weights of a run, as it held out", "SHARE")] = None
     """Share of the training images to choose by; fggp train holds out less, as it chooses nothing."""
     seeds: int = 3
     """Runs of the dense network, and of a sparsity that is close to the limit."""
@@ -83,7 +84,8 @@ class BudgetSettings:
         require("threads", self.threads, self.threads is None or self.threads >= 1, "at least 1")
         require("seeds", self.seeds, self.seeds >= 1, "at least 1")
         require("jobs", self.jobs, self.jobs is None or self.jobs >= 1, "at least 1")
-        require("holdout", self.holdout, 0 < self.holdout < 1, "in (0, 1): sparsities are chosen by these images")
+        held = self.holdout is None or 0 < self.holdout < 1
+        require("holdout", self.holdout, held, "in (0, 1): sparsities are chosen by these images")
 
     def wishes(self) -> Wishes:
         """Return the limits.
@@ -104,7 +106,40 @@ class BudgetSettings:
             chosen |= {"method": self.method, "sparsity": sparsity}
         else:
             chosen |= {"method": "dense"}
-        return TrainSettings(**chosen, seed=seed, device=self.device, precision="fp32").resolve()
+        common = {"seed": seed, "holdout": self.held_out(), "device": self.device, "precision": "fp32"}
+        return TrainSettings(**chosen, **common).resolve()
+
+    def held_out(self) -> float:
+        """Return the share of the training images to choose by.
+
+        Raises:
+            UsageError: the run that the weights are of was trained on some of these images.
+        """
+        known = self.held_out_of_weights()
+        if known is None:
+            return HOLDOUT if self.holdout is None else self.holdout
+        if known == 0:
+            raise UsageError(
+                f"weights is {self.weights!r}, a run that was trained on all images (holdout 0), so that none are left "
+                f"to choose by; train it with --holdout {HOLDOUT}"
+            )
+        if self.holdout not in (None, known):
+            raise UsageError(
+                f"holdout is {self.holdout:g}, but the run in weights held out {known:g} and was trained on others of "
+                f"these images; leave --holdout out"
+            )
+        return known
+
+    def held_out_of_weights(self) -> float | None:
+        """Return what the run in ``weights`` held out; None if they are of no run on these data."""
+        if self.weights is None or not Path(self.weights).is_dir():
+            return None
+        from fggp.lab.training.run_folder import RunFolder  # only now, as it imports PyTorch
+
+        record = RunFolder(Path(self.weights)).record()
+        if record is None or record["settings"]["data"] != name_of_data(self.data):
+            return None
+        return float(record["settings"]["holdout"])
 
     def folder(self) -> Path:
         """Return the folder of the command."""

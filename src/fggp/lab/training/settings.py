@@ -235,15 +235,18 @@ class ResolvedSettings(TrainSettings):
             UsageError: weights cannot be read.
         """
         values = {name: value for name, value in asdict(self).items() if name not in MACHINE_FIELDS}
-        # A folder's path differs between machines; its name is enough to tell runs apart.
-        kind, _, path = self.data.partition(":")
-        data = f"{kind}:{Path(path).resolve().name}" if path else kind
-        values |= {"data": data, "method": without_folder(self.method)}
+        values |= {"data": name_of_data(self.data), "method": without_folder(self.method)}
         if self.weights is not None:
             from fggp.lab.training.weights_name import name_with_digest  # only now, as it imports PyTorch
 
             values["weights"] = name_with_digest(self.weights, self.model)
         return {name: value for name, value in values.items() if LATER_FIELDS.get(name, NOT_LATER) != value}
+
+
+def name_of_data(data: str) -> str:
+    """Return data as the settings in a record name them: without a folder's path, which differs between machines."""
+    kind, _, path = data.partition(":")
+    return f"{kind}:{Path(path).resolve().name}" if path else kind
 
 
 def unused_fields(settings: TrainSettings) -> frozenset[str]:
