@@ -62,6 +62,7 @@ def budget(settings: BudgetSettings, console: Console) -> Json:
     console.print(f"wanted: {wishes}", highlight=False)
     if settings.held_out_of_weights() is not None:
         console.print(f"held out: {percent(run.holdout)} of the training images, those of the run in --weights")
+    lowest_tried = bottom
     if wishes.of_cost:
         with console.status("predicting time and size with random masks"):
             bottom = _first_to_fit(prediction, wishes, bottom)
@@ -78,7 +79,7 @@ def budget(settings: BudgetSettings, console: Console) -> Json:
         for name in ANSWER:  # of the answer before this one
             (folder / name).unlink(missing_ok=True)
         try:
-            chosen = _choose(trials, wishes, bottom, console)
+            chosen = _choose(trials, wishes, bottom, console, predicted=bottom > lowest_tried)
         except UsageError:
             write_report(Answer(settings, wishes, trials, prediction, None, None), folder)
             console.print(f"tried     {folder / 'budget.md'}", highlight=False, soft_wrap=True)
@@ -137,19 +138,22 @@ def _first_to_fit(prediction: Prediction, wishes: Wishes, bottom: int) -> int:
     return found
 
 
-def _choose(trials: Trials, wishes: Wishes, bottom: int, console: Console) -> Trial:
+def _choose(trials: Trials, wishes: Wishes, bottom: int, console: Console, *, predicted: bool) -> Trial:
     """Return the trial that answers the question.
+
+    Args:
+        trials: makes them.
+        wishes: the limits.
+        bottom: index of the lowest sparsity that can be the answer.
+        console: shows what is tried.
+        predicted: whether lower ones are left out because they are predicted to miss the limits of time and size.
 
     Raises:
         UsageError: none meets the limits.
     """
     top = len(LEVELS) - 1
     if wishes.drop is None:
-        for index in range(bottom, top + 1):
-            trial = _tell(trials, index, console)
-            if trial.meets(wishes):
-                return trial
-        raise UsageError(f"{'; '.join(wishes.missed(trial.cost))} at {percent(LEVELS[top])}, the highest that is tried")
+        return _cheap_enough(trials, wishes, bottom, console)
     drop = wishes.drop
 
     def within(index: int) -> bool:
@@ -159,8 +163,8 @@ def _choose(trials: Trials, wishes: Wishes, bottom: int, console: Console) -> Tr
     least = trials.at(LEVELS[bottom if found is None else found])
     if found is None:
         needed = (
-            f"{wishes} needs a sparsity of {percent(least.sparsity)} at least"
-            if wishes.of_cost
+            f"{wishes} is predicted to need a sparsity of {percent(least.sparsity)}"
+            if predicted
             else (f"drop is {points(drop)}, but {percent(least.sparsity)} is the lowest sparsity that is tried")
         )
         raise UsageError(
@@ -173,6 +177,24 @@ def _choose(trials: Trials, wishes: Wishes, bottom: int, console: Console) -> Tr
             f"{points(drop)} below dense; allow one or the other"
         )
     return least
+
+
+def _cheap_enough(trials: Trials, wishes: Wishes, bottom: int, console: Console) -> Trial:
+    """Return the trial at the predicted sparsity if it meets the limits, else the lowest above it that does.
+
+    Raises:
+        UsageError: none does.
+    """
+    first = _tell(trials, bottom, console)
+    if first.meets(wishes):
+        return first
+    top = len(LEVELS) - 1
+    missing = highest(bottom + 1, top, lambda index: not _tell(trials, index, console).meets(wishes))
+    index = bottom + 1 if missing is None else missing + 1
+    if index > top:
+        missed = "; ".join(wishes.missed(trials.at(LEVELS[top]).cost))
+        raise UsageError(f"{missed} at {percent(LEVELS[top])}, the highest sparsity that is tried")
+    return trials.at(LEVELS[index])
 
 
 def _tell(trials: Trials, index: int, console: Console) -> Trial:
