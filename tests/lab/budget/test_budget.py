@@ -130,6 +130,7 @@ def test_what_is_shown(answered):
             f"{answered.record['images']['test']} test images",
         ):
             assert shown in text
+    assert "other seeds" not in after  # two of each were run
     for name in ("small.safetensors", "net.fggp", "budget.md", "budget.png"):
         assert str(answered.folder / name) in after
 
@@ -261,7 +262,9 @@ def test_images_that_the_weights_were_trained_on_are_not_chosen_by(run_of, tmp_p
     asked = settings(tmp_path, weights=run_of(0.1), drop=90.0, epochs=1, seeds=1)
     record = command.budget(asked, Console(width=200))
     assert record["images"]["val"] == 144
-    assert "held out: 10 % of the training images, those of the run in --weights" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "held out: 10 % of the training images, those of the run in --weights" in shown
+    assert "With one run of each, ± covers the number of images, and not what other seeds change." in shown
 
 
 @pytest.mark.parametrize(

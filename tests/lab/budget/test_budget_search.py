@@ -1,7 +1,10 @@
 """What decides in `fggp budget`: bisection, intervals and limits, beside slow and obvious forms."""
 
+import math
 from itertools import pairwise
+from statistics import variance
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +60,32 @@ def test_noise_falls_with_images_and_grows_with_spread():
     assert estimate([100], [100], 100).noise > 1  # right on all of 100 images is not right always
     assert noise_of_one_run([90, 90], [90, 90], (100, 400)) < noise_of_one_run([90, 90], [88, 92], (100, 400))
     assert noise_of_one_run([90], [90], (100, 400)) > few
+
+
+def test_few_runs_are_not_trusted_as_many():
+    """The textbook's interval of two samples of equal size and variance, where images do not count."""
+    images = 10**9
+    for runs, quantile in ((2, 4.303), (3, 2.776), (10, 2.101)):  # Student's t with 2, 4 and 18 degrees of freedom
+        dense = [90 + (-1) ** i for i in range(runs)]
+        expected = quantile * math.sqrt(2 * variance(dense) / runs)
+        assert estimate(dense, dense, images).noise == pytest.approx(expected, rel=1e-3)
+    # One pruned run is spread like the two dense ones, so that there is one degree of freedom.
+    assert estimate([89, 91], [90], images).noise == pytest.approx(12.706 * math.sqrt(2 * 1.5), rel=1e-3)
+    assert estimate([90], [89, 91], images).noise == pytest.approx(12.706 * math.sqrt(2 * 1.5), rel=1e-3)
+    assert noise_of_one_run([89, 91], [90], (images, images)) == pytest.approx(12.706 * math.sqrt(2 * 2.5), rel=1e-3)
+    # A spread that hardly counts beside the number of images leaves the normal distribution.
+    assert estimate([90, 90.001], [90], 10_000).noise == pytest.approx(estimate([90], [90], 10_000).noise, rel=1e-3)
+
+
+def test_intervals_cover_what_they_say():
+    random = np.random.default_rng(0)
+    for runs, images, spread in ((3, 300, 0.2), (3, 10**6, 1.0), (2, 3000, 0.5)):
+        dense, pruned = (
+            95 + random.normal(0, math.sqrt(95 * 5 / images), (4000, 1)) + random.normal(0, spread, (4000, runs))
+            for _ in range(2)
+        )
+        found = [estimate(d.tolist(), p.tolist(), images) for d, p in zip(dense, pruned, strict=True)]
+        assert 0.93 < np.mean([abs(each.drop) < each.noise for each in found]) < 0.99
 
 
 @pytest.mark.parametrize(

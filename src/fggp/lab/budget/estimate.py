@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean, variance
+
+from scipy.special import ndtri, stdtrit  # type: ignore[import-untyped]
 
 from fggp.lab.base import Json
 
-Z = 1.96
-"""Standard errors on each side of a 95 % interval."""
+UPPER = 0.975
+"""The quantile at the upper end of a 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Estimate:
     Attributes:
         drop: on the validation images, the mean over the runs.
         noise: half of the width of a 95 % interval around it, from the number of images and the spread of the runs.
+            With one run of each, it is from the number of images alone.
         runs: number of runs.
         accuracy: mean validation accuracy of the pruned networks, percent.
     """
@@ -36,6 +39,14 @@ class Estimate:
         return abs(self.drop - drop) < self.noise
 
 
+@dataclass(frozen=True)
+class _Spread:
+    """A variance that was estimated, in square points, and its degrees of freedom."""
+
+    variance: float
+    freedom: int
+
+
 def estimate(dense: Sequence[float], pruned: Sequence[float], images: int, start: float | None = None) -> Estimate:
     """Compare validation accuracies.
 
@@ -46,9 +57,9 @@ def estimate(dense: Sequence[float], pruned: Sequence[float], images: int, start
             comparison is with it.
     """
     reference = max(fmean(dense), -math.inf if start is None else start)
-    variance = _of_images(reference, images) + _of_images(fmean(pruned), images)
-    variance += _of_runs(dense, pruned) / len(dense) + _of_runs(pruned, dense) / len(pruned)
-    return Estimate(reference - fmean(pruned), Z * math.sqrt(variance), len(pruned), fmean(pruned))
+    of_images = _of_images(reference, images) + _of_images(fmean(pruned), images)
+    of_runs = _of_runs((dense, 1 / len(dense)), (pruned, 1 / len(pruned)))
+    return Estimate(reference - fmean(pruned), _half_width(of_images, of_runs), len(pruned), fmean(pruned))
 
 
 def noise_of_one_run(dense: Sequence[float], pruned: Sequence[float], images: tuple[int, int]) -> float:
@@ -58,9 +69,26 @@ def noise_of_one_run(dense: Sequence[float], pruned: Sequence[float], images: tu
         dense, pruned: validation accuracies of the runs, in percent.
         images: numbers of validation and of test images.
     """
-    variance = sum(_of_images(fmean(runs), count) for runs in (dense, pruned) for count in images)
-    variance += _of_runs(dense, pruned) / len(dense) + _of_runs(pruned, dense) * (1 + 1 / len(pruned))
-    return Z * math.sqrt(variance)
+    of_images = sum(_of_images(fmean(runs), count) for runs in (dense, pruned) for count in images)
+    return _half_width(of_images, _of_runs((dense, 1 / len(dense)), (pruned, 1 + 1 / len(pruned))))
+
+
+def _half_width(of_images: float, of_runs: Sequence[_Spread]) -> float:
+    """Return half of the width of a 95 % interval around a difference.
+
+    The variance between runs is itself estimated, from few of them, so this is Student's t, with the degrees of freedom
+    of a sum of such estimates by Satterthwaite (1946) and Welch (1947).
+
+    Args:
+        of_images: variance from the number of images, which is known.
+        of_runs: variances between runs.
+    """
+    total = of_images + sum(spread.variance for spread in of_runs)
+    estimated = sum(spread.variance**2 / spread.freedom for spread in of_runs)
+    # With a million degrees of freedom Student's t is the normal distribution to six digits.
+    known = estimated <= total**2 / 1e6
+    quantile = ndtri(UPPER) if known else stdtrit(total**2 / estimated, UPPER)
+    return float(quantile) * math.sqrt(total)
 
 
 def _of_images(accuracy: float, images: int) -> float:
@@ -73,10 +101,18 @@ def _of_images(accuracy: float, images: int) -> float:
     return 100**2 * share * (1 - share) / (images + 4)
 
 
-def _of_runs(accuracies: Sequence[float], others: Sequence[float]) -> float:
-    """The variance between runs, of these or, where there is only one, of the others; 0 where nothing is known."""
-    known = accuracies if len(accuracies) > 1 else others
-    return stdev(known) ** 2 if len(known) > 1 else 0.0
+def _of_runs(*groups: tuple[Sequence[float], float]) -> list[_Spread]:
+    """Return what the spread between runs adds to the variance of a difference; nothing where it is unknown.
+
+    Args:
+        groups: accuracies of runs, and the factor of their variance in that of the difference. A run that is alone is
+            taken to be spread like those of the other group.
+    """
+    known = [runs for runs, _ in groups if len(runs) > 1]
+    if len(known) == 1:
+        factor = sum(factor for _, factor in groups)
+        return [_Spread(factor * variance(known[0]), len(known[0]) - 1)]
+    return [_Spread(factor * variance(runs), len(runs) - 1) for runs, factor in groups if len(runs) > 1]
 
 
 def validation_accuracies(records: Sequence[Json]) -> list[float]:

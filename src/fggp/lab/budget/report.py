@@ -144,8 +144,10 @@ def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str
 
 def _conclusion(record: Json) -> list[str]:
     chosen = record["chosen"]
+    alone = all(len(trial["runs"]) == 1 for trial in record["tried"])
+    remarks = ["With one run of each, ± covers the number of images, and not what other seeds change."] if alone else []
     if chosen is None:
-        return ["Nothing that was tried meets the limits."]
+        return ["Nothing that was tried meets the limits.", *remarks]
     return [
         f"Chosen: {percent(chosen['sparsity'])}, {bytes_text(chosen['bytes'])}, {ms_text(chosen['ms'])} for a batch of "
         f"{record['batch']} on {record['threads']} threads.",
@@ -153,6 +155,7 @@ def _conclusion(record: Json) -> list[str]:
         f"{chosen['dense_test_accuracy']:.2f} %, so {chosen['test_drop']:.2f} points below; "
         f"{chosen['expected']:.2f} ± {chosen['test_noise']:.2f} were to be expected from "
         f"{record['images']['val']} validation and {record['images']['test']} test images.",
+        *remarks,
     ]
 
 

@@ -29,10 +29,11 @@ class BudgetSettings:
     $ fggp budget --data folder:PATH --size 500kB      the small file has at most 500,000 bytes
     $ fggp budget --data folder:PATH --model resnet18 --weights pretrained --drop 0.5 --latency 2ms
 
-    With --drop it finds the highest sparsity that meets all limits. Without, it takes the lowest that does: accuracy
-    falls with sparsity. Time and size are predicted before anything is trained, with random masks on this machine, so
-    that a limit that nothing meets is refused at once. Sparsities are chosen by validation accuracy; test accuracy is
-    shown once per answer, and never chosen by. After an interruption the same command continues.
+    With --drop it finds the highest sparsity that meets all limits. Without, it takes the lowest that does, from the
+    predicted one on: accuracy falls with sparsity. Time and size are predicted before anything is trained, with random
+    masks on this machine, so that a limit that nothing meets is refused at once. Sparsities are chosen by validation
+    accuracy; test accuracy is shown once per answer, and never chosen by. After an interruption the same command
+    continues.
     """
 
     drop: Annotated[float | None, default_shown_as("any", "POINTS")] = None
@@ -69,7 +70,7 @@ class BudgetSettings:
     holdout: Annotated[float | None, default_shown_as("0.2; with the weights of a run, as it held out", "SHARE")] = None
     """Share of the training images to choose by; fggp train holds out less, as it chooses nothing."""
     seeds: int = 3
-    """Runs of the dense network, and of a sparsity that is close to the limit."""
+    """Runs of the dense network, and of a sparsity that is close to the limit. With 1, ± does not cover other seeds."""
     jobs: Annotated[int | None, default_shown_as("one for each core, at most --seeds; on a GPU 1", "INT")] = None
     """Number of runs at once."""
     device: str = "auto"
