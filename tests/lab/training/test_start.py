@@ -60,6 +60,10 @@ def averaged_beside_the_last(state, file):
     torch.save({"state_dict": {name: torch.zeros_like(t) for name, t in state.items()}, "state_dict_ema": state}, file)
 
 
+def settings_of_averaging_before_the_weights(state, file):
+    torch.save({"ema": {"decay": 0.99}, "model": "digits-cnn", "state_dict": state}, file)
+
+
 def averaged_by_pytorch(state, file):
     """As torchvision's train.py writes them."""
     model = create(NAME, 10, 1)
@@ -73,7 +77,16 @@ def small(state, file):
     fggp.save(model, file.with_suffix(".safetensors"))
 
 
-FORMS = [plain, safe, nested, lightning, averaged_beside_the_last, averaged_by_pytorch, small]
+FORMS = [
+    plain,
+    safe,
+    nested,
+    lightning,
+    averaged_beside_the_last,
+    averaged_by_pytorch,
+    settings_of_averaging_before_the_weights,
+    small,
+]
 
 
 @pytest.mark.parametrize("write", FORMS)
@@ -84,7 +97,7 @@ def test_weights_are_found_in_every_form(trained, tmp_path, write):
     start = load_start(str(file), NAME, model, 10, 1)
     assert same(model, trained.state_dict())
     assert start.source.startswith(file.name)
-    assert ("averaged" in start.source) == ("averaged" in write.__name__)
+    assert ("averaged" in start.source) == write.__name__.startswith("averaged")
     assert start.replaced == ()
 
 
@@ -115,7 +128,18 @@ def test_a_classifier_of_another_number_of_classes_starts_anew(trained, tmp_path
     assert torch.equal(torch.random.get_rng_state(), drawn)
     assert start.replaced == ("classifier.weight", "classifier.bias")
     assert same(model, {**fresh, **{name: t for name, t in state.items() if "classifier" not in name}})
-    assert "classifier.weight, classifier.bias had another number of classes and start anew" in start.text(True)
+    remark = "classifier.weight, classifier.bias were missing, or of another number of classes, and start anew"
+    assert remark in start.text(zeros_stay=True)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"input": json.dumps({"classes": list("abcdefghij")})}])
+def test_a_small_file_of_another_number_of_classes(trained, tmp_path, metadata):
+    prune(trained, 0.9)
+    fggp.save(trained, tmp_path / "small.safetensors", metadata=metadata)
+    model = create(NAME, 3, 1)
+    start = load_start(str(tmp_path / "small.safetensors"), NAME, model, 3, 1)
+    assert start.replaced == ("classifier.weight", "classifier.bias")
+    assert torch.equal(model.features[0].weight, trained.features[0].weight)
 
 
 def wider(state):
@@ -295,7 +319,7 @@ def test_the_start_is_measured_before_it_is_pruned(tmp_path, console, method):
 
 
 @pytest.mark.parametrize("late", [True, False])
-def test_batch_norms_follow_a_late_pruning(tmp_path, console, late):
+def test_batch_norms_follow_a_late_pruning(tmp_path, console, monkeypatch, late):
     torch.manual_seed(0)
     torch.save(create(NAME, 10, 1).state_dict(), tmp_path / "net.pt")
     options = {"prune_end": 1.0, "every": 1000} if late else {"prune_end": 0.01, "batch_size": 20}
@@ -311,6 +335,10 @@ def test_batch_norms_follow_a_late_pruning(tmp_path, console, late):
     # Shifted images have borders of zeros, so the two differ a little.
     assert (norm.running_mean - mean).abs().max() < 0.1 or not late
     assert norm.momentum == 0.1
+    monkeypatch.setattr(Trainer, "_estimate_norms", lambda trainer, seed: None)
+    without = Trainer(settings, trainer.data)
+    without.train_epoch(0, lambda tally: None)
+    assert torch.equal(norm.running_mean, without.model.features[1].running_mean) == (not late)
 
 
 def settings_in(out, settings: TrainSettings) -> TrainSettings:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from fggp.lab.training import models
 from fggp.lab.training.methods import label
 from fggp.lab.training.run_folder import RunFolder
 from fggp.lab.training.weights_file import is_small_file, read_state_dict, refuse_other_network
+from fggp.lab.training.weights_shapes import shapes_of, size_in
 from fggp.model.find import find_prunable
 
 SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "fashion-mnist": 28}
@@ -125,28 +125,14 @@ def _build(name: str, state: Mapping[str, Tensor], file: Path) -> tuple[nn.Modul
     The weights show the numbers of classes and channels: in the dimensions that change when a network is built for one
     more.
     """
-    shapes = _shapes(models.create(name, classes=2))
-    classes = _size_of(shapes, _shapes(models.create(name, classes=3)), state)
+    shapes = {key: tensor.shape for key, tensor in state.items()}
+    built = shapes_of(models.create(name, classes=2))
+    classes = size_in(shapes, built, shapes_of(models.create(name, classes=3)))
     try:
-        channels = _size_of(shapes, _shapes(models.create(name, classes=2, in_channels=4)), state)
+        channels = size_in(shapes, built, shapes_of(models.create(name, classes=2, in_channels=4)))
     except UsageError:  # it always takes three
         channels = 3
     model = models.create(name, classes or 2, channels or 3)
     refuse_other_network(name, model, state, file)
     model.load_state_dict(dict(state))
     return model.float().eval(), channels or 3
-
-
-def _shapes(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in chain(model.named_parameters(), model.named_buffers())}
-
-
-def _size_of(
-    smaller: Mapping[str, torch.Size], larger: Mapping[str, torch.Size], state: Mapping[str, Tensor]
-) -> int | None:
-    """Return a state dict's size in the first dimension in which two networks differ; None if it has none."""
-    for name, shape in smaller.items():
-        for dim, (a, b) in enumerate(zip(shape, larger[name], strict=True)):
-            if a != b and name in state and state[name].dim() == len(shape):
-                return state[name].shape[dim]
-    return None

@@ -20,6 +20,7 @@ from fggp.lab.training.run_folder import RunFolder
 from fggp.lab.training.settings import PRETRAINED
 from fggp.lab.training.weights_file import is_small_file, metadata, read_state_dict, refuse_other_network
 from fggp.lab.training.weights_name import finished_model, pretrained
+from fggp.lab.training.weights_shapes import shapes_in_small_file, shapes_of, size_in
 from fggp.model.find import find_prunable
 
 OPTIONAL = "num_batches_tracked"
@@ -54,7 +55,7 @@ class Start:
         source: a file, a run, or the name of torchvision's weights.
         digest: BLAKE2b of the state dict, which tells files of the same name apart.
         sparsity: share of the prunable weights that are zero in them.
-        replaced: parameters of the classifier, which were of another number of classes and start anew.
+        replaced: parameters of the classifier, which were missing or of another number of classes and start anew.
         mean, std: the normalisation of the images that the weights were trained with, which the run keeps; else None.
         val_accuracy: of these weights before training, in percent; None with a new classifier, or if no images are held
             out.
@@ -88,7 +89,7 @@ class Start:
             after = "stay so" if zeros_stay else "may be filled again"
             text += f", {100 * self.sparsity:.1f} % of whose weights are zero and {after}"
         if self.replaced:
-            text += f"; {', '.join(self.replaced)} had another number of classes and start anew"
+            text += f"; {', '.join(self.replaced)} were missing, or of another number of classes, and start anew"
         if self.val_accuracy is not None:
             text += f": validation {self.val_accuracy:.2f} %"
         return text
@@ -163,12 +164,19 @@ def _of_run(folder: RunFolder, name: str) -> Trained:
 def _of_small_file(path: Path, name: str, classes: int, channels: int) -> Trained:
     image = json.loads(metadata(path).get("input", "{}"))
     with torch.random.fork_rng(devices=[]):
-        model = models.create(name, len(image.get("classes", range(classes))), channels)
+        stored = len(image["classes"]) if "classes" in image else _classes_of_small_file(path, name, channels)
+        model = models.create(name, stored or classes, channels)
     try:
         fggp.load(path, model)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UsageError(f"weights is {str(path)!r}, which is not of model {name!r}: {error}") from error
     return Trained(model.state_dict(), path.name, *_normalisation(image))
+
+
+def _classes_of_small_file(path: Path, name: str, channels: int) -> int | None:
+    """Return the number of classes that the shapes in a small file show; None if they show none."""
+    smaller, larger = (shapes_of(models.create(name, count, channels)) for count in (2, 3))
+    return size_in(shapes_in_small_file(path, smaller), smaller, larger)
 
 
 def _normalisation(image: Mapping[str, Any]) -> tuple[list[float] | None, list[float] | None]:

@@ -144,7 +144,7 @@ class Trainer:
         if self.start is not None and self.start.replaced:
             raise UsageError(
                 f"distill needs weights of the run's classes, but {', '.join(self.start.replaced)} of "
-                f"{self.start.source} had another number of them; leave --distill out"
+                f"{self.start.source} are missing, or of another number of them; leave --distill out"
             )
         return Distilled(self.model, self.settings.label_smoothing)
 

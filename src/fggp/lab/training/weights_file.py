@@ -67,7 +67,7 @@ def read_state_dict(file: Path) -> Found:
         raise _unreadable(file, error) from error
     remark = ""
     if isinstance(content, Mapping):
-        key = next((key for key in KEYS if isinstance(content.get(key), Mapping)), None)
+        key = next((key for key in KEYS if _holds_tensors(content.get(key))), None)
         if key is not None:
             content = content[key]
             remark = f", its averaged weights ({key!r})" if key in AVERAGED else ""
@@ -75,6 +75,11 @@ def read_state_dict(file: Path) -> Found:
         if tensors:
             return Found(_own_names(tensors), remark)
     raise UsageError(f"{file} holds a {type(content).__name__} without tensors; it must hold a state dict")
+
+
+def _holds_tensors(value: object) -> bool:
+    """Whether it is a state dict, and not, say, the settings of averaging."""
+    return isinstance(value, Mapping) and any(isinstance(entry, Tensor) for entry in value.values())
 
 
 def _unreadable(file: Path, error: Exception) -> UsageError:
