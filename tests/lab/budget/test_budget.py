@@ -231,19 +231,14 @@ def test_files_of_others_are_not_replaced(tmp_path, console, name):
 
 
 def test_the_files_of_an_answer_do_not_outlive_it(tmp_path, console, monkeypatch, uncompiled):
+    monkeypatch.setattr(command, "LEVELS", (0.8,))
     asked = settings(tmp_path, drop=99.0, epochs=1, seeds=1)
     command.budget(asked, console)
     assert all((asked.out / name).exists() for name in command.ANSWER)
     monkeypatch.setattr("fggp.lab.budget.estimate.Estimate.meets", lambda self, drop: False)
-    with pytest.raises(UsageError, match="50 % is the lowest sparsity that is tried"):
+    with pytest.raises(UsageError, match="80 % is the lowest sparsity that is tried"):
         command.budget(asked, console)
-    assert {file.name for file in asked.out.iterdir()} == {
-        "runs",
-        "predicted.json",
-        "budget.json",
-        "budget.md",
-        "budget.png",
-    }
+    assert {file.name for file in asked.out.iterdir()} == {"runs", "budget.json", "budget.md", "budget.png"}
 
 
 @pytest.fixture
@@ -258,7 +253,8 @@ def run_of(tmp_path, console):
     return train_one
 
 
-def test_images_that_the_weights_were_trained_on_are_not_chosen_by(run_of, tmp_path, uncompiled, capsys):
+def test_images_that_the_weights_were_trained_on_are_not_chosen_by(run_of, tmp_path, monkeypatch, uncompiled, capsys):
+    monkeypatch.setattr(command, "LEVELS", (0.8,))
     asked = settings(tmp_path, weights=run_of(0.1), drop=90.0, epochs=1, seeds=1)
     record = command.budget(asked, Console(width=200))
     assert record["images"]["val"] == 144

@@ -12,7 +12,7 @@ from fggp.lab.base.errors import UsageError
 from fggp.lab.base.options import default_shown_as, require
 from fggp.lab.budget.wishes import Wishes
 from fggp.lab.training.methods import METHODS
-from fggp.lab.training.settings import ResolvedSettings, TrainSettings, name_of_data
+from fggp.lab.training.settings import PRETRAINED, ResolvedSettings, TrainSettings, name_of_data
 
 MILLISECONDS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20}
@@ -107,8 +107,8 @@ class BudgetSettings:
             chosen |= {"method": self.method, "sparsity": sparsity}
         else:
             chosen |= {"method": "dense"}
-        common = {"seed": seed, "holdout": self.held_out(), "device": self.device, "precision": "fp32"}
-        return TrainSettings(**chosen, **common).resolve()
+        chosen |= {"seed": seed, "holdout": self.held_out(), "device": self.device, "precision": "fp32"}
+        return TrainSettings(**chosen).resolve()
 
     def held_out(self) -> float:
         """Return the share of the training images to choose by.
@@ -133,7 +133,7 @@ class BudgetSettings:
 
     def held_out_of_weights(self) -> float | None:
         """Return what the run in ``weights`` held out; None if they are of no run on these data."""
-        if self.weights is None or not Path(self.weights).is_dir():
+        if self.weights in (None, PRETRAINED) or not Path(self.weights or "").is_dir():
             return None
         from fggp.lab.training.run_folder import RunFolder  # only now, as it imports PyTorch
 

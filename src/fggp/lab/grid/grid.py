@@ -133,7 +133,7 @@ class OpenGrid:
         """Find what would fail hours later: load (or download) each data set, and try each model and weights on it."""
         by_data: dict[tuple[object, ...], dict[tuple[object, ...], ResolvedSettings]] = {}
         for run in runs:
-            data_key = (run.data, run.data_name, run.image_size, run.holdout)
+            data_key: tuple[object, ...] = (run.data, run.data_name, run.image_size, run.holdout)
             by_data.setdefault(data_key, {})[run.model, run.weights, run.distill] = run
         for data_key, by_start in by_data.items():
             new = {key: run for key, run in by_start.items() if (*data_key, *key) not in self._checked}

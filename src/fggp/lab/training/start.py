@@ -151,7 +151,9 @@ def _read(path: Path, name: str, classes: int, channels: int) -> Trained:
 
 def _of_run(folder: RunFolder, name: str) -> Trained:
     file = finished_model(folder.path)
-    record = folder.record() or {}
+    record = folder.record()
+    if record is None:
+        raise UsageError(f"weights is {str(folder.path)!r}, a run whose record is damaged; resume it")
     if record["model"] != name:
         raise UsageError(f"weights is {str(folder.path)!r}, a run of model {record['model']!r}, not of {name!r}")
     return Trained(

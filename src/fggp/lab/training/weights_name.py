@@ -45,7 +45,7 @@ def finished_model(folder: Path) -> Path:
         UsageError: the folder holds none.
     """
     run = RunFolder(folder)
-    if not run.holds_run() or run.record() is None or not run.model_file.exists():
+    if not (run.record_file.exists() and run.model_file.exists()):
         raise UsageError(f"weights is {str(folder)!r}, a folder without a finished run of fggp train")
     return run.model_file
 
