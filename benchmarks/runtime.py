@@ -127,6 +127,7 @@ def line(
         "ms": round(m.median * 1e3, 4),
         "quartiles_ms": [round(low * 1e3, 4), round(high * 1e3, 4)],
         "turns_ms": [round(s * 1e3, 4) for s in m.seconds],
+        "turns_left_out": m.left_out,
         "runs": m.runs,
         "load_seconds": round(m.load_seconds or 0, 3),
         "peak_bytes": m.peak_bytes,

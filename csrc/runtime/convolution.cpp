@@ -92,7 +92,7 @@ class Stage {
             vectors = std::max<int64_t>(vectors, tile.rows * tile.columns);
         }
         int64_t fitting = SCRATCH_FLOATS_MAX / (vectors * LANES);
-        block = std::min<int64_t>(channels(), std::max(MIN_CHANNELS_PER_TASK, fitting));
+        block = std::min<int64_t>(channels(), std::max(MIN_CHANNELS_PER_TASK, fitting / together() * together()));
         scratch = spec.chunks > 1 ? block * vectors * LANES : 0;
     }
 
@@ -100,7 +100,7 @@ class Stage {
         const Tile &tile = tiles[index];
         const int stride = spec.in.lanes == 1 ? 1 : spec.stride;
         TileKernel kernel = spec.quantized ? quantized_kernel(*spec.quantized, stride, tile.rows, tile.columns)
-                                           : KERNELS[stride - 1][tile.rows - 1][tile.columns - 1];
+                                           : TileKernels<FloatTile>::find(stride, tile.rows, tile.columns);
         Job job{};
         job.in = spec.in.data;
         job.out = spec.out.data;

@@ -27,37 +27,88 @@ struct Finish {
     float low, high;
 };
 
-/* As run_tile in tiles.h. A block of output channels is written channel by channel, each time its own byte. */
+/* Works on one tile, block by block of output channels: sums, then what becomes of them. */
+class TileRun {
+  public:
+    TileRun(const Job &job, const Tile &tile)
+        : job(job), tile(tile), q(*job.quantized), finish(q), vectors(tile.rows * tile.columns) {}
+
+    /* add_products(channel, from, to): the sums `from` an earlier chunk of input channels, or else the first ones, plus
+     * this chunk's products. */
+    template <class AddProducts> void run(const AddProducts &add_products) {
+        for (int channel = job.begin; channel < job.end; channel++) {
+            const int of_block = channel % BLOCK;
+            float *partial = job.scratch + (int64_t)(channel - job.begin) * vectors * LANES;
+            if (job.last && job.prefetch) fetch_early(channel);
+            add_products(channel, job.first ? nullptr : partial, job.last ? (float *)sums[of_block] : partial);
+            if (job.last && (of_block == BLOCK - 1 || channel == job.end - 1)) write(channel / BLOCK, of_block + 1);
+        }
+    }
+
+  private:
+    /* Otherwise each store would wait for its line. */
+    __attribute__((noinline)) void fetch_early(int channel) const {
+        const bool begins = channel % BLOCK == 0;
+        for (int r = 0; r < tile.rows; r++)
+            for (int c = 0; c < tile.columns; c++) {
+                if (begins || !q.returns_bytes)
+                    __builtin_prefetch(job.out + tile.out[r] + plane_of(channel) * job.out_plane + c * LANES, 1, 3);
+                if (begins && job.residual)
+                    __builtin_prefetch(job.residual + tile.residual[r] + channel / BLOCK * job.residual_plane + c * LANES, 0, 3);
+            }
+    }
+
+    int64_t plane_of(int channel) const { return q.returns_bytes ? channel / BLOCK : channel; }
+
+    /* count: the channels that this block has. */
+    __attribute__((noinline)) void write(int block, int count) const {
+        const ivec padding = (int32_t)(q.out_padding * 0x01010101u) - ivec{}; /* of all four, beyond the last channel too */
+        vec scale[BLOCK], bias[BLOCK];
+        for (int k = 0; k < BLOCK; k++) {
+            const int channel = block * BLOCK + std::min(k, count - 1);
+            scale[k] = splat(q.scale[channel]), bias[k] = splat(job.bias[channel]);
+        }
+        for (int r = 0; r < tile.rows; r++)
+            for (int c = 0; c < tile.columns; c++) {
+                const ivec mask = job.mask ? *(const loose_ivec *)(job.mask + tile.mask[r] + c * LANES) : ~ivec{};
+                ivec residual{}, bytes{};
+                if (job.residual)
+                    residual = (ivec)load(job.residual + tile.residual[r] + block * job.residual_plane + c * LANES);
+                float *out = job.out + tile.out[r] + c * LANES;
+                for (int k = 0; k < count; k++) {
+                    vec y = __builtin_convertvector(sums[k][r * tile.columns + c], vec) * scale[k] + bias[k];
+                    if (job.residual) y += finish.residual.number(residual >> 8 * k & 255);
+                    y = finish.number(y);
+                    if (q.returns_bytes) bytes |= finish.quantizer(y) << 8 * k;
+                    else store(out + plane_of(block * BLOCK + k) * job.out_plane, (vec)((ivec)y & mask));
+                }
+                if (q.returns_bytes) store(out + block * job.out_plane, (vec)((bytes & mask) | (padding & ~mask)));
+            }
+    }
+
+    const Job &job;
+    const Tile &tile;
+    const fggp_quantized &q;
+    const Finish finish;
+    const int vectors;
+    ivec sums[BLOCK][REGISTERS];
+};
+
+/* STEP: as in tiles.h. */
 template <class Dot, int R, int C, int STEP> void run_quantized_tile(const Job &job, const Tile &tile) {
     constexpr int CHAINS = R * C >= 8 ? 1 : R * C >= 4 ? 2 : R * C >= 2 ? 4 : 8;
-    const fggp_quantized &q = *job.quantized;
-    const Finish finish(q);
     const char *in[R];
     for (int r = 0; r < R; r++) in[r] = (const char *)(job.in + tile.in[r]);
 
-    for (int channel = job.begin; channel < job.end; channel++) {
+    TileRun(job, tile).run([&](int channel, const float *from, float *to) {
         const fggp_entry *entry = job.entries + job.starts[channel];
         const fggp_entry *end = job.entries + job.starts[channel + 1];
-        if (job.last && job.prefetch && q.returns_bytes && channel % BLOCK == 0) {
-            const int64_t next = channel / BLOCK + 1;
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-                for (int c = 0; c < C; c++) {
-                    __builtin_prefetch(job.out + tile.out[r] + next * job.out_plane + c * LANES, 1, 3);
-                    if (job.residual)
-                        __builtin_prefetch(job.residual + tile.residual[r] + next * job.residual_plane + c * LANES, 0, 3);
-                }
-        }
-        float *partial = job.scratch + (int64_t)(channel - job.begin) * (R * C * LANES);
-        ivec sums[CHAINS][R][C];
+        ivec sums[CHAINS][R * C];
 #pragma GCC unroll 8
         for (int k = 0; k < CHAINS; k++)
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-                for (int c = 0; c < C; c++)
-                    sums[k][r][c] = k ? ivec{} : job.first ? q.first[channel] - ivec{} : (ivec)load(partial + (r * C + c) * LANES);
+#pragma GCC unroll 16
+            for (int i = 0; i < R * C; i++)
+                sums[k][i] = k ? ivec{} : from ? (ivec)load(from + i * LANES) : job.quantized->first[channel] - ivec{};
         auto add = [&](int k, const fggp_entry &one) __attribute__((always_inline)) {
             const auto weights = Dot::spread(one.weights);
             const int64_t offset = one.offset;
@@ -65,7 +116,7 @@ template <class Dot, int R, int C, int STEP> void run_quantized_tile(const Job &
             for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
                 for (int c = 0; c < C; c++)
-                    Dot::add(sums[k][r][c], *(const loose_ivec *)(in[r] + offset + c * STEP * LANES * 4), weights);
+                    Dot::add(sums[k][r * C + c], *(const loose_ivec *)(in[r] + offset + c * STEP * LANES * 4), weights);
         };
         if (CHAINS > 1) {
             for (; end - entry >= CHAINS; entry += CHAINS) {
@@ -76,61 +127,21 @@ template <class Dot, int R, int C, int STEP> void run_quantized_tile(const Job &
         for (; entry < end; entry++) add(0, *entry);
 #pragma GCC unroll 8
         for (int k = 1; k < CHAINS; k++)
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-                for (int c = 0; c < C; c++) sums[0][r][c] += sums[k][r][c];
-        if (!job.last) {
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-                for (int c = 0; c < C; c++) store(partial + (r * C + c) * LANES, (vec)sums[0][r][c]);
-            continue;
-        }
-        const vec scale = splat(q.scale[channel]), bias = splat(job.bias[channel]);
-        const int block = channel / BLOCK, shift = channel % BLOCK * 8;
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            float *out = job.out + tile.out[r] + (q.returns_bytes ? block : channel) * job.out_plane;
-#pragma GCC unroll 8
-            for (int c = 0; c < C; c++) {
-                vec y = __builtin_convertvector(sums[0][r][c], vec) * scale + bias;
-                if (job.residual) {
-                    const float *more = job.residual + tile.residual[r] + block * job.residual_plane + c * LANES;
-                    y += finish.residual.number(((ivec)load(more) >> shift) & 255);
-                }
-                y = finish.number(y);
-                ivec mask = job.mask ? *(const loose_ivec *)(job.mask + tile.mask[r] + c * LANES) : ~ivec{};
-                if (q.returns_bytes) {
-                    const ivec bytes = ((finish.quantizer(y) - q.out_padding) & mask) + q.out_padding;
-                    y = (vec)(((ivec)load(out + c * LANES) & ~(255 << shift)) | bytes << shift);
-                } else if (job.mask)
-                    y = (vec)((ivec)y & mask);
-                store(out + c * LANES, y);
-            }
-        }
-    }
+#pragma GCC unroll 16
+            for (int i = 0; i < R * C; i++) sums[0][i] += sums[k][i];
+#pragma GCC unroll 16
+        for (int i = 0; i < R * C; i++) store(to + i * LANES, (vec)sums[0][i]);
+    });
 }
 
-template <class Dot, int R, int C, int STEP> constexpr TileKernel kernel_of() {
-    if constexpr (R * C <= REGISTERS && (STEP == 1 || R <= MAX_STRIDED_ROWS))
-        return &run_quantized_tile<Dot, R, C, STEP>;
-    else
-        return nullptr;
-}
-
-template <class Dot> TileKernel kernel_for(int stride, int rows, int columns) {
-#define FGGP_ROW(R, STEP)                                                                                              \
-    {kernel_of<Dot, R, 1, STEP>(), kernel_of<Dot, R, 2, STEP>(), kernel_of<Dot, R, 3, STEP>(),                         \
-     kernel_of<Dot, R, 4, STEP>(), kernel_of<Dot, R, 5, STEP>(), kernel_of<Dot, R, 6, STEP>(),                         \
-     kernel_of<Dot, R, 7, STEP>(), kernel_of<Dot, R, 8, STEP>()}
-    static const TileKernel ALL[2][MAX_ROWS][MAX_COLUMNS] = {
-        {FGGP_ROW(1, 1), FGGP_ROW(2, 1), FGGP_ROW(3, 1), FGGP_ROW(4, 1)},
-        {FGGP_ROW(1, 2), FGGP_ROW(2, 2), FGGP_ROW(3, 2), FGGP_ROW(4, 2)},
-    };
-#undef FGGP_ROW
-    return ALL[stride - 1][rows - 1][columns - 1];
-}
+template <int R, int C, int STEP> struct PlainTile {
+    static void run(const Job &job, const Tile &tile) { run_quantized_tile<PlainDot, R, C, STEP>(job, tile); }
+};
+#if FGGP_HAS_VNNI
+template <int R, int C, int STEP> struct VnniTile {
+    static void run(const Job &job, const Tile &tile) { run_quantized_tile<VnniDot, R, C, STEP>(job, tile); }
+};
+#endif
 
 /* Enough tasks that threads which finish early take over the work of a slow one. */
 constexpr int TASKS_PER_THREAD = 4;
@@ -191,9 +202,9 @@ class Product final : public Operation {
 TileKernel quantized_kernel([[maybe_unused]] const fggp_quantized &q, int stride, int rows, int columns) {
 #if FGGP_HAS_VNNI
     static const bool vnni = has_vnni();
-    if (vnni && !q.plain_dot) return kernel_for<VnniDot>(stride, rows, columns);
+    if (vnni && !q.plain_dot) return TileKernels<VnniTile>::find(stride, rows, columns);
 #endif
-    return kernel_for<PlainDot>(stride, rows, columns);
+    return TileKernels<PlainTile>::find(stride, rows, columns);
 }
 
 Operation *new_quantized_product(const fggp_conv &spec) { return new Product(spec); }

@@ -3,8 +3,10 @@
 #ifndef FGGP_TILES_H
 #define FGGP_TILES_H
 
-#include "runtime/kernels.h"
+#include <utility>
+
 #include "runtime/activations.h"
+#include "runtime/kernels.h"
 #include "vectors.h"
 
 namespace fggp {
@@ -141,22 +143,32 @@ template <int R, int C, int STEP> void run_tile(const Job &job, const Tile &tile
 
 typedef void (*TileKernel)(const Job &, const Tile &);
 
-/* The kernel for a tile shape; NULL: there is none, because its sums do not fit the registers, say. */
-template <int R, int C, int STEP> constexpr TileKernel kernel_of() {
-    if constexpr (R * C <= REGISTERS && (STEP == 1 || R <= MAX_STRIDED_ROWS))
-        return &run_tile<R, C, STEP>;
-    else
-        return nullptr;
-}
+/* The kernels for all tile shapes, Of<rows, columns, STEP>::run. Those whose sums do not fit the registers do not exist:
+ * NULL. */
+template <template <int, int, int> class Of> class TileKernels {
+  public:
+    static TileKernel find(int stride, int rows, int columns) {
+        return find(((stride - 1) * MAX_ROWS + rows - 1) * MAX_COLUMNS + columns - 1,
+                    std::make_integer_sequence<int, 2 * MAX_ROWS * MAX_COLUMNS>());
+    }
 
-#define FGGP_ROW(R, STEP)                                                                                              \
-    {kernel_of<R, 1, STEP>(), kernel_of<R, 2, STEP>(), kernel_of<R, 3, STEP>(), kernel_of<R, 4, STEP>(),               \
-     kernel_of<R, 5, STEP>(), kernel_of<R, 6, STEP>(), kernel_of<R, 7, STEP>(), kernel_of<R, 8, STEP>()}
-static const TileKernel KERNELS[2][MAX_ROWS][MAX_COLUMNS] = {
-    {FGGP_ROW(1, 1), FGGP_ROW(2, 1), FGGP_ROW(3, 1), FGGP_ROW(4, 1)},
-    {FGGP_ROW(1, 2), FGGP_ROW(2, 2), FGGP_ROW(3, 2), FGGP_ROW(4, 2)},
+  private:
+    template <int... I> static TileKernel find(int index, std::integer_sequence<int, I...>) {
+        static constexpr TileKernel ALL[] = {kernel<I>()...};
+        return ALL[index];
+    }
+    template <int I> static constexpr TileKernel kernel() {
+        constexpr int STEP = I / (MAX_ROWS * MAX_COLUMNS) + 1, R = I / MAX_COLUMNS % MAX_ROWS + 1, C = I % MAX_COLUMNS + 1;
+        if constexpr (R * C <= REGISTERS && (STEP == 1 || R <= MAX_STRIDED_ROWS))
+            return &Of<R, C, STEP>::run;
+        else
+            return nullptr;
+    }
 };
-#undef FGGP_ROW
+
+template <int R, int C, int STEP> struct FloatTile {
+    static void run(const Job &job, const Tile &tile) { run_tile<R, C, STEP>(job, tile); }
+};
 
 } // namespace fggp
 #endif

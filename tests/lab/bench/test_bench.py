@@ -35,7 +35,7 @@ print(json.dumps({"version": "7", "load_seconds": 0.5, "base_bytes": None, "note
 for turn, line in enumerate(sys.stdin):
     if turn == int(FAILS):
         sys.exit("it broke")
-    print(json.dumps({"seconds": float(line) + turn, "runs": 3, "peak_bytes": 5}), flush=True)
+    print(json.dumps({"seconds": float(line) + SECONDS[turn], "runs": 3, "peak_bytes": 5}), flush=True)
 """
 
 
@@ -44,10 +44,10 @@ def short_turns(monkeypatch):
     monkeypatch.setattr(bench_module, "TURN_SECONDS", 0.001)
 
 
-def job(folder, fails=99, worker=WORKER):
-    """A job of an engine that doubles its input, and ends in turn ``fails``."""
-    file = folder / f"worker{fails}.py"
-    file.write_text(worker.replace("FAILS", str(fails)))
+def job(folder, fails=99, worker=WORKER, seconds=range(99)):
+    """A job of an engine that doubles its input, ends in turn ``fails``, and takes so much longer than it shall."""
+    file = folder / f"worker{len(list(folder.iterdir()))}.py"
+    file.write_text(worker.replace("FAILS", str(fails)).replace("SECONDS", str(list(seconds))))
     (folder / "model").write_text("a network")
     np.savez(folder / "inputs.npz", x=np.arange(3, dtype=np.float32))
     engine = Engine("double", "Double", "onnx", (sys.executable, str(file)))
@@ -58,14 +58,26 @@ def test_the_protocol_is_all_that_an_engine_needs(tmp_path):
     turns = []
     fine, broken, dead = job(tmp_path), job(tmp_path, fails=1), job(tmp_path, fails=-1, worker="import nothing_at_all")
     results = measure([fine, broken, dead], 1, 3, 0.25, lambda doing, job: turns.append(doing))
-    assert turns == ["loading"] * 3 + ["timing"] * 6
+    assert turns == ["loading"] * 3 + ["timing"] * 6 + ["timing again"] * 12
     assert results[0].seconds == [0.25, 1.25, 2.25]
-    assert (results[0].median, results[0].quartiles, results[0].runs) == (1.25, (0.75, 1.75), 9)
+    assert (results[0].median, results[0].quartiles, results[0].runs) == (1.25, (0.75, 1.75), 27)
     assert (results[0].version, results[0].note, results[0].peak_bytes) == ("7", "hm", 5)
     assert np.array_equal(results[0].output, [0, 2, 4])
     assert [result.error for result in results[:2]] == ["", "it broke"]
     assert "nothing_at_all" in results[2].error
     assert results[2].seconds == []
+
+
+def test_disturbed_rounds_are_repeated(tmp_path):
+    first = job(tmp_path, seconds=[0, 2, 0.1, 0.2, 0, 0, 0, 0, 0])
+    second = job(tmp_path, seconds=[0, 0, 0.2, 3, 0.3, 9, 9, 9, 9])
+    dead = job(tmp_path, fails=1)
+    one, other, failed = measure([first, second, dead], 1, 3, 1)
+    assert (one.seconds, other.seconds) == ([1, 1.1, 1], [1, 1.2, 1.3])  # rounds 0, 2 and 4 of nine
+    assert (one.left_out, other.left_out, failed.left_out) == (6, 6, 0)
+    second = job(tmp_path, seconds=[0, 0, 0.2, 3, 0.2, 9, 9, 9, 9])
+    one, other = measure([first, second], 1, 3, 1)
+    assert (one.seconds, one.left_out, one.runs) == ([1, 1.1, 1], 2, 15)  # the fifth round is the third calm one
 
 
 def test_a_network_by_name(tmp_path, capsys):

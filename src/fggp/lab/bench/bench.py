@@ -58,7 +58,9 @@ def bench(settings: BenchSettings, console: Console) -> Json:
             for batch in batches:
 
                 def on_turn(doing: str, job: Job, batch: int = batch) -> None:
-                    progress.update(task, advance=1, description=f"batch {batch}: {doing} {job.engine.label}")
+                    progress.update(
+                        task, advance=doing != "timing again", description=f"batch {batch}: {doing} {job.engine.label}"
+                    )
 
                 images = network.images(batch)
                 inputs = Path(folder) / f"inputs-{batch}.npz"
@@ -120,6 +122,7 @@ def _measured_line(m: Measurement, where: Json, expected: torch.Tensor) -> Json:
         "median_ms": _rounded(1e3 * m.median),
         "quartiles_ms": [_rounded(1e3 * seconds) for seconds in m.quartiles],
         "runs": m.runs,
+        "turns_left_out": m.left_out,
         "difference": relative_difference(torch.from_numpy(m.output), expected),
         "load_seconds": m.load_seconds and _rounded(m.load_seconds),
         "base_bytes": m.base_bytes,

@@ -32,6 +32,10 @@ ON_REQUEST = ("torch.compile", "openvino-int8", "fggp-int8")
 
 torch.compile needs a C++ compiler and a minute or more for a network; int8 changes the network's outputs.
 """
+DISTURBED = 1.3
+"""A round is disturbed by other work if a turn in it took this many times its engine's shortest one."""
+ROUNDS_MOST = 3
+"""Disturbed rounds are repeated, until there are this many times the rounds that were asked for."""
 INEXACT = ("openvino-int8", "fggp-int8")
 """Engines whose outputs differ from PyTorch's by more than rounding, by design."""
 
@@ -123,7 +127,8 @@ class Measurement:
     Attributes:
         job: the job.
         seconds: of one run on the batch; the median of each turn.
-        runs: number of timed runs.
+        runs: number of timed runs, in all turns.
+        left_out: number of turns that were repeated because other work had disturbed their round.
         version: of the engine.
         load_seconds: from opening the file to the first output.
         base_bytes: resident memory after the engine is imported, before it loads; None where the system does not tell.
@@ -136,6 +141,7 @@ class Measurement:
     job: Job
     seconds: list[float] = field(default_factory=list)
     runs: int = 0
+    left_out: int = 0
     version: str = ""
     load_seconds: float | None = None
     base_bytes: int | None = None
@@ -167,14 +173,15 @@ def measure(
 ) -> list[Measurement]:
     """Load every job in a process of its own, then time the jobs in turns.
 
-    All processes are in memory at once and sleep between their turns. If a job fails, the others continue.
+    All processes are in memory at once and sleep between their turns. If a job fails, the others continue. Rounds that
+    other work on the machine disturbs are repeated, up to a limit; the least disturbed ones count, for all jobs alike.
 
     Args:
         jobs: to time.
         threads: of each.
-        rounds: number of turns of each.
+        rounds: number of turns of each that count.
         seconds: of one turn; a network that takes longer runs once.
-        on_turn: called before each load ("loading") and each turn ("timing").
+        on_turn: called before each load ("loading"), each turn ("timing"), and each further one ("timing again").
 
     Returns:
         A measurement for each job, in their order.
@@ -192,16 +199,34 @@ def measure(
                 m.load_seconds, m.base_bytes = ready["load_seconds"], ready["base_bytes"]
                 m.output = np.load(worker.output)
                 workers.append((m, worker))
-        for _ in range(rounds):
+        for number in range(ROUNDS_MOST * rounds):
+            if number >= rounds and sum(x < DISTURBED for x in _disturbances(measurements)) >= rounds:
+                break
             for m, worker in workers:
-                on_turn("timing", m.job)
+                on_turn("timing" if number < rounds else "timing again", m.job)
                 if not m.error:
                     with _errors_kept(m):
                         turn = worker.ask(seconds)
                         m.seconds.append(turn["seconds"])
                         m.runs += turn["runs"]
                         m.peak_bytes = turn["peak_bytes"]
+    _keep_calmest(measurements, rounds)
     return measurements
+
+
+def _disturbances(measurements: Sequence[Measurement]) -> list[float]:
+    """For each round, the largest ratio of an engine's turn to that engine's shortest turn."""
+    ratios = [[turn / min(m.seconds) for turn in m.seconds] for m in measurements if not m.error]
+    return [max(of_round) for of_round in zip(*ratios, strict=True)]
+
+
+def _keep_calmest(measurements: Sequence[Measurement], rounds: int) -> None:
+    disturbances = _disturbances(measurements)
+    calmest = sorted(sorted(range(len(disturbances)), key=disturbances.__getitem__)[:rounds])
+    for m in measurements:
+        if not m.error:
+            m.left_out = len(m.seconds) - len(calmest)
+            m.seconds = [m.seconds[number] for number in calmest]
 
 
 class _WorkerError(Exception):
