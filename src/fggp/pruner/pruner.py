@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,9 @@ from fggp.weights.granularity import Granularity, divide
 from fggp.weights.optimizers import Optimizers, check_held
 from fggp.weights.processes import Processes
 from fggp.weights.prunable import Prunable
+
+if TYPE_CHECKING:
+    from fggp.acceleration.acceleration import Acceleration
 
 Optimizer = torch.optim.Optimizer
 
@@ -161,6 +164,8 @@ class Pruner:
         self._initial_counts = self._masks.units
         self._overdue = self._warned = False
         self._averaged = 0  # the step whose gradients the averages have
+        self._acceleration: Acceleration | None = None
+        self._thresholds: Mapping[str, float] = {}  # that an acceleration measured before the state was saved
         self._reads_gradients = True  # whether the method's last update did
         self._choice: Choice | None = None  # made before the optimizer's step, applied after it
         self._gradients = LastGradients()
@@ -356,8 +361,43 @@ class Pruner:
         self._note_masks()
         self._register()
 
+    def accelerate(self, below: float | None = None) -> Acceleration:
+        """Let the model's layers skip their pruned weights in training, on the CPU.
+
+        Convolutions and linear layers compute their output, and the gradients of their input and weight, for the active
+        weights alone, layer by layer as soon as that is faster. Modules, parameters, their names and the training loop
+        stay as they are. Gradients of pruned weights are then zero, which no method without regrowth reads. (A norm to
+        which gradients are clipped does not contain them.) Numbers differ from dense ones by rounding.
+
+        Args:
+            below: the largest share of active weights at which a layer skips the others. By default it is measured,
+                when a layer first comes below 50 %, for each shape of its input; that takes as long as a few steps.
+                A saved state has what was measured.
+
+        Returns:
+            What was done; its ``remove()``, or the pruner's, undoes it.
+
+        Raises:
+            ValueError: the method regrows weights, no layer can be accelerated, a weight is sharded, or ``below`` is
+                not in [0, 1]. The model is then unchanged.
+            KernelsMissingError: fggp was installed without its C++ kernels.
+        """
+        from fggp.acceleration.acceleration import Acceleration  # imports torch's compiler, which takes a second
+
+        if isinstance(self.method, Method) and type(self.method).exchange is not Method.exchange:
+            raise ValueError(f"method={self.method.name!r} regrows weights, so it needs the gradients of pruned ones")
+        if below is not None and not 0 <= below <= 1:
+            raise ValueError(f"below={below!r} must be in [0, 1]: a share of active weights")
+        self._sync()
+        if self._acceleration is not None:
+            self._acceleration.remove()
+        self._acceleration = Acceleration(self._model, self._masks, below, self._thresholds)
+        return self._acceleration
+
     def remove(self) -> None:
         """Take the hooks off. Pruned weights are zero when this returns; `masks` stays readable."""
+        if self._acceleration is not None:
+            self._acceleration.remove()
         self._unhook()
         self._sync()
         self._apply_everywhere()
@@ -518,6 +558,8 @@ class Pruner:
         record.step, record.active, record.finished = self.step, self._masks.active, self.finished
         record.kept = {w.name: n for w, n in zip(self._masks.weights, self._masks.counts, strict=True)}
         record.prunable, record.parameters = self._masks.total, self.coverage.total
+        if self._acceleration is not None:
+            self._acceleration.set_masks(self._masks)
         registry.settle(record, left_to_say=not record.finished)
         self._health.note_written(self._masks)
 
@@ -556,6 +598,7 @@ class Pruner:
             masks=self.masks,
             averages=self._averages,
             gradients=self._gradients,
+            thresholds=self._thresholds if self._acceleration is None else self._acceleration.thresholds.measured,
         )
         return state.to_dict(self._masks.weights)
 
@@ -580,6 +623,9 @@ class Pruner:
         self._overdue, self._choice = restored.overdue, None
         self._initial_counts, self._averages = restored.initial_counts, restored.averages
         self._gradients, self._reads_gradients, self._averaged = restored.gradients, True, restored.step
+        self._thresholds = restored.thresholds
+        if self._acceleration is not None:
+            self._acceleration.thresholds.measured.update(restored.thresholds)
         self._masks.apply(self._optimizers)
         self._health.zero_copies(self._masks)
         self._note_masks()
