@@ -125,9 +125,8 @@ def main() -> None:
                     "note": case.note,
                 }
             )
-            print(
-                f"{name:10} {kind:24} {measured[-1]['median_ms']:8.1f} ms  {measured[-1]['times_faster']:.2f}×  {case.note}"
-            )
+            median, times = measured[-1]["median_ms"], measured[-1]["times_faster"]
+            print(f"{name:10} {kind:24} {median:8.1f} ms  {times:.2f}×  {case.note}", flush=True)
         command = f"python benchmarks/training.py --networks {name} --rounds {args.rounds}"
         shape = list(NETWORKS[name][1])
         append(

@@ -1,6 +1,7 @@
 """Tensors whose images are last in memory: the image is the dimension that varies fastest, not the slowest.
 
-A batch of images [n, c, h, w] then has the strides (1, h·w·n, w·n, n). A batch of vectors [n, …, c] is a matrix of c rows.
+A batch of images [n, c, h, w] then has the strides (1, h·w·n, w·n, n). A batch of vectors [n, …, c] is a matrix of c
+rows.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor
 
 
 def rows_of_channels(x: Tensor, vectors: bool = False) -> Tensor:
-    """View a batch as [c, …], the images last: of images [n, c, h, w] as [c, h, w, n], of vectors [n, …, c] as [c, n, …]."""
+    """View a batch with its images last: of images [n, c, h, w] as [c, h, w, n], of vectors [n, …, c] as [c, n, …]."""
     return x.movedim(-1, 0) if vectors else x.permute(1, 2, 3, 0)
 
 
@@ -37,7 +38,7 @@ def empty_images_last(shape: Sequence[int], like: Tensor, vectors: bool = False)
     """
     if vectors:
         *lead, _ = shape
-        strides = torch.empty(lead, device="meta").stride() + (torch.Size(lead).numel(),)
+        strides: tuple[int, ...] = (*torch.empty(lead, device="meta").stride(), torch.Size(lead).numel())
     else:
         n, _, h, w = shape
         strides = (1, h * w * n, w * n, n)

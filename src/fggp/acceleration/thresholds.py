@@ -12,8 +12,6 @@ from torch import Tensor
 from fggp.acceleration.layout import images_last
 from fggp.acceleration.products import Product, Products, Window
 
-DENSEST = 0.5
-"""No layer with a larger share of active weights is tried."""
 TRIED = (0.02, 0.2)
 """Densities whose times are measured; those between and beyond are taken to lie on a line."""
 MARGIN = 0.9
@@ -34,7 +32,7 @@ class Thresholds:
     @property
     def most(self) -> float:
         """The largest threshold that there can be."""
-        return DENSEST if self.below is None else self.below
+        return 1.0 if self.below is None else self.below
 
     def of(self, x: Tensor, weight: Tensor, window: Window | None, dtype: torch.dtype, may_measure: bool) -> float:
         """Return the threshold of a layer.
@@ -74,13 +72,13 @@ def _measure(x: Tensor, weight: Tensor, window: Window | None, dtype: torch.dtyp
         products = Products(mask, window, size)
         sparse.append(_seconds(lambda products=products: Product.apply(*given, None, products), given))  # type: ignore[misc]
     slope = max((sparse[1] - sparse[0]) / (TRIED[1] - TRIED[0]), 1e-12)
-    return min(max(TRIED[0] + (MARGIN * dense - sparse[0]) / slope, 0.0), DENSEST)
+    return min(max(TRIED[0] + (MARGIN * dense - sparse[0]) / slope, 0.0), 1.0)
 
 
 def _seconds(run: Callable[[], Tensor], given: list[Tensor]) -> float:
-    """The shorter of two times of the product and its gradients, after one that warms up."""
+    """The shortest of three times of the product and its gradients, after one that warms up."""
     times = []
-    for _ in range(3):
+    for _ in range(4):
         start = time.perf_counter()
         y = run()
         torch.autograd.grad(y, given, torch.ones_like(y))

@@ -370,9 +370,9 @@ class Pruner:
         which gradients are clipped does not contain them.) Numbers differ from dense ones by rounding.
 
         Args:
-            below: the largest share of active weights at which a layer skips the others. By default it is measured,
-                when a layer first comes below 50 %, for each shape of its input; that takes as long as a few steps.
-                A saved state has what was measured.
+            below: the largest share of active weights at which a layer skips the others. By default it is measured
+                for each layer when a shape of its input first comes, which takes as long as a few steps. A saved state
+                has what was measured.
 
         Returns:
             What was done; its ``remove()``, or the pruner's, undoes it.
