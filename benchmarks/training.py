@@ -4,11 +4,11 @@
     python benchmarks/training.py --networks vgg19 --scope global
 
 A step is forward, backward and SGD with momentum on random images, which are ready before the clock starts. Dense steps
-have no Pruner. Networks are pruned by magnitude in their first step, each layer to the same sparsity unless
-`--scope global`, which leaves early layers much denser than the average. "masked" is what pruning costs without `Pruner.accelerate`: dense products, and zeros written after each
-step. The accelerated steps run in the same precision as the faster dense ones, and in both. Each case takes its turn in
-every round; figures are medians over the rounds, and their ratios medians of each round's ratio. Disturbed rounds are
-repeated as in `fggp bench`.
+have no Pruner. Networks are pruned by magnitude in their first step, each layer to the same sparsity; `--scope global`
+leaves early layers much denser than the average. "masked" is what pruning costs without `Pruner.accelerate`: dense
+products, and zeros written after each step. Each case takes its turn in every round; figures are medians over the
+rounds, and their ratios medians of each round's ratio to the faster dense step. Disturbed rounds are repeated as in
+`fggp bench`.
 """
 
 from __future__ import annotations
