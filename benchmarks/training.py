@@ -1,10 +1,11 @@
 """Training steps that skip pruned weights compared with dense ones.
 
     python benchmarks/training.py                     prints the table, appends the raw record to results/benchmarks/
-    python benchmarks/training.py --networks vgg19
+    python benchmarks/training.py --networks vgg19 --scope global
 
 A step is forward, backward and SGD with momentum on random images, which are ready before the clock starts. Dense steps
-have no Pruner. "masked" is what pruning costs without `Pruner.accelerate`: dense products, and zeros written after each
+have no Pruner. Networks are pruned by magnitude in their first step, each layer to the same sparsity unless
+`--scope global`, which leaves early layers much denser than the average. "masked" is what pruning costs without `Pruner.accelerate`: dense products, and zeros written after each
 step. The accelerated steps run in the same precision as the faster dense ones, and in both. Each case takes its turn in
 every round; figures are medians over the rounds, and their ratios medians of each round's ratio. Disturbed rounds are
 repeated as in `fggp bench`.
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 import fggp
 from common import RESULTS, append, conditions, watched
 from fggp.lab.training import models
+from fggp.pruner.update import Scope
 
 RECORDS = RESULTS / "training.ndjson"
 SPARSITIES = (0.9, 0.95, 0.98)
@@ -45,7 +47,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 class Case:
     """A network, and how it is trained."""
 
-    def __init__(self, model: nn.Module, inputs: Tensor, bf16: bool, sparsity: float | None, accelerate: bool) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Tensor, bf16: bool, sparsity: float | None, accelerate: bool, scope: Scope
+    ) -> None:
         # Dense convolutions are fastest with this layout.
         layout = torch.channels_last if inputs.dim() == 4 else torch.preserve_format
         self.model = copy.deepcopy(model).to(memory_format=layout).train()  # type: ignore[call-overload]
@@ -54,7 +58,8 @@ class Case:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.001, momentum=0.9)
         self.note = ""
         if sparsity is not None:
-            self.pruner = fggp.Pruner(self.model, self.optimizer, sparsity, begin=0, end=1, every=1, method="gmp")
+            steps = {"begin": 0, "end": 1, "every": 1}
+            self.pruner = fggp.Pruner(self.model, self.optimizer, sparsity, **steps, method="gmp", scope=scope)
             if accelerate:
                 self.acceleration = self.pruner.accelerate()
             self.step()  # prunes
@@ -76,16 +81,16 @@ class Case:
         return time.perf_counter() - start
 
 
-def make(name: str) -> dict[str, Case]:
+def make(name: str, scope: Scope) -> dict[str, Case]:
     create, shape = NETWORKS[name]
     torch.manual_seed(0)
     model, inputs = create(), torch.randn(shape)
     kinds = {"fp32": False, "bf16": True}
-    cases = {f"dense {kind}": Case(model, inputs, bf16, None, False) for kind, bf16 in kinds.items()}
-    cases["masked bf16, 95%"] = Case(model, inputs, True, 0.95, False)
+    cases = {f"dense {kind}": Case(model, inputs, bf16, None, False, scope) for kind, bf16 in kinds.items()}
+    cases["masked bf16, 95%"] = Case(model, inputs, True, 0.95, False, scope)
     for sparsity in SPARSITIES:
         for kind, bf16 in kinds.items():
-            cases[f"accelerated {kind}, {sparsity:.0%}"] = Case(model, inputs, bf16, sparsity, True)
+            cases[f"accelerated {kind}, {sparsity:.0%}"] = Case(model, inputs, bf16, sparsity, True, scope)
     return cases
 
 
@@ -106,10 +111,11 @@ def timed(cases: dict[str, Case], rounds: int) -> list[dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--scope", choices=("layer", "global"), default="layer", help="as the Pruner's")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     for name in args.networks:
-        cases = make(name)
+        cases = make(name, args.scope)
         rows = timed(cases, args.rounds)
         memory = {kind: watched(cases[kind].step)[2] for kind in cases}
         measured = []
@@ -127,11 +133,11 @@ def main() -> None:
             )
             median, times = measured[-1]["median_ms"], measured[-1]["times_faster"]
             print(f"{name:10} {kind:24} {median:8.1f} ms  {times:.2f}×  {case.note}", flush=True)
-        command = f"python benchmarks/training.py --networks {name} --rounds {args.rounds}"
+        command = f"python benchmarks/training.py --networks {name} --scope {args.scope} --rounds {args.rounds}"
         shape = list(NETWORKS[name][1])
         append(
-            {"benchmark": "training", "command": command, "network": name, "inputs": shape, "rounds": args.rounds}
-            | conditions()
+            {"benchmark": "training", "command": command, "network": name, "inputs": shape}
+            | {"scope": args.scope, "rounds": args.rounds, **conditions()}
             | {"measured": measured},
             RECORDS,
         )

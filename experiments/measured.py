@@ -16,6 +16,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 NETWORKS = {"vgg19 (CIFAR form)": "VGG-19", "resnet50 (CIFAR form)": "ResNet-50"}
 DEVICE_NETWORKS = {"mobilenet_v2": "MobileNetV2", "efficientnet_b0": "EfficientNet-B0", "resnet50": "ResNet-50"}
 LAB_NETWORKS = {"resnet50": "ResNet-50", "vgg19": "VGG-19"}
+TRAINING_NETWORKS = {"vgg19": "VGG-19, 128", "resnet50": "ResNet-50, 64", "mlp-4096": "MLP of 4096, 256"}
 WEB_NETWORKS = {"resnet20": "ResNet-20", "mobilenet_v2": "MobileNetV2", "resnet50": "ResNet-50"}
 TRAINED_NETWORKS = {"resnet20": "ResNet-20, trained", "digits-cnn": "small CNN, trained"}
 FILES = {
@@ -363,6 +364,27 @@ def loop() -> str | None:
     return f"{markdown(['loop', 'images per second', 'share of the bare loop'], rows)}\n\n{made_by(found[-1])}"
 
 
+def training() -> str | None:
+    """Training steps that skip pruned weights beside dense ones."""
+    found = {record["network"]: record for record in records_of("benchmarks/training.ndjson", scope="layer")}
+    if not found:
+        return None
+    kinds = [f"{how} {kind}" for how in ("dense", "accelerated") for kind in ("bf16", "fp32")]
+    rows = []
+    for network, title in TRAINING_NETWORKS.items():
+        if network not in found:
+            continue
+        cases = {each["case"]: each for each in found[network]["measured"]}
+        for sparsity in ("90%", "95%", "98%"):
+            own = [cases[kind if kind in cases else f"{kind}, {sparsity}"] for kind in kinds]
+            fastest = max(own[2:], key=lambda case: case["times_faster"])
+            texts = [f"**{c['median_ms']:,.0f}**" if c is fastest else f"{c['median_ms']:,.0f}" for c in own]
+            rows.append([title, sparsity.replace("%", " %"), *texts, f"{fastest['times_faster']:.1f}×"])
+            title = ""
+    head = ["network, batch", "sparsity", "dense bf16", "dense fp32", "accelerated bf16", "accelerated fp32", "faster"]
+    return f"{markdown(head, rows)}\n\n{made_by(next(reversed(found.values())))}"
+
+
 def web() -> str | None:
     """Milliseconds and bytes of the WebAssembly module beside ONNX Runtime Web."""
     found = records_of("web/web.ndjson", benchmark="web")
@@ -437,6 +459,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "web": or_missing("python benchmarks/web.py", web),
     "update": or_missing("python benchmarks/update.py --model resnet50` and `--model vgg19", update),
     "steps": or_missing("python benchmarks/update.py", steps),
+    "training": or_missing("python benchmarks/training.py", training),
     "loop": or_missing("python benchmarks/loop.py", loop),
     "scale": or_missing("python benchmarks/scale.py", scale),
 }

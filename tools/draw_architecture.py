@@ -18,7 +18,8 @@ CORE, SHIP, LAB, LEAF = "#dbeafe", "#dcfce7", "#fef3c7", "#f1f5f9"
 PLACES = {
     "lab": (0, 0, 4, LAB, "commands: data, networks, training, grids, reports, benchmarks, export"),
     "callbacks": (0, 1, 2, CORE, "for the trainers of Lightning and Transformers"),
-    "pruner": (0, 2, 2, CORE, "binds a method to a model and its optimizers"),
+    "pruner": (0, 2, 1, CORE, "binds a method to a model and its optimizers"),
+    "acceleration": (1, 2, 1, CORE, "training skips pruned weights"),
     "methods": (0, 3, 1, CORE, "FGGP, GMP, GraNet, RigL, SNIP, …"),
     "model": (1, 3, 1, CORE, "which parameters are prunable"),
     "masks": (0, 4, 2, CORE, "sparse starts; masks in force and stored"),

@@ -79,7 +79,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of a batch [n, c, h, w]."""
-        y = self.fggp_layer and _sparsely(self.fggp_layer, self, input)
+        y = None if self.fggp_layer is None else _sparsely(self.fggp_layer, self, input)
         return super().forward(input) if y is None else y
 
 
@@ -90,7 +90,7 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the products of a batch [n, …, c]."""
-        y = self.fggp_layer and _sparsely(self.fggp_layer, self, input)
+        y = None if self.fggp_layer is None else _sparsely(self.fggp_layer, self, input)
         return super().forward(input) if y is None else y
 
 

@@ -111,7 +111,7 @@ class Product(torch.autograd.Function):
         return products.forward(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Compute those gradients that are needed."""
         x, weight = ctx.saved_tensors
@@ -155,7 +155,7 @@ class BatchNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Compute those gradients that are needed."""
         x, *saved = ctx.saved_tensors
@@ -177,7 +177,7 @@ def _vectors(x: Tensor) -> Tensor:
 def _library() -> CDLL:
     library = native.load()
     numbers = [c_int32, c_int64, c_int32]  # type, images, threads
-    arguments = {
+    arguments: dict[str, list[Any]] = {
         "make": [POINTER(_Convolved), c_void_p, POINTER(c_void_p)],
         "forward": [c_void_p, c_void_p, c_void_p, c_void_p, *numbers, c_void_p],
         "input_gradient": [c_void_p, c_void_p, c_void_p, *numbers, c_void_p],

@@ -59,10 +59,13 @@ def _measure(x: Tensor, weight: Tensor, window: Window | None, dtype: torch.dtyp
     if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
         x = x.contiguous(memory_format=torch.channels_last)
     given = [x.requires_grad_(), weight.detach().to(dtype).requires_grad_()]
-    if window is None:
-        dense = _seconds(lambda: F.linear(*given), given)
-    else:
-        dense = _seconds(lambda: F.conv2d(*given, None, window.stride, window.padding, window.dilation), given)
+
+    def densely() -> Tensor:
+        if window is None:
+            return F.linear(*given)
+        return F.conv2d(given[0], given[1], None, window.stride, window.padding, window.dilation)
+
+    dense = _seconds(densely, given)
     sparse = []
     given = [images_last(x.detach(), window is None).requires_grad_(), weight.detach().requires_grad_()]
     for density in TRIED:
