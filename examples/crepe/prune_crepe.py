@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from crepe import WINDOW, share_within, tones, trained
+from crepe import WINDOW, Crepe, share_within, tones, trained
 from torch import nn
 
 import fggp
@@ -26,14 +26,23 @@ import fggp
 BATCH = 32
 
 
-def distil(teacher: nn.Module, sparsity: float, steps: int) -> nn.Module:
-    """Return the network, pruned in the first half of the steps."""
+def distil(teacher: Crepe, sparsity: float, steps: int, checkpoint: Path) -> Crepe:
+    """Return the network, pruned in the first half of the steps. It goes on from the checkpoint, if there is one."""
     student = copy.deepcopy(teacher)  # in evaluation mode: the statistics of its batch norms are those of real sounds
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.0)
+    teacher.by_spectra = student.by_spectra = True
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.05)
-    fggp.Pruner(student, optimizer, sparsity, begin=0, end=max(1, steps // 2), every=max(1, steps // 62))
+    pruner = fggp.Pruner(student, optimizer, sparsity, begin=0, end=max(1, steps // 2), every=max(1, steps // 62))
     generator = torch.Generator().manual_seed(0)
-    for step in range(steps):
+    stateful = {"student": student, "optimizer": optimizer, "schedule": schedule, "pruner": pruner}
+    done = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        for name, each in stateful.items():
+            each.load_state_dict(saved[name])
+        generator.set_state(saved["generator"])
+        done = saved["step"]
+    for step in range(done + 1, steps + 1):
         x, _ = tones(BATCH, generator)
         with torch.no_grad():
             wanted = teacher(x).sigmoid()
@@ -42,8 +51,12 @@ def distil(teacher: nn.Module, sparsity: float, steps: int) -> nn.Module:
         loss.backward()
         optimizer.step()
         schedule.step()
-        if step % 100 == 0:
-            print(f"step {step}/{steps}  loss {loss.item():.5f}", flush=True)
+        if step % 50 == 0 or step == steps:
+            print(f"step {step}/{steps}  loss {loss.item():.5f}  sparsity {pruner.sparsity:.1%}", flush=True)
+            states = {name: each.state_dict() for name, each in stateful.items()}
+            torch.save({**states, "generator": generator.get_state(), "step": step}, checkpoint.with_suffix(".new"))
+            checkpoint.with_suffix(".new").replace(checkpoint)
+    teacher.by_spectra = student.by_spectra = False
     return student
 
 
@@ -78,7 +91,8 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     dense = trained(given.size)
-    pruned = distil(dense, given.sparsity, given.steps)
+    checkpoint = given.out / f"{given.size}-{given.sparsity}-{given.steps}.checkpoint"
+    pruned = distil(dense, given.sparsity, given.steps, checkpoint)
 
     small, dense_file = given.out / "small.safetensors", given.out / "dense.pt"
     torch.save(dense.state_dict(), dense_file)
