@@ -14,12 +14,13 @@ import copy
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from crepe import WINDOW, Crepe, share_within, tones, trained
-from torch import nn
+from crepe import Crepe, share_within, tones, trained
+from torch import Tensor
 
 import fggp
 
@@ -29,7 +30,6 @@ BATCH = 32
 def distil(teacher: Crepe, sparsity: float, steps: int, checkpoint: Path) -> Crepe:
     """Return the network, pruned in the first half of the steps. It goes on from the checkpoint, if there is one."""
     student = copy.deepcopy(teacher)  # in evaluation mode: the statistics of its batch norms are those of real sounds
-    teacher.by_spectra = student.by_spectra = True
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.05)
     pruner = fggp.Pruner(student, optimizer, sparsity, begin=0, end=max(1, steps // 2), every=max(1, steps // 62))
@@ -56,12 +56,11 @@ def distil(teacher: Crepe, sparsity: float, steps: int, checkpoint: Path) -> Cre
             states = {name: each.state_dict() for name, each in stateful.items()}
             torch.save({**states, "generator": generator.get_state(), "step": step}, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").replace(checkpoint)
-    teacher.by_spectra = student.by_spectra = False
     return student
 
 
 @torch.no_grad()
-def within_50_cents(model: nn.Module, count: int) -> float:
+def within_50_cents(model: Callable[[Tensor], Tensor], count: int) -> float:
     """Return the percentage of held-out tones that a network hears right."""
     generator = torch.Generator().manual_seed(1)
     heard = [tones(BATCH, generator) for _ in range(count // BATCH)]
@@ -69,7 +68,7 @@ def within_50_cents(model: nn.Module, count: int) -> float:
     return share_within(logits, torch.cat([frequency for _, frequency in heard]))
 
 
-def milliseconds(model, x: torch.Tensor) -> float:
+def milliseconds(model: Callable[[Tensor], Tensor], x: Tensor) -> float:
     """Return the median time of a call."""
     times = []
     with torch.inference_mode():
@@ -91,26 +90,26 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     dense = trained(given.size)
+    dense.by_spectra = True
     checkpoint = given.out / f"{given.size}-{given.sparsity}-{given.steps}.checkpoint"
     pruned = distil(dense, given.sparsity, given.steps, checkpoint)
+    pruned.by_spectra = False
 
     small, dense_file = given.out / "small.safetensors", given.out / "dense.pt"
     torch.save(dense.state_dict(), dense_file)
     fggp.save(pruned, small)
     x = tones(1, torch.Generator().manual_seed(2))[0]
-    assert x.shape == (1, WINDOW)
     fast = fggp.compile(pruned, x)
     fast.save(given.out / "net.fggp")
 
-    def hear(model: nn.Module) -> float:
-        return within_50_cents(model, given.test_tones)
-
+    heard = {name: within_50_cents(net, given.test_tones) for name, net in (("dense", dense), ("pruned", fast))}
+    dense.by_spectra = False
     record = {
         "model": f"CREPE {given.size}",
         "sparsity": given.sparsity,
         "steps": given.steps,
         "test_tones": given.test_tones,
-        "within_50_cents": {"dense": hear(dense), "pruned": hear(pruned)},
+        "within_50_cents": heard,
         "bytes": {"dense": dense_file.stat().st_size, "pruned": small.stat().st_size},
         "ms_batch_1": {"dense, PyTorch": milliseconds(dense, x), "pruned, fggp.compile": milliseconds(fast, x)},
         "threads": torch.get_num_threads(),
