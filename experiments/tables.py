@@ -29,7 +29,19 @@ from fggp.lab.report.wording import interval_of, listed, mean_std, signed
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("results", "runtime", "small-file", "pruning-speed", "scale", "deploy")),
+    *(
+        f"docs/{name}.md"
+        for name in (
+            "results",
+            "runtime",
+            "small-file",
+            "pruning-speed",
+            "scale",
+            "deploy",
+            "from-trained-weights",
+            "text",
+        )
+    ),
 )
 FGGP = "FGGP (r = 0.5)"
 STUDY_ROWS = {

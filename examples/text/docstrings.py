@@ -87,11 +87,14 @@ def _is_wanted(path: Path) -> bool:
 
 def _texts_in(file: Path) -> Iterator[str]:
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        left: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
     except (SyntaxError, UnicodeDecodeError):  # examples of other versions and encodings
         return
-    for node in ast.walk(tree):
+    while left:
+        node = left.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             text = ast.get_docstring(node) or ""
             if len(text) >= SHORTEST:
                 yield text
+            if not isinstance(node, ast.FunctionDef):  # what is inside of a function is seldom described
+                left += node.body

@@ -65,8 +65,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Prune a causal language model while it is fine-tuned.")
     parser.add_argument("--model", metavar="NAME", help="of the Hugging Face hub, or a folder; default: a small Llama")
     parser.add_argument("--sparsity", type=float, default=0.7)
-    parser.add_argument("--epochs", type=float, default=3.0, help="of the fine-tuning")
-    parser.add_argument("--texts", type=int, default=3000, help="docstrings of each package, at most")
+    parser.add_argument("--epochs", type=float, default=2.0, help="of the fine-tuning")
+    parser.add_argument("--texts", type=int, default=400, help="docstrings of each package, at most")
     parser.add_argument("--length", type=int, default=128, help="tokens of a block")
     parser.add_argument("--out", type=Path, default=Path("language-model"))
     given = parser.parse_args()
@@ -76,7 +76,7 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(given.model)
         start = AutoModelForCausalLM.from_pretrained(given.model)
     else:
-        tokenizer = tokenizer_of([each.text for each in data if not each.held_out], 4096)
+        tokenizer = tokenizer_of([each.text for each in data if not each.held_out], 2048)
         start = small_llama(len(tokenizer), given.length)
 
     def blocks(held_out: bool) -> list[Tensor]:
@@ -95,7 +95,7 @@ def main() -> None:
             per_device_train_batch_size=16,
             learning_rate=rate,
             lr_scheduler_type="cosine",
-            warmup_steps=0.05,
+            warmup_steps=20,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
@@ -111,7 +111,7 @@ def main() -> None:
     dense = Logits(fine_tuned(start, rate))
     # Embeddings are not pruned by default, and neither is an output layer that shares their weight. Where it has a
     # weight of its own, this leaves it alone too.
-    pruning = Pruning(given.sparsity, exclude="lm_head.*")
+    pruning = Pruning(given.sparsity, exclude="lm_head.*", floor=0.01)
     pruned = Logits(fine_tuned(start, rate, pruning))
 
     fast = fggp.compile(pruned, test[0][None])
