@@ -174,13 +174,34 @@ def test_excluded_layers_stay_floats():
 def test_saved_and_loaded(tmp_path):
     quantized = fggp.quantize(prepared(Residual()), [images(4)])
     other = copy.deepcopy(quantized)
-    for buffer in other.buffers():
-        buffer.zero_()
+    for name, buffer in other.named_buffers():
+        if name not in other.fixed_buffers:
+            buffer.zero_()
     fggp.save(quantized, tmp_path / "small.safetensors")
     fggp.load(tmp_path / "small.safetensors", other)
     assert torch.equal(other(images(2)), quantized(images(2)))
     with pytest.raises(TypeError, match="stays on the CPU"):
         quantized.half()
+
+
+def test_a_state_of_other_ranges_is_refused(tmp_path):
+    model = prepared(Residual())
+    quantized, other = fggp.quantize(model, [images(4)]), fggp.quantize(model, [10 * images(4)])
+    before = copy.deepcopy(other.state_dict())
+    fggp.save(quantized, tmp_path / "small.safetensors")
+    with pytest.raises(ValueError, match=r"is of another model: '.*ranges' differs"):
+        fggp.load(tmp_path / "small.safetensors", other)
+    with pytest.raises(ValueError, match=r"is of another model: '0\..*ranges' differs"):
+        fggp.save(nn.Sequential(quantized), tmp_path / "inside.safetensors")
+        fggp.load(tmp_path / "inside.safetensors", nn.Sequential(other))
+    with pytest.raises(RuntimeError, match=r"ranges' differs: .* Nothing was loaded"):
+        other.load_state_dict(quantized.state_dict())
+    with pytest.raises(RuntimeError, match=r"'0\."):
+        nn.Sequential(other).load_state_dict(nn.Sequential(quantized).state_dict())
+    assert all(torch.equal(x, before[name]) for name, x in other.state_dict().items())
+    again = fggp.quantize(model, [images(4)])
+    again.load_state_dict(quantized.state_dict())
+    fggp.load(tmp_path / "small.safetensors", again)
 
 
 def test_network_file(tmp_path):
