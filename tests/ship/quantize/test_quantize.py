@@ -229,3 +229,12 @@ def test_network_file(tmp_path):
 def test_wrong_arguments(arguments, error, why):
     with pytest.raises(error, match=why):
         fggp.quantize(**{"model": prepared(Residual()), "batches": [images(2)], **arguments})
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(number):
+    model = prepared(Residual())
+    with torch.no_grad():
+        model.blocks[1].conv1.weight[3, 2, 1, 0] = number
+    with pytest.raises(ValueError, match=r"model: blocks.1.conv1 has a weight or a bias that is not finite"):
+        fggp.quantize(model, [images(2)])

@@ -96,6 +96,7 @@ def quantize(
     choice = Choice(graph, _excluded(graph, exclude))
     if not choice.groups:
         raise ValueError("the model has no convolution or linear layer that could be quantised")
+    _refuse_infinite(op for op in graph.ops if op in choice.whole)
     inputs = [graph.flatten(*example) for example in examples]
     of = calibrated(graph, inputs, choice.groups, clip=calibration == "mse")
     return Quantized(rewritten(graph, choice, of), type(model).__name__)
@@ -110,6 +111,14 @@ def _excluded(graph: Graph, patterns: Sequence[str]) -> set[str]:
                 f"exclude: {pattern!r} is the name of no convolution or linear layer; there are {', '.join(places)}"
             )
     return {name for name in places if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+def _refuse_infinite(ops: Iterable[Op]) -> None:
+    """Refuse constants that no whole number stands for."""
+    for op in ops:
+        for constant in op.constants():
+            if not bool(constant.isfinite().all()):
+                raise ValueError(f"model: {place(op)} has a weight or a bias that is not finite")
 
 
 def _is_product(op: Op) -> bool:
