@@ -238,3 +238,32 @@ def test_weights_that_are_not_finite(number):
         model.blocks[1].conv1.weight[3, 2, 1, 0] = number
     with pytest.raises(ValueError, match=r"model: blocks.1.conv1 has a weight or a bias that is not finite"):
         fggp.quantize(model, [images(2)])
+
+
+class OneSize(nn.Module):
+    """Only batches of four."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return self.a(x) + torch.ones(4, 4, 1, 1).reshape(4, -1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("x", "why"),
+    [
+        (images(4).double(), r"is torch.float64 \(4, 3, 8, 8\) on cpu; it must be torch.float32"),
+        (images(4)[:, :2], r"is torch.float32 \(4, 2, 8, 8\)"),
+        (images(4).to("meta"), "on meta; it must be .* on the CPU"),
+        (images(1), r"\(1, 3, 8, 8\) on cpu; it must be torch.float32 \(4, 3, "),
+    ],
+)
+def test_inputs_that_do_not_fit(x, why):
+    model = OneSize()
+    with pytest.raises(ValueError, match=rf"^batches\[1\] is not as batches\[0\]: input 'x' {why}"):
+        fggp.quantize(model, [images(4), x])
+    quantized = fggp.quantize(model, [images(4)])
+    with pytest.raises(ValueError, match=f"^input 'x' {why}"):
+        quantized(x)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fggp.ship.graph import interpret
+from fggp.ship.graph.check import check_inputs
 from fggp.ship.graph.operations import Call, Graph, Op, Quantization
 
 if TYPE_CHECKING:
@@ -79,8 +80,14 @@ class GraphModule(nn.Module):
         return self
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
-        """Run the graph."""
-        return interpret.run(self._graph, self._graph.flatten(args, kwargs))
+        """Run the graph.
+
+        Raises:
+            TypeError, ValueError: the arguments are not such as the graph was captured for.
+        """
+        inputs = self._graph.flatten(args, kwargs)
+        check_inputs(self._graph, inputs)
+        return interpret.run(self._graph, inputs)
 
 
 def _constants(op: Op) -> Iterator[tuple[str, Tensor]]:

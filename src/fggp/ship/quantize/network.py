@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fggp import registry
 from fggp.ship.graph.capture import normalise_example
+from fggp.ship.graph.check import check_inputs
 from fggp.ship.graph.module import GraphModule
 from fggp.ship.graph.operations import Conv2d, Graph, Linear, Op, QuantizedProduct
 from fggp.ship.graph.simplify import simplify
@@ -97,9 +98,19 @@ def quantize(
     if not choice.groups:
         raise ValueError("the model has no convolution or linear layer that could be quantised")
     _refuse_infinite(op for op in graph.ops if op in choice.whole)
-    inputs = [graph.flatten(*example) for example in examples]
+    inputs = [_inputs(graph, example, i) for i, example in enumerate(examples)]
     of = calibrated(graph, inputs, choice.groups, clip=calibration == "mse")
     return Quantized(rewritten(graph, choice, of), type(model).__name__)
+
+
+def _inputs(graph: Graph, example: tuple[tuple[Tensor, ...], dict[str, Tensor]], i: int) -> list[Tensor]:
+    """A batch as the graph's inputs; refused if it is not as the first."""
+    try:
+        inputs = graph.flatten(*example)
+        check_inputs(graph, inputs)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"batches[{i}] is not as batches[0]: {error}") from None
+    return inputs
 
 
 def _excluded(graph: Graph, patterns: Sequence[str]) -> set[str]:
