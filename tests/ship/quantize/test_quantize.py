@@ -267,3 +267,29 @@ def test_inputs_that_do_not_fit(x, why):
     quantized = fggp.quantize(model, [images(4)])
     with pytest.raises(ValueError, match=f"^input 'x' {why}"):
         quantized(x)
+
+
+class Inner(nn.Module):
+    """Returns what is computed on the way, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x):
+        y = self.a(x)
+        z = self.pool(self.b(y).relu())
+        return y, z, self.b(z)
+
+
+def test_what_the_network_returns_is_not_rounded():
+    quantized = fggp.quantize(prepared(Inner()), [images(8)])
+    x = images(8)
+    for y in quantized(x)[:2]:
+        assert len(y.unique()) > 256
+    products = [op for op in quantized.captured_graph.ops if isinstance(op, QuantizedConv2d)]
+    assert len(products) == 3
+    assert products[0].to is None
+    for ours, exact in zip(fggp.compile(quantized, x)(x), quantized(x), strict=True):
+        assert torch.equal(ours, exact)

@@ -45,6 +45,7 @@ class Choice:
     """Which operations of a network run on whole numbers.
 
     Products do. So do sums, pools and concatenations of what they return, where whole numbers are wanted after them.
+    What the network returns is not rounded to whole numbers; operations that also read it round it for themselves.
 
     Args:
         graph: simplified.
@@ -60,10 +61,12 @@ class Choice:
     def __init__(self, graph: Graph, excluded: Container[str] = ()) -> None:
         self.whole: set[Op] = set()
         able: set[Value] = set()
+        results = {x for x in graph.outputs if isinstance(x, Value)}  # returned as computed, in float32
         for op in graph.ops:
             if (_is_product(op) and place(op) not in excluded) or _follows(op, able):
                 self.whole.add(op)
-                if _clamps(getattr(op, "activation", None)) and not isinstance(op, AdaptiveAvgPool2d):
+                clamps = _clamps(getattr(op, "activation", None))
+                if clamps and not isinstance(op, AdaptiveAvgPool2d) and op.output not in results:
                     able.add(op.output)
         wanted: set[Value] = set()
         self.returned: set[Value] = set()
