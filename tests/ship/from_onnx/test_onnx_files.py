@@ -238,6 +238,9 @@ def test_mistakes(tmp_path):
         fggp.from_onnx(model, fixed={"x": randn(2)})
     with pytest.raises(ValueError, match=r"fixed\['x'\] is 'text'; the input is of type float32"):
         fggp.from_onnx(model, fixed={"x": "text"})
+    for size in (True, "2", None, float("nan"), float("inf"), [2], 2.5, -1):
+        with pytest.raises(ValueError, match=r"fixed\['N'\] is .*; a size is a whole number of at least 1"):
+            fggp.from_onnx(model, fixed={"N": size})
     with pytest.raises(FileNotFoundError, match=r"nothing\.onnx is no file"):
         fggp.from_onnx(tmp_path / "nothing.onnx")
     (tmp_path / "text.onnx").write_text("no ONNX at all")

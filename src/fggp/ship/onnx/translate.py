@@ -174,8 +174,9 @@ class Translation:
 
     def _fixed_size(self, name: str) -> int:
         size = self._fixed[name]
-        if int(size) != size or size < 1:
-            raise ValueError(f"fixed[{name!r}] is {size}; a size is a whole number of at least 1")
+        number = isinstance(size, (int, float, np.integer, np.floating)) and not isinstance(size, bool)
+        if not number or not size >= 1 or size % 1:
+            raise ValueError(f"fixed[{name!r}] is {size!r}; a size is a whole number of at least 1")
         return int(size)
 
     def _settled(self, name: str) -> tuple[int | None, str]:

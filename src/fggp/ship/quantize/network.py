@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from fggp import registry
-from fggp.ship.graph.capture import normalise_example
+from fggp.ship.graph.capture import normalise_example, unwrapped
 from fggp.ship.graph.check import check_inputs
 from fggp.ship.graph.module import GraphModule
 from fggp.ship.graph.operations import Conv2d, Graph, Linear, Op, QuantizedProduct
@@ -66,8 +68,11 @@ def quantize(
         The network as a module.
 
     Raises:
-        TypeError, ValueError: an argument is wrong; the message says what would be right.
-        CaptureError: the model cannot be captured (`fggp.compile` says what that takes).
+        TypeError: an argument is of a wrong type, the model does not take such batches, or it is not in float32.
+        ValueError: a setting is unknown; a pattern names no layer; no layer is left to be quantised; model or batches
+            are not on the CPU; a batch is empty or not as the first one; a weight, or a value on a batch, is not
+            finite.
+        CaptureError, MutationError: the model cannot be captured (`fggp.compile` says what that takes).
 
     Warns:
         UserWarning: the model's pruning did not reach its target, or pruned weights are not zero.
@@ -85,17 +90,17 @@ def quantize(
         raise ValueError(f'calibration={calibration!r} must be "mse" or "minmax"')
     if isinstance(exclude, str):
         raise TypeError(f"exclude={exclude!r} must be a sequence of patterns: exclude=[{exclude!r}]")
-    if isinstance(batches, Tensor):
-        raise TypeError("batches is a tensor; it must be a sequence of batches: [x]")
-    examples = [normalise_example(batch) for batch in batches]
-    if not examples:
-        raise ValueError("batches is empty; it must have one batch or more of what the model takes")
+    examples = _examples(model, batches)
+    _refuse_other_floats(model)
     for message in registry.complaints(model):
         warnings.warn(f"fggp.quantize: {message}", UserWarning, stacklevel=2)
     args, kwargs = examples[0]
     graph = simplify(captured(model, args, kwargs))
-    choice = Choice(graph, _excluded(graph, exclude))
+    excluded = _excluded(graph, exclude)
+    choice = Choice(graph, excluded)
     if not choice.groups:
+        if excluded:
+            raise ValueError(f"exclude={exclude!r} names all convolutions and linear layers; leave one or more to int8")
         raise ValueError("the model has no convolution or linear layer that could be quantised")
     _refuse_infinite(op for op in graph.ops if op in choice.whole)
     inputs = [_inputs(graph, example, i) for i, example in enumerate(examples)]
@@ -103,7 +108,48 @@ def quantize(
     return Quantized(rewritten(graph, choice, of), type(model).__name__)
 
 
-def _inputs(graph: Graph, example: tuple[tuple[Tensor, ...], dict[str, Tensor]], i: int) -> list[Tensor]:
+Example: TypeAlias = "tuple[tuple[Tensor, ...], dict[str, Tensor]]"
+"""Positional arguments and keyword arguments."""
+
+
+def _examples(model: nn.Module, batches: Iterable[Any]) -> list[Example]:
+    """The batches as a model's arguments; refused if the model does not take such."""
+    if isinstance(batches, (Tensor, Mapping)):
+        kind = "tensor" if isinstance(batches, Tensor) else "dict"
+        raise TypeError(f"batches is a {kind}; it must be a sequence of batches: [x]")
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches={batches!r:.80} must be a sequence of batches, such as [x]")
+    forward = inspect.signature(unwrapped(model).forward)
+    examples = []
+    for i, batch in enumerate(batches):
+        args, kwargs = normalise_example(batch, f"batches[{i}]")
+        try:
+            forward.bind(*args, **kwargs)
+        except TypeError as error:
+            given = ", ".join([f"{len(args)} positional", *kwargs])
+            raise TypeError(
+                f"batches[{i}] has the arguments {given}, which {type(model).__name__}.forward{forward} does not take "
+                f"({error}); give what the model takes alone, without labels: [x for x, _ in loader]"
+            ) from None
+        for x in (*args, *kwargs.values()):
+            if not x.numel():
+                raise ValueError(f"batches[{i}] has a tensor of the shape {list(x.shape)}; it must have elements")
+            if x.device.type != "cpu":
+                raise ValueError(f"batches[{i}] is on {x.device}; it must be on the CPU, as the model")
+        examples.append((args, kwargs))
+    if not examples:
+        raise ValueError("batches is empty; it must have one batch or more of what the model takes")
+    return examples
+
+
+def _refuse_other_floats(model: nn.Module) -> None:
+    floats = {name: p.dtype for name, p in model.named_parameters() if p.is_floating_point()}
+    if floats and torch.float32 not in floats.values():
+        name, dtype = next(iter(floats.items()))
+        raise TypeError(f"the model's {name!r} is {dtype}; it must be in float32: quantize(model.float(), batches)")
+
+
+def _inputs(graph: Graph, example: Example, i: int) -> list[Tensor]:
     """A batch as the graph's inputs; refused if it is not as the first."""
     try:
         inputs = graph.flatten(*example)
