@@ -228,6 +228,22 @@ def test_everything_that_is_not_supported_is_named():
     assert named == [("NonZero", "first"), ("MatMulInteger", "second"), ("my.own.Mine", "third")]
 
 
+def test_sizes_of_fixed_inputs():
+    nodes = [node("Relu", ["a"], ["b"]), node("Relu", ["c"], ["d"]), node("Relu", ["x"], ["y"])]
+    inputs = {"a": randn(2, 2), "c": randn(2, 4), "x": randn(3)}
+    model = model_of(nodes, inputs, outputs=("b", "d", "y"), free={"a": ["N", "N"], "c": ["N", "M"], "x": [3]})
+    fixed = {"a": randn(2, 2), "c": randn(2, 4)}
+    for more in ({}, {"N": 2}, {"N": 2, "M": 4}):
+        assert_same(model, inputs, fixed={**fixed, **more})
+    for wrong, message in (
+        ({"a": randn(2, 3)}, r"fixed\['a'\] .* size N is 3; it must be 2, as that of fixed\['a'\] is"),
+        ({"c": randn(3, 4)}, r"fixed\['c'\] .* size N is 3; it must be 2, as that of fixed\['a'\] is"),
+        ({"N": 5}, r"fixed\['a'\] .* size N is 2; it must be 5, as fixed\['N'\] is"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fggp.from_onnx(model, fixed={**fixed, **wrong})
+
+
 def test_mistakes(tmp_path):
     model = model_of(node("Relu", ["x"], ["y"]), {"x": randn(2, 3)}, free={"x": ["N", 3]})
     with pytest.raises(ValueError, match="fixed has 'M'; the inputs and free sizes are N, x"):

@@ -29,9 +29,7 @@ class CaptureError(RuntimeError):
     """torch.export cannot trace this model; the message says why."""
 
 
-def normalise_example(
-    example_input: Any, name: str = "example_input"
-) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+def normalise_example(example_input: Any, name: str = "example_input") -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """A model's positional and keyword arguments, from an example in any of the accepted forms.
 
     Args:
