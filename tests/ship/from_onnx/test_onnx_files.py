@@ -12,6 +12,7 @@ from onnx_models import assert_close, assert_same, integers, model_of, randn
 
 import fggp
 from fggp.ship.network.description import UnsupportedError
+from fggp.ship.onnx.operands import file_dtype
 from networks import closing, load
 
 node = helper.make_node
@@ -226,6 +227,17 @@ def test_everything_that_is_not_supported_is_named():
         fggp.from_onnx(model)
     named = [(operator, place) for operator, place, _ in error.value.found]
     assert named == [("NonZero", "first"), ("MatMulInteger", "second"), ("my.own.Mine", "third")]
+
+
+@pytest.mark.parametrize("name", TensorProto.DataType.keys())
+def test_types_that_are_taken(name):
+    taken = {
+        torch.float32: ["FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16"],
+        torch.int64: ["INT64", "INT32", "INT16", "INT8", "UINT32", "UINT16", "UINT8"],
+        torch.bool: ["BOOL"],
+    }
+    expected = [dtype for dtype, names in taken.items() if name in names]
+    assert file_dtype(TensorProto.DataType.Value(name)) == (expected[0] if expected else None)
 
 
 def test_sizes_of_fixed_inputs():

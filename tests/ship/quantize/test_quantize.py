@@ -236,7 +236,7 @@ def test_network_file(tmp_path):
             TypeError,
             "weight' is torch.float16",
         ),
-        ({"model": nn.Linear(3, 2).double(), "batches": [torch.ones(2, 3)]}, TypeError, "weight' is torch.float64"),
+        ({"model": nn.Linear(3, 2).double(), "batches": [torch.ones(2, 3)]}, TypeError, "' is torch.float64"),
         ({"model": nn.ReLU()}, ValueError, "no convolution or linear layer"),
         ({"model": 3}, TypeError, "model=3"),
     ],

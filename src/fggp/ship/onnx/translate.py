@@ -125,7 +125,9 @@ class Translation:
             kind = v.type.tensor_type
             dtype = file_dtype(kind.elem_type)
             if v.type.WhichOneof("value") != "tensor_type" or dtype is None:
-                self.found.append((f"the input {v.name!r}", "", "it is no tensor of floats, whole numbers or bools"))
+                self.found.append(
+                    (f"the input {v.name!r}", "", "it is no tensor of floats, bools or whole numbers that fit int64")
+                )
                 scope.known[v.name] = None
                 continue
             if v.name in self._fixed:
