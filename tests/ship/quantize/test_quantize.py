@@ -307,3 +307,26 @@ def test_what_the_network_returns_is_not_rounded():
     assert products[0].to is None
     for ours, exact in zip(fggp.compile(quantized, x)(x), quantized(x), strict=True):
         assert torch.equal(ours, exact)
+
+
+class Sounds(nn.Module):
+    """Layers that have no int8, before one that has."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.up, self.memory = nn.Conv1d(3, 4, 3), nn.ConvTranspose2d(4, 4, 2), nn.LSTM(3, 4, batch_first=True)
+        self.end = nn.Linear(4, 2)
+
+    def forward(self, x):
+        y = self.up(self.a(x.flatten(2)).unsqueeze(2)).mean((2, 3))
+        return self.end(y + self.memory(x.flatten(2).transpose(1, 2))[0].mean(1))
+
+
+def test_layers_without_int8_are_named():
+    model = prepared(Sounds(), sparsity=0)
+    quantized = fggp.quantize(model, [images(2)])
+    assert "1 of 4 convolutions, linear and recurrent layers in int8" in repr(quantized)
+    assert "in float32: a, up, memory" in repr(quantized)
+    assert repr(fggp.quantize(model, [images(2)], exclude=["a"])) == repr(quantized)
+    with pytest.raises(ValueError, match=r"'b' is the name of no .* there are a, up, memory, end"):
+        fggp.quantize(model, [images(2)], exclude=["b"])

@@ -15,8 +15,9 @@ from fggp import registry
 from fggp.ship.graph.capture import normalise_example, unwrapped
 from fggp.ship.graph.check import check_inputs
 from fggp.ship.graph.module import GraphModule
-from fggp.ship.graph.operations import Conv2d, Graph, Linear, Op, QuantizedProduct
+from fggp.ship.graph.operations import Graph, Op, Product, QuantizedProduct
 from fggp.ship.graph.simplify import simplify
+from fggp.ship.network.aten import is_product
 from fggp.ship.network.describe import captured
 from fggp.ship.quantize.ranges import calibrated
 from fggp.ship.quantize.rewrite import Choice, place, rewritten
@@ -35,14 +36,14 @@ class Quantized(GraphModule):
         self.eval()
 
     def __repr__(self) -> str:
-        products = [op for op in self.captured_graph.ops if isinstance(op, (Conv2d, Linear, QuantizedProduct))]
-        floats = [place(op) for op in products if not isinstance(op, QuantizedProduct)]
-        weights = sum(op.weight.numel() for op in products)
-        zeros = sum(int((op.weight == 0).sum()) for op in products)
+        layers = _layers(self.captured_graph)
+        floats = [place(op) for op in layers if not isinstance(op, QuantizedProduct)]
+        weights = [w for op in layers for w in _weights(op)]
+        zeros = sum(w.numel() - int(w.count_nonzero()) for w in weights) / max(1, sum(w.numel() for w in weights))
         rest = f"; in float32: {', '.join(floats)}" if floats else ""
         return (
-            f"{self._name} quantised by fggp: {len(products) - len(floats)} of {len(products)} convolutions and linear "
-            f"layers in int8, {zeros / max(1, weights):.1%} of their weights are zero{rest}"
+            f"{self._name} quantised by fggp: {len(layers) - len(floats)} of {len(layers)} convolutions, linear and "
+            f"recurrent layers in int8, {zeros:.1%} of their weights are zero{rest}"
         )
 
 
@@ -51,11 +52,11 @@ def quantize(
 ) -> Quantized:
     """Make a trained network one of whole numbers of 8 bits, without training. Zero weights stay zero.
 
-    Batch norms are folded first. Each output channel of a convolution or linear layer gets a scale, and its weights are
-    rounded to −127 … 127 times it. Activations are rounded to 0 … 255, with a scale and a zero of their own for each
-    tensor, which the batches decide. Sums, maximum pools, concatenations and the last mean between them run on whole
-    numbers too; all else stays in float32, as does what the network returns. The first and the last layer are quantised
-    like the others.
+    Batch norms are folded first. Each output channel of a linear layer or two-dimensional convolution gets a scale, and
+    its weights are rounded to −127 … 127 times it. Activations are rounded to 0 … 255, with a scale and a zero of their
+    own for each tensor, which the batches decide. Sums, maximum pools, concatenations and the last mean between them
+    run on whole numbers too; all else stays in float32, as does what the network returns. The first and the last layer
+    are quantised like the others.
 
     Args:
         model: on the CPU; it is not changed.
@@ -160,8 +161,8 @@ def _inputs(graph: Graph, example: Example, i: int) -> list[Tensor]:
 
 
 def _excluded(graph: Graph, patterns: Sequence[str]) -> set[str]:
-    """The places of the products that patterns name."""
-    places = [place(op) for op in graph.ops if _is_product(op)]
+    """The places of the layers that patterns name."""
+    places = list(map(place, _layers(graph)))
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in places):
             raise ValueError(
@@ -178,5 +179,10 @@ def _refuse_infinite(ops: Iterable[Op]) -> None:
                 raise ValueError(f"model: {place(op)} has a weight or a bias that is not finite")
 
 
-def _is_product(op: Op) -> bool:
-    return isinstance(op, (Conv2d, Linear))
+def _layers(graph: Graph) -> list[Op]:
+    """The convolutions, linear and recurrent layers."""
+    return [op for op in graph.ops if is_product(op) and _weights(op)]
+
+
+def _weights(op: Op) -> list[Tensor]:
+    return [op.weight] if isinstance(op, Product) else [x for x in op.constants() if x.dim() > 1]
