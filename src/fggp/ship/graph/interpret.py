@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,17 +52,31 @@ def run(graph: Graph, inputs: Sequence[Tensor]) -> Any:
     Returns:
         The network's return value, in its own structure.
     """
-    values: dict[Value, Any] = dict(zip(graph.inputs, inputs, strict=True))
-    remaining_uses = graph.uses()
-    for op in graph.ops:
-        values[op.output] = execute(op, values)
-        for v in op.inputs:
-            remaining_uses[v] -= 1
-            if not remaining_uses[v]:  # frees its memory
-                del values[v]
+    wanted = {x for x in graph.outputs if isinstance(x, Value)}
+    values = {v: x for v, x in steps(graph, inputs) if v in wanted}
     # Constants are cloned, because a caller may write into the results.
     returned = [values[x] if isinstance(x, Value) else x.clone() if isinstance(x, Tensor) else x for x in graph.outputs]
     return tree_unflatten(returned, graph.out_spec)
+
+
+def steps(graph: Graph, inputs: Sequence[Tensor]) -> Iterator[tuple[Value, Any]]:
+    """Run a network one operation at a time. Yields the inputs, then what each operation computes.
+
+    Results are freed when nothing is left that reads them, so that the caller decides how many are in memory.
+    """
+    values: dict[Value, Any] = dict(zip(graph.inputs, inputs, strict=True))
+    yield from values.items()
+    remaining_uses = Counter(v for op in graph.ops for v in op.inputs)
+    for op in graph.ops:
+        result = execute(op, values)
+        yield op.output, result
+        if remaining_uses[op.output]:
+            values[op.output] = result
+        del result
+        for v in op.inputs:
+            remaining_uses[v] -= 1
+            if not remaining_uses[v]:
+                del values[v]
 
 
 def execute(op: Op, values: dict[Value, Any]) -> Any:

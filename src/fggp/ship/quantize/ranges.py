@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from fggp.ship.graph.interpret import execute
+from fggp.ship.graph.interpret import steps
 from fggp.ship.graph.operations import Graph, Quantization, Value
 
 LEVELS = 255
@@ -81,7 +81,9 @@ def calibrated(
     """
     ranges = {group: Range() for group in groups.values()}
     for inputs in batches:
-        for v, x in _values(graph, inputs, groups):
+        for v, x in steps(graph, inputs):
+            if v not in groups:
+                continue
             if not bool(x.isfinite().all()):
                 raise ValueError(
                     f"batches: on one of them, {v.module or v.name} returns a number that is not finite; "
@@ -89,15 +91,8 @@ def calibrated(
                 )
             ranges[groups[v]].include(x)
     for inputs in batches if clip else ():
-        for v, x in _values(graph, inputs, groups):
-            ranges[groups[v]].count(x)
+        for v, x in steps(graph, inputs):
+            if v in groups:
+                ranges[groups[v]].count(x)
     found = {group: own.quantization() for group, own in ranges.items()}
     return {v: found[group] for v, group in groups.items()}
-
-
-def _values(graph: Graph, inputs: Sequence[Tensor], wanted: Collection[Value]) -> list[tuple[Value, Tensor]]:
-    """The wanted values for some inputs."""
-    values: dict[Value, Tensor] = dict(zip(graph.inputs, inputs, strict=True))
-    for op in graph.ops:
-        values[op.output] = execute(op, values)
-    return [(v, values[v]) for v in wanted]
