@@ -8,6 +8,7 @@ from torch import nn
 
 import fggp
 from fggp.ship.graph.operations import (
+    Concat,
     Dequantize,
     Linear,
     Quantize,
@@ -330,3 +331,40 @@ def test_layers_without_int8_are_named():
     assert repr(fggp.quantize(model, [images(2)], exclude=["a"])) == repr(quantized)
     with pytest.raises(ValueError, match=r"'b' is the name of no .* there are a, up, memory, end"):
         fggp.quantize(model, [images(2)], exclude=["b"])
+
+
+class Uneven(nn.Module):
+    """A concatenation of large values and small ones."""
+
+    def __init__(self, pool, ratio, alone=True):
+        super().__init__()
+        self.alone = alone
+        self.a, self.b, self.c, self.d = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 4, 1)
+        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
+        with torch.no_grad():
+            self.a.weight.mul_(ratio)
+
+    def forward(self, x):
+        b = self.b(x)
+        y = self.c(torch.cat([self.pool(self.a(x)), self.pool(b)], 1))
+        return (y, self.d(b)) if self.alone else y
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("ratio", [1, 100])
+def test_small_values_that_are_concatenated_with_large_ones_and_read_elsewhere(pool, ratio):
+    model = prepared(Uneven(pool, ratio), sparsity=0)
+    quantized = fggp.quantize(model, [images(8)])
+    [joined] = [op for op in quantized.captured_graph.ops if isinstance(op, Concat)]
+    assert joined.output.dtype == (torch.uint8 if ratio == 1 else torch.float32)
+    fast = fggp.compile(quantized, images(2))
+    with torch.no_grad():
+        for ours, exact, expected in zip(fast(images(8)), quantized(images(8)), model(images(8)), strict=True):
+            assert (exact - expected).norm() <= 0.05 * expected.norm()
+            assert (ours - exact).norm() <= 1e-5 * exact.norm()
+
+
+def test_small_values_that_only_a_concatenation_reads_are_whole_numbers():
+    quantized = fggp.quantize(prepared(Uneven(False, 100, alone=False), sparsity=0), [images(8)])
+    [joined] = [op for op in quantized.captured_graph.ops if isinstance(op, Concat)]
+    assert joined.output.dtype == torch.uint8

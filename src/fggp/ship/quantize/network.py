@@ -19,7 +19,7 @@ from fggp.ship.graph.operations import Graph, Op, Product, QuantizedProduct
 from fggp.ship.graph.simplify import simplify
 from fggp.ship.network.aten import is_product
 from fggp.ship.network.describe import captured
-from fggp.ship.quantize.ranges import calibrated
+from fggp.ship.quantize.ranges import calibrated, observed
 from fggp.ship.quantize.rewrite import Choice, place, rewritten
 
 
@@ -105,7 +105,9 @@ def quantize(
         raise ValueError("the model has no convolution or linear layer that could be quantised")
     _refuse_infinite(op for op in graph.ops if op in choice.whole)
     inputs = [_inputs(graph, example, i) for i, example in enumerate(examples)]
-    of = calibrated(graph, inputs, choice.groups, clip=calibration == "mse")
+    ranges = observed(graph, inputs, choice.groups)
+    choice = Choice(graph, excluded, {v: own.width for v, own in ranges.items()})
+    of = calibrated(graph, inputs, choice.groups, ranges, clip=calibration == "mse")
     return Quantized(rewritten(graph, choice, of), type(model).__name__)
 
 

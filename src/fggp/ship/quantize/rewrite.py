@@ -34,11 +34,18 @@ from fggp.ship.graph.operations import (
 PRODUCTS_MAX = 1 << 16
 """Of an output, whose sum then fits 32 bits."""
 WEIGHT_LEVELS = 127
+WIDER_MAX = 4
+"""How many times a value's range may be widened so that it can be concatenated, if others read it too. That costs two
+of its eight bits."""
 
 
 def place(op: Op) -> str:
     """The path of an operation in the model."""
     return getattr(op, "layer", "") or op.output.module
+
+
+SHARING = (MaxPool2d, Flatten, Concat)
+"""Operations whose results have the range of what they read."""
 
 
 class Choice:
@@ -47,9 +54,13 @@ class Choice:
     Products do. So do sums, pools and concatenations of what they return, where whole numbers are wanted after them.
     What the network returns is not rounded to whole numbers; operations that also read it round it for themselves.
 
+    What is concatenated shares one range. Where one of the values is much smaller than the others and has other readers
+    too, these would suffer, so that the concatenation stays in floats.
+
     Args:
         graph: simplified.
         excluded: places of products that stay as they are.
+        widths: the lengths of the ranges of values, if they are known.
 
     Attributes:
         whole: the operations.
@@ -58,12 +69,30 @@ class Choice:
             their numbers stand for.
     """
 
-    def __init__(self, graph: Graph, excluded: Container[str] = ()) -> None:
+    def __init__(
+        self, graph: Graph, excluded: Container[str] = (), widths: Mapping[Value, float] | None = None
+    ) -> None:
         self.whole: set[Op] = set()
+        uses, producers = graph.uses(), {op.output: op for op in graph.ops}
+
+        def has_other_readers(v: Value) -> bool:
+            """Whether a value, or one that shares its range, is read by more than one operation."""
+            before = producers.get(v)
+            sharing = before.inputs if before in self.whole and isinstance(before, SHARING) else ()
+            return uses[v] > 1 or any(map(has_other_readers, sharing))
+
+        def is_uneven(op: Op) -> bool:
+            """Whether a concatenation would widen the range of a value too much."""
+            if not widths or not isinstance(op, Concat):
+                return False
+            found = {v: widths[v] for v in op.inputs if v in widths}
+            widest = max(found.values(), default=0.0)
+            return any(0 < width * WIDER_MAX < widest and has_other_readers(v) for v, width in found.items())
+
         able: set[Value] = set()
         results = {x for x in graph.outputs if isinstance(x, Value)}  # returned as computed, in float32
         for op in graph.ops:
-            if (_is_product(op) and place(op) not in excluded) or _follows(op, able):
+            if (_is_product(op) and place(op) not in excluded) or (_follows(op, able) and not is_uneven(op)):
                 self.whole.add(op)
                 clamps = _clamps(getattr(op, "activation", None))
                 if clamps and not isinstance(op, AdaptiveAvgPool2d) and op.output not in results:
@@ -87,7 +116,7 @@ class Choice:
             return v
 
         for op in graph.ops:
-            if op in self.whole and isinstance(op, (MaxPool2d, Flatten, Concat)):
+            if op in self.whole and isinstance(op, SHARING):
                 for v in op.inputs:
                     parents[top(v)] = top(op.output)
         self.groups = {v: top(v) for v in parents}
