@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import safetensors
 import torch
 from torch import nn
 
@@ -220,6 +221,25 @@ def test_a_state_of_other_ranges_is_refused(tmp_path):
     again = fggp.quantize(model, [images(4)])
     again.load_state_dict(quantized.state_dict())
     fggp.load(tmp_path / "small.safetensors", again)
+
+
+def test_files_say_how_far_the_pruning_got(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = fggp.Pruner(model, optimizer, sparsity=0.5, end=2)
+    for _ in range(2):
+        model(torch.randn(4, 8)).sum().backward()
+        optimizer.step()
+    assert pruner.finished
+    quantized = copy.deepcopy(fggp.quantize(model, [torch.randn(4, 8)]))
+    fggp.save(model, tmp_path / "model.safetensors")
+    fggp.save(quantized, tmp_path / "quantized.safetensors")
+    said = [
+        {name: text for name, text in safetensors.safe_open(path, "pt").metadata().items() if "pruning" in name}
+        for path in (tmp_path / "model.safetensors", tmp_path / "quantized.safetensors")
+    ]
+    assert said[0] == said[1]
+    assert said[1]["pruning-step"] == "2 of 2"
 
 
 def test_network_file(tmp_path):

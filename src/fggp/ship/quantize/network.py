@@ -23,16 +23,18 @@ from fggp.ship.quantize.ranges import calibrated, observed
 from fggp.ship.quantize.rewrite import Choice, place, rewritten
 
 
-class Quantized(GraphModule):
+class Quantized(GraphModule, registry.Certified):
     """A network of whole numbers, which `quantize` returns. Print it to see which layers these are.
 
     It is a module for inference: `fggp.compile` makes it fast and writes network files, `fggp.save` stores its state.
+    The files say of its pruning what those of the model would say.
     Called as it is, it computes the same with PyTorch, slowly. Gradients do not flow through it.
     """
 
-    def __init__(self, graph: Graph, name: str) -> None:
+    def __init__(self, graph: Graph, name: str, certificate: Mapping[str, str]) -> None:
         super().__init__(graph)
         self._name = name
+        self.certificate = certificate
         self.eval()
 
     def __repr__(self) -> str:
@@ -108,7 +110,7 @@ def quantize(
     ranges = observed(graph, inputs, choice.groups)
     choice = Choice(graph, excluded, {v: own.width for v, own in ranges.items()})
     of = calibrated(graph, inputs, choice.groups, ranges, clip=calibration == "mse")
-    return Quantized(rewritten(graph, choice, of), type(model).__name__)
+    return Quantized(rewritten(graph, choice, of), type(model).__name__, registry.certificate(model))
 
 
 Example: TypeAlias = "tuple[tuple[Tensor, ...], dict[str, Tensor]]"
