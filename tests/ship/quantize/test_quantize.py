@@ -139,6 +139,14 @@ def test_a_sum_that_is_not_fused():
         assert torch.equal(a, b)
 
 
+def test_a_layer_that_is_used_twice_has_one_weight():
+    layer = nn.Linear(4, 4)
+    quantized = fggp.quantize(nn.Sequential(layer, nn.ReLU(), layer), [torch.randn(8, 4)])
+    first, second = (op for op in quantized.captured_graph.ops if isinstance(op, QuantizedLinear))
+    assert first.weight is second.weight
+    assert sum(x.dtype == torch.int8 for x in quantized.state_dict().values()) == 1
+
+
 def test_zeros_stay_zeros():
     model = prepared(Residual())
     quantized = fggp.quantize(model, [images(4)])

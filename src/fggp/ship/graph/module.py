@@ -51,8 +51,7 @@ class GraphModule(nn.Module):
     def _add(self, op: Op, field: str, tensor: Tensor) -> str:
         """Make a tensor a buffer where the model has it. Returns its name."""
         module: nn.Module = self
-        place = getattr(op, "layer", "") or op.output.module or op.output.name
-        for part in place.split("."):
+        for part in op.place.split("."):
             if part not in module._modules:
                 module.add_module(part, nn.Module())
             module = module.get_submodule(part)
@@ -61,7 +60,7 @@ class GraphModule(nn.Module):
             count += 1
             found = f"{field}{count}"
         module.register_buffer(found, tensor)
-        return f"{place}.{found}"
+        return f"{op.place}.{found}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         for name in sorted(self.fixed_buffers):

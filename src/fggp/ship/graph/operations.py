@@ -58,6 +58,16 @@ class Op:
     inputs: tuple[Value, ...]
     output: Value
 
+    @property
+    def module(self) -> str:
+        """The path of the module whose weight it has, or else of the one that computes it; "" for the model itself."""
+        return self.output.module
+
+    @property
+    def place(self) -> str:
+        """What people call it: `module`, or else the name of its output."""
+        return self.module or self.output.name
+
     def with_inputs(self: Operation, replaced: Mapping[Value, Any]) -> Operation:
         """The same operation with some of its input values replaced."""
         return replace(self, inputs=tuple(replaced.get(v, v) for v in self.inputs))
@@ -130,11 +140,17 @@ class Quantization:
 class Product(Op):
     """A product with a weight (a convolution or a linear layer), then + bias, + residual, activation.
 
-    Inputs are (x,) or (x, residual). The subclasses' ``layer`` is the path of the weight's module.
+    Inputs are (x,) or (x, residual). ``layer`` is the path of the weight's module, where that is not the output's.
     """
 
     weight: Tensor
     bias: Tensor | None
+    layer: str = field(default="", kw_only=True)
+
+    @property
+    def module(self) -> str:
+        """The path of the module whose weight it has."""
+        return self.layer or self.output.module
 
     @property
     def residual(self) -> Value | None:
@@ -151,7 +167,6 @@ class Conv2d(Product):
     dilation: Pair
     groups: int
     activation: Activation | None = None
-    layer: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +174,6 @@ class Linear(Product):
     """x weightᵀ over the last dimension of x, float32 of rank 2 or more; then + bias, + residual, activation."""
 
     activation: Activation | None = None
-    layer: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +189,6 @@ class QuantizedProduct(Product):
         residual_of: what the residual stands for; None: there is none.
         to: what the output stands for; None: it is float32.
         activation: a clamp, or none.
-        layer: the path of the weight's module.
     """
 
     scale: Tensor
@@ -183,7 +196,6 @@ class QuantizedProduct(Product):
     residual_of: Quantization | None
     to: Quantization | None
     activation: Activation | None
-    layer: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +215,8 @@ class QuantizedLinear(QuantizedProduct):
 
 @dataclass(frozen=True, eq=False)
 class Quantize(Op):
-    """float32 as uint8: x / scale, rounded to the nearest whole number (halves to even), plus zero, within 0 … 255."""
+    """float32 as uint8: x · (1 / scale), rounded to the nearest whole number (halves to even), plus zero, within
+    0 … 255. The inverse is rounded to float32, and so is the product."""
 
     to: Quantization
 

@@ -20,7 +20,7 @@ from fggp.ship.graph.simplify import simplify
 from fggp.ship.network.aten import is_product
 from fggp.ship.network.describe import captured
 from fggp.ship.quantize.ranges import calibrated, observed
-from fggp.ship.quantize.rewrite import Choice, place, rewritten
+from fggp.ship.quantize.rewrite import Choice, rewritten
 
 
 class Quantized(GraphModule, registry.Certified):
@@ -39,7 +39,7 @@ class Quantized(GraphModule, registry.Certified):
 
     def __repr__(self) -> str:
         layers = _layers(self.captured_graph)
-        floats = [place(op) for op in layers if not isinstance(op, QuantizedProduct)]
+        floats = [op.place for op in layers if not isinstance(op, QuantizedProduct)]
         weights = [w for op in layers for w in _weights(op)]
         zeros = sum(w.numel() - int(w.count_nonzero()) for w in weights) / max(1, sum(w.numel() for w in weights))
         rest = f"; in float32: {', '.join(floats)}" if floats else ""
@@ -166,7 +166,7 @@ def _inputs(graph: Graph, example: Example, i: int) -> list[Tensor]:
 
 def _excluded(graph: Graph, patterns: Sequence[str]) -> set[str]:
     """The places of the layers that patterns name."""
-    places = list(map(place, _layers(graph)))
+    places = [op.place for op in _layers(graph)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in places):
             raise ValueError(
@@ -180,7 +180,7 @@ def _refuse_infinite(ops: Iterable[Op]) -> None:
     for op in ops:
         for constant in op.constants():
             if not bool(constant.isfinite().all()):
-                raise ValueError(f"model: {place(op)} has a weight or a bias that is not finite")
+                raise ValueError(f"model: {op.place} has a weight or a bias that is not finite")
 
 
 def _layers(graph: Graph) -> list[Op]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -37,11 +38,6 @@ WEIGHT_LEVELS = 127
 WIDER_MAX = 4
 """How many times a value's range may be widened so that it can be concatenated, if others read it too. That costs two
 of its eight bits."""
-
-
-def place(op: Op) -> str:
-    """The path of an operation in the model."""
-    return getattr(op, "layer", "") or op.output.module
 
 
 SHARING = (MaxPool2d, Flatten, Concat)
@@ -92,7 +88,7 @@ class Choice:
         able: set[Value] = set()
         results = {x for x in graph.outputs if isinstance(x, Value)}  # returned as computed, in float32
         for op in graph.ops:
-            if (_is_product(op) and place(op) not in excluded) or (_follows(op, able) and not is_uneven(op)):
+            if (_is_quantizable(op) and op.place not in excluded) or (_follows(op, able) and not is_uneven(op)):
                 self.whole.add(op)
                 clamps = _clamps(getattr(op, "activation", None))
                 if clamps and not isinstance(op, AdaptiveAvgPool2d) and op.output not in results:
@@ -122,7 +118,7 @@ class Choice:
         self.groups = {v: top(v) for v in parents}
 
 
-def _is_product(op: Op) -> bool:
+def _is_quantizable(op: Op) -> bool:
     return isinstance(op, (Conv2d, Linear)) and 0 < op.weight[0].numel() <= PRODUCTS_MAX
 
 
@@ -142,7 +138,7 @@ def _follows(op: Op, able: set[Value]) -> bool:
         case AdaptiveAvgPool2d():
             return op.size == (1, 1)
         case Concat():
-            return op.dim in (1, 1 - len(op.output.shape))
+            return op.dim == 1
     return False
 
 
@@ -155,6 +151,7 @@ def rewritten(graph: Graph, choice: Choice, of: Mapping[Value, Quantization]) ->
         of: what the whole numbers of `Choice.groups` stand for.
     """
     ops: list[Op] = []
+    weights = cache(quantized_weight)  # a layer that is used twice has one weight
     whole: dict[Value, Value] = {}  # of each value, the one of whole numbers that stands for it
     known = set(graph.inputs)  # values as they were
 
@@ -185,10 +182,10 @@ def rewritten(graph: Graph, choice: Choice, of: Mapping[Value, Quantization]) ->
         result = whole[op.output] if returns_whole else op.output
         activation: Activation | None = getattr(op, "activation", None)
         if activation is None or _clamps(activation):
-            ops.append(_on_whole(op, read, result, of))
+            ops.append(_on_whole(op, read, result, of, weights))
         else:  # of floats, after the product
             before = replace(result, name=f"{result.name}_before")
-            ops += [_on_whole(op, read, before, of), Activate((before,), result, activation)]
+            ops += [_on_whole(op, read, before, of, weights), Activate((before,), result, activation)]
     for x in graph.outputs:
         if isinstance(x, Value):
             as_float(x)
@@ -199,12 +196,18 @@ def _whole(v: Value) -> Value:
     return replace(v, name=f"{v.name}_u8", dtype=torch.uint8)
 
 
-def _on_whole(op: Op, read: tuple[Value, ...], output: Value, of: Mapping[Value, Quantization]) -> Op:
+def _on_whole(
+    op: Op,
+    read: tuple[Value, ...],
+    output: Value,
+    of: Mapping[Value, Quantization],
+    weights: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> Op:
     """An operation on whole numbers."""
     x = of[op.inputs[0]]
     to = of[op.output] if output.dtype == torch.uint8 else None
     if isinstance(op, (Conv2d, Linear)):
-        weight, scale = quantized_weight(op.weight)
+        weight, scale = weights(op.weight)
         given: dict[str, Any] = {
             "inputs": read,
             "output": output,
