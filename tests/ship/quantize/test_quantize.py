@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 import fggp
-from fggp.ship.graph.interpret import dequantize, quantize
-from fggp.ship.graph.operations import (
-    Concat,
+from fggp.ship.graph.operations import Concat, Linear
+from fggp.ship.graph.quantized import (
     Dequantize,
-    Linear,
     Quantization,
     Quantize,
     QuantizedAdd,
     QuantizedConv2d,
     QuantizedLinear,
     QuantizedMean,
+    dequantize,
+    quantize,
 )
 from fggp.ship.quantize.ranges import Range, quantization_of
 from fggp.ship.quantize.rewrite import quantized_weight

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
+from fggp.ship.graph import quantized
 from fggp.ship.graph.activations import activated
 from fggp.ship.graph.operations import (
     Activate,
@@ -22,20 +23,12 @@ from fggp.ship.graph.operations import (
     Channels,
     Concat,
     Conv2d,
-    Dequantize,
     Flatten,
     Gate,
     Graph,
     Linear,
     MaxPool2d,
     Op,
-    Quantization,
-    Quantize,
-    QuantizedAdd,
-    QuantizedConv2d,
-    QuantizedLinear,
-    QuantizedMean,
-    QuantizedProduct,
     Value,
     map_leaves,
 )
@@ -84,8 +77,8 @@ def execute(op: Op, values: dict[Value, Any]) -> Any:
     if isinstance(op, Call):
         args, kwargs = map_leaves((op.args, op.kwargs), lambda x: values[x] if isinstance(x, Value) else x)
         return op.target(*args, **kwargs)
-    if isinstance(op, (Quantize, Dequantize, QuantizedProduct, QuantizedAdd, QuantizedMean)):
-        return _quantized(op, *(values[v] for v in op.inputs))
+    if isinstance(op, quantized.OPERATIONS):
+        return quantized.compute(op, *(values[v] for v in op.inputs))
     return activated(_compute(op, *(values[v] for v in op.inputs)), getattr(op, "activation", None))
 
 
@@ -123,44 +116,3 @@ def _compute(op: Op, x: Tensor, *more: Tensor) -> Tensor:
         case Flatten():
             return x.flatten(1)
     raise NotImplementedError(f"no PyTorch equivalent is known for an operation of type {type(op).__name__}")
-
-
-def _quantized(op: Op, x: Tensor, *more: Tensor) -> Tensor:
-    """An operation on whole numbers, with the same results as the kernels. Sums of products are exact in float64."""
-    channel: tuple[int, ...]
-    match op:
-        case Quantize():
-            return quantize(x, op.to)
-        case Dequantize():
-            return dequantize(x, op.of)
-        case QuantizedAdd():
-            a, b = op.of
-            return quantize(activated(dequantize(x, a) + dequantize(more[0], b), op.activation), op.to)
-        case QuantizedMean():
-            total = (x.long() - op.of.zero).sum((2, 3), keepdim=True)
-            return total.float() * (torch.tensor(op.of.scale) / torch.tensor(float(x.shape[2] * x.shape[3])))
-        case QuantizedConv2d():
-            given, weight = x.double() - op.of.zero, op.weight.double()
-            total = F.conv2d(given, weight, None, op.stride, op.padding, op.dilation, op.groups)
-            channel = (-1, 1, 1)
-        case QuantizedLinear():
-            total, channel = F.linear(x.double() - op.of.zero, op.weight.double()), (-1,)
-        case _:
-            raise NotImplementedError(f"no PyTorch equivalent is known for an operation of type {type(op).__name__}")
-    y = total.float() * op.scale.view(channel)
-    y = y + (0 if op.bias is None else op.bias.view(channel))
-    if op.residual_of is not None:
-        y = y + dequantize(more[0], op.residual_of)
-    y = activated(y, op.activation)
-    return y if op.to is None else quantize(y, op.to)
-
-
-def quantize(x: Tensor, to: Quantization) -> Tensor:
-    """float32 as uint8."""
-    scaled = x * (1 / torch.tensor(to.scale))
-    return (scaled.clamp(-to.zero, 255 - to.zero).nan_to_num(-to.zero).round() + to.zero).to(torch.uint8)
-
-
-def dequantize(x: Tensor, of: Quantization) -> Tensor:
-    """uint8 as the float32 that it stands for."""
-    return (x.int() - of.zero).float() * torch.tensor(of.scale)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fggp.ship.graph import interpret
 from fggp.ship.graph.check import check_inputs
-from fggp.ship.graph.operations import Call, Graph, Op, Quantization
+from fggp.ship.graph.operations import Call, Graph, Op
+from fggp.ship.graph.quantized import Quantization
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -120,22 +120,6 @@ class Activation:
 RELU = Activation("clamp", (0.0, math.inf))
 
 
-@dataclass(frozen=True)
-class Quantization:
-    """Numbers as whole ones from 0 to 255 (uint8): q stands for scale · (q − zero).
-
-    Args:
-        scale: positive, exact in float32.
-        zero: what stands for 0.
-    """
-
-    scale: float
-    zero: int
-
-    def __str__(self) -> str:
-        return f"{self.scale:.3g}·(q − {self.zero})"
-
-
 @dataclass(frozen=True, eq=False)
 class Product(Op):
     """A product with a weight (a convolution or a linear layer), then + bias, + residual, activation.
@@ -174,74 +158,6 @@ class Linear(Product):
     """x weightᵀ over the last dimension of x, float32 of rank 2 or more; then + bias, + residual, activation."""
 
     activation: Activation | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class QuantizedProduct(Product):
-    """A product of whole numbers: acc = Σ weight · (x − zero) exactly, then in float32 acc · scale + bias, + residual,
-    activation, and uint8 if ``to`` is given. Each step is rounded to float32.
-
-    Args:
-        inputs: (x,) or (x, residual), both uint8.
-        weight: int8.
-        scale: float32 [O]: the weight's for each output channel, times that of x.
-        of: what x stands for.
-        residual_of: what the residual stands for; None: there is none.
-        to: what the output stands for; None: it is float32.
-        activation: a clamp, or none.
-    """
-
-    scale: Tensor
-    of: Quantization
-    residual_of: Quantization | None
-    to: Quantization | None
-    activation: Activation | None
-
-
-@dataclass(frozen=True, eq=False)
-class QuantizedConv2d(QuantizedProduct):
-    """A convolution of uint8 images [N, C, H, W]."""
-
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
-
-
-@dataclass(frozen=True, eq=False)
-class QuantizedLinear(QuantizedProduct):
-    """A linear layer over the last dimension of x."""
-
-
-@dataclass(frozen=True, eq=False)
-class Quantize(Op):
-    """float32 as uint8: x · (1 / scale), rounded to the nearest whole number (halves to even), plus zero, within
-    0 … 255. The inverse is rounded to float32, and so is the product."""
-
-    to: Quantization
-
-
-@dataclass(frozen=True, eq=False)
-class Dequantize(Op):
-    """uint8 as the float32 that it stands for."""
-
-    of: Quantization
-
-
-@dataclass(frozen=True, eq=False)
-class QuantizedAdd(Op):
-    """The sum of two uint8 values of the same shape, then an activation (a clamp, or none), as uint8."""
-
-    of: tuple[Quantization, Quantization]
-    to: Quantization
-    activation: Activation | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class QuantizedMean(Op):
-    """The means over H and W of uint8 [N, C, H, W], as float32 [N, C, 1, 1]."""
-
-    of: Quantization
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,8 @@ from fggp import registry
 from fggp.ship.graph.capture import normalise_example, unwrapped
 from fggp.ship.graph.check import check_inputs
 from fggp.ship.graph.module import GraphModule
-from fggp.ship.graph.operations import Graph, Op, Product, QuantizedProduct
+from fggp.ship.graph.operations import Graph, Op, Product
+from fggp.ship.graph.quantized import QuantizedProduct
 from fggp.ship.graph.simplify import simplify
 from fggp.ship.network.aten import is_product
 from fggp.ship.network.describe import captured

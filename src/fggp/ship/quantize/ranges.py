@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fggp.ship.graph.interpret import steps
-from fggp.ship.graph.operations import Graph, Quantization, Value
+from fggp.ship.graph.operations import Graph, Value
+from fggp.ship.graph.quantized import Quantization
 
 LEVELS = 255
 """The largest whole number."""

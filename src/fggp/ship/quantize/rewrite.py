@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fggp.ship.graph import quantized
 from fggp.ship.graph.operations import (
     Activate,
     Activation,
@@ -17,18 +18,11 @@ from fggp.ship.graph.operations import (
     Add,
     Concat,
     Conv2d,
-    Dequantize,
     Flatten,
     Graph,
     Linear,
     MaxPool2d,
     Op,
-    Quantization,
-    Quantize,
-    QuantizedAdd,
-    QuantizedConv2d,
-    QuantizedLinear,
-    QuantizedMean,
     Value,
 )
 
@@ -142,7 +136,7 @@ def _follows(op: Op, able: set[Value]) -> bool:
     return False
 
 
-def rewritten(graph: Graph, choice: Choice, of: Mapping[Value, Quantization]) -> Graph:
+def rewritten(graph: Graph, choice: Choice, of: Mapping[Value, quantized.Quantization]) -> Graph:
     """The network with the chosen operations on whole numbers.
 
     Args:
@@ -158,13 +152,13 @@ def rewritten(graph: Graph, choice: Choice, of: Mapping[Value, Quantization]) ->
     def as_whole(v: Value) -> Value:
         if v not in whole:
             whole[v] = _whole(v)
-            ops.append(Quantize((v,), whole[v], of[v]))
+            ops.append(quantized.Quantize((v,), whole[v], of[v]))
         return whole[v]
 
     def as_float(v: Value) -> None:
         if v not in known and v in whole:
             known.add(v)
-            ops.append(Dequantize((whole[v],), v, of[v]))
+            ops.append(quantized.Dequantize((whole[v],), v, of[v]))
 
     for op in graph.ops:
         if op not in choice.whole:
@@ -200,7 +194,7 @@ def _on_whole(
     op: Op,
     read: tuple[Value, ...],
     output: Value,
-    of: Mapping[Value, Quantization],
+    of: Mapping[Value, quantized.Quantization],
     weights: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> Op:
     """An operation on whole numbers."""
@@ -221,19 +215,19 @@ def _on_whole(
             "layer": op.layer,
         }
         if isinstance(op, Linear):
-            return QuantizedLinear(**given)
+            return quantized.QuantizedLinear(**given)
         window: dict[str, Any] = {
             "stride": op.stride,
             "padding": op.padding,
             "dilation": op.dilation,
             "groups": op.groups,
         }
-        return QuantizedConv2d(**given, **window)
+        return quantized.QuantizedConv2d(**given, **window)
     if isinstance(op, Add):
         assert to is not None
-        return QuantizedAdd(read, output, (x, of[op.inputs[1]]), to, op.activation)
+        return quantized.QuantizedAdd(read, output, (x, of[op.inputs[1]]), to, op.activation)
     if isinstance(op, AdaptiveAvgPool2d):
-        return QuantizedMean(read, output, x)
+        return quantized.QuantizedMean(read, output, x)
     return replace(op, inputs=read, output=output)
 
 
