@@ -21,7 +21,7 @@ from fggp.ship.graph.simplify import simplify
 from fggp.ship.network.aten import is_product
 from fggp.ship.network.describe import captured
 from fggp.ship.quantize.ranges import calibrated, observed
-from fggp.ship.quantize.rewrite import Choice, rewritten
+from fggp.ship.quantize.rewrite import Choice, joined, rewritten
 
 
 class Quantized(GraphModule, registry.Certified):
@@ -57,9 +57,9 @@ def quantize(
 
     Batch norms are folded first. Each output channel of a linear layer or two-dimensional convolution gets a scale, and
     its weights are rounded to −127 … 127 times it. Activations are rounded to 0 … 255, with a scale and a zero of their
-    own for each tensor, which the batches decide. Sums, maximum pools, concatenations and the last mean between them
-    run on whole numbers too; all else stays in float32, as does what the network returns. The first and the last layer
-    are quantised like the others.
+    own for each tensor, which the batches decide. Sums, maximum pools, concatenations of vectors and the last mean
+    between them run on whole numbers too; all else stays in float32, as does what the network returns. The first and
+    the last layer are quantised like the others.
 
     Args:
         model: on the CPU; it is not changed.
@@ -108,8 +108,9 @@ def quantize(
         raise ValueError("the model has no convolution or linear layer that could be quantised")
     _refuse_infinite(op for op in graph.ops if op in choice.whole)
     inputs = [_inputs(graph, example, i) for i, example in enumerate(examples)]
-    ranges = observed(graph, inputs, choice.groups)
-    choice = Choice(graph, excluded, {v: own.width for v, own in ranges.items()})
+    side_by_side = joined(graph)
+    ranges = observed(graph, inputs, {*choice.groups, *side_by_side})
+    choice = Choice(graph, excluded, {v: ranges[v].width for v in side_by_side})
     of = calibrated(graph, inputs, choice.groups, ranges, clip=calibration == "mse")
     return Quantized(rewritten(graph, choice, of), type(model).__name__, registry.certificate(model))
 

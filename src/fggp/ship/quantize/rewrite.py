@@ -16,6 +16,7 @@ from fggp.ship.graph.operations import (
     Activation,
     AdaptiveAvgPool2d,
     Add,
+    Channels,
     Concat,
     Conv2d,
     Flatten,
@@ -30,12 +31,15 @@ PRODUCTS_MAX = 1 << 16
 """Of an output, whose sum then fits 32 bits."""
 WEIGHT_LEVELS = 127
 WIDER_MAX = 4
-"""How many times a value's range may be widened so that it can be concatenated, if others read it too. That costs two
-of its eight bits."""
+"""How many times a concatenation may widen the range of a value that others read too. That costs two of eight bits."""
+UNEVEN_MAX = 16
+"""How many times wider than its narrowest part a concatenation may be that products read. That costs four."""
 
 
 SHARING = (MaxPool2d, Flatten, Concat)
-"""Operations whose results have the range of what they read."""
+"""Operations on whole numbers whose results have the range of what they read."""
+JOINING = (Concat, Channels)
+"""Operations that put values side by side: `Channels` those of images, in floats."""
 
 
 class Choice:
@@ -44,13 +48,14 @@ class Choice:
     Products do. So do sums, pools and concatenations of what they return, where whole numbers are wanted after them.
     What the network returns is not rounded to whole numbers; operations that also read it round it for themselves.
 
-    What is concatenated shares one range. Where one of the values is much smaller than the others and has other readers
-    too, these would suffer, so that the concatenation stays in floats.
+    What is concatenated shares one range, from which a value suffers that is much smaller than the others. If it has
+    other readers, the concatenation stays in floats. If it would be next to nothing, the products that read the
+    concatenation do, too.
 
     Args:
         graph: simplified.
         excluded: places of products that stay as they are.
-        widths: the lengths of the ranges of values, if they are known.
+        widths: the lengths of the ranges of `joined` values, if they are known.
 
     Attributes:
         whole: the operations.
@@ -71,18 +76,24 @@ class Choice:
             sharing = before.inputs if before in self.whole and isinstance(before, SHARING) else ()
             return uses[v] > 1 or any(map(has_other_readers, sharing))
 
-        def is_uneven(op: Op) -> bool:
-            """Whether a concatenation would widen the range of a value too much."""
-            if not widths or not isinstance(op, Concat):
-                return False
-            found = {v: widths[v] for v in op.inputs if v in widths}
-            widest = max(found.values(), default=0.0)
-            return any(0 < width * WIDER_MAX < widest and has_other_readers(v) for v, width in found.items())
+        def widened(op: Op) -> dict[Value, float]:
+            """What is joined, and how many times that widens the range of each."""
+            found = {v: widths[v] for v in op.inputs if v in widths} if widths and isinstance(op, JOINING) else {}
+            return {v: max(found.values()) / width for v, width in found.items() if width}
 
         able: set[Value] = set()
         results = {x for x in graph.outputs if isinstance(x, Value)}  # returned as computed, in float32
+        coarse: set[Value] = set()  # too uneven to be read as whole numbers
         for op in graph.ops:
-            if (_is_quantizable(op) and op.place not in excluded) or (_follows(op, able) and not is_uneven(op)):
+            wider = widened(op)
+            if any(times > UNEVEN_MAX for times in wider.values()) or (
+                isinstance(op, (*SHARING, *JOINING)) and not coarse.isdisjoint(op.inputs)
+            ):
+                coarse.add(op.output)
+            if not coarse.isdisjoint((op.output, *op.inputs)):
+                continue
+            apart = any(times > WIDER_MAX and has_other_readers(v) for v, times in wider.items())
+            if (_is_quantizable(op) and op.place not in excluded) or (_follows(op, able) and not apart):
                 self.whole.add(op)
                 clamps = _clamps(getattr(op, "activation", None))
                 if clamps and not isinstance(op, AdaptiveAvgPool2d) and op.output not in results:
@@ -134,6 +145,11 @@ def _follows(op: Op, able: set[Value]) -> bool:
         case Concat():
             return op.dim == 1
     return False
+
+
+def joined(graph: Graph) -> set[Value]:
+    """The values that are concatenated with others."""
+    return {v for op in graph.ops if isinstance(op, JOINING) for v in op.inputs}
 
 
 def rewritten(graph: Graph, choice: Choice, of: Mapping[Value, quantized.Quantization]) -> Graph:
