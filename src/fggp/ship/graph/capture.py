@@ -17,8 +17,9 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils._pytree import tree_unflatten
 
 from fggp.ship.graph import free_sizes
+from fggp.ship.graph.calls import Call, arguments, map_leaves
 from fggp.ship.graph.inplace import MutationError, functional_targets, refuse_changed
-from fggp.ship.graph.operations import Call, Graph, Value, arguments, map_leaves
+from fggp.ship.graph.operations import Graph, Value
 
 # For some networks torch.export reports a huge upper bound of the batch size: 2⁶³ divided by some factor. A bound of
 # UNBOUNDED_FROM or more counts as no bound.

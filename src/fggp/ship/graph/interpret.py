@@ -13,13 +13,13 @@ from torch.utils._pytree import tree_unflatten
 
 from fggp.ship.graph import quantized
 from fggp.ship.graph.activations import activated
+from fggp.ship.graph.calls import Call, map_leaves
 from fggp.ship.graph.operations import (
     Activate,
     AdaptiveAvgPool2d,
     Add,
     Affine,
     AvgPool2d,
-    Call,
     Channels,
     Concat,
     Conv2d,
@@ -30,7 +30,6 @@ from fggp.ship.graph.operations import (
     MaxPool2d,
     Op,
     Value,
-    map_leaves,
 )
 
 

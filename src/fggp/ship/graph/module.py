@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fggp.ship.graph import interpret
+from fggp.ship.graph.calls import Call
 from fggp.ship.graph.check import check_inputs
-from fggp.ship.graph.operations import Call, Graph, Op
+from fggp.ship.graph.operations import Graph, Op
 from fggp.ship.graph.quantized import Quantization
 
 if TYPE_CHECKING:

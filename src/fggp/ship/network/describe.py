@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import TreeSpec
 
+from fggp.ship.graph.calls import Call, arguments, map_leaves
 from fggp.ship.graph.capture import capture, unwrapped
 from fggp.ship.graph.module import GraphModule
-from fggp.ship.graph.operations import Call, Graph, Op, Value, arguments, is_size, map_leaves
+from fggp.ship.graph.operations import Graph, Op, Value, is_size
 from fggp.ship.graph.simplify import simplify
 from fggp.ship.network.aten import HANDLERS
 from fggp.ship.network.description import Description, Inexpressible, UnsupportedError

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fggp.ship.graph.calls import Call
 from fggp.ship.graph.free_sizes import evaluate
 from fggp.ship.graph.interpret import execute
-from fggp.ship.graph.operations import Call, Graph, Product, Value, is_size
+from fggp.ship.graph.operations import Graph, Product, Value, is_size
 from fggp.ship.graph.simplify import with_own_constants
 from fggp.ship.network.describe import describe
 from fggp.ship.network.nodes import value_dtype

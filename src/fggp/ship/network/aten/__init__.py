@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fggp.ship.graph.operations import Call, Op, Product
+from fggp.ship.graph.calls import Call
+from fggp.ship.graph.operations import Op, Product
 from fggp.ship.network.aten import creation, elementwise, movement, norms, pools, products, recurrent, reductions
 from fggp.ship.network.nodes import Handler
 
