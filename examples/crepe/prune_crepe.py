@@ -108,6 +108,7 @@ def main() -> None:
         "model": f"CREPE {given.size}",
         "sparsity": given.sparsity,
         "steps": given.steps,
+        "planned_steps": given.steps,
         "test_tones": given.test_tones,
         "within_50_cents": heard,
         "bytes": {"dense": dense_file.stat().st_size, "pruned": small.stat().st_size},
