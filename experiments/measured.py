@@ -444,6 +444,52 @@ def scale() -> str | None:
     return "\n\n".join([*parts, made_by(next(reversed(records.values())))])
 
 
+def crepe() -> str | None:
+    """Accuracy, sizes and milliseconds of CREPE, dense and pruned: the last record of each run."""
+    found = records_of("crepe/crepe.ndjson")
+    if not found:
+        return None
+    last = {(record["run"]["model"], record["run"]["sparsity"]): record for record in found}
+    rows = []
+    for record in last.values():
+        run, own = record["run"], {m["engine"]: m for m in record["measured"]}
+        heard, sizes = run["within_50_cents"], run["bytes"]
+        rows.append(
+            [
+                f"{run['model']}, {run['steps']:,} of {run['planned_steps']:,} steps",
+                _percent(run["sparsity"]),
+                *(f"{heard[name]:.1f} %" for name in ("dense", "pruned")),
+                *(_bytes(sizes[name]) for name in ("dense", "pruned")),
+                *(_milliseconds(own[name]["ms"]) for name in ("pytorch", "torch.compile", "onnxruntime", "fggp")),
+                *(_times_faster(own, name) for name in ("pytorch", "onnxruntime")),
+            ]
+        )
+    head = ["network", "sparsity", "heard, dense", "heard, pruned", "dense file", "small file"]
+    head += ["PyTorch, ms", "torch.compile", "ONNX Runtime", "fggp", "× PyTorch", "× ONNX Runtime"]
+    return f"{markdown(head, rows)}\n\n{made_by(found[-1])}"
+
+
+def text() -> str | None:
+    """Accuracy and perplexity of the examples with text, dense and pruned: the last record of each model."""
+    found = {record["run"]["model"]: record for record in records_of("text/text.ndjson")}
+    if not found:
+        return None
+    rows = []
+    for model, record in found.items():
+        run = record["run"]
+        (measure,) = {"accuracy", "perplexity"} & {*run}
+        rows.append(
+            [
+                f"{model}, {measure}",
+                _percent(run["sparsity"]),
+                *(f"{run[measure][name]:.1f}" for name in ("dense", "pruned", "pruned, net.fggp")),
+                *(_bytes(run["bytes"][name]) for name in ("dense.pt", "small.safetensors", "net.fggp")),
+            ]
+        )
+    head = ["", "sparsity", "dense", "pruned", "net.fggp", "dense file", "small file", "net.fggp's size"]
+    return f"{markdown(head, rows)}\n\n{made_by(record)}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "runtime in short": or_missing("python benchmarks/runtime.py", runtime_in_short),
     "runtime": or_missing("python benchmarks/runtime.py", runtime),
@@ -457,6 +503,8 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "file sizes": or_missing("python benchmarks/file.py` and `--runs FOLDER ...", file_sizes),
     "web": or_missing("python benchmarks/web.py", web),
+    "crepe": or_missing("python benchmarks/crepe_speed.py FOLDER", crepe),
+    "text": or_missing("python benchmarks/text.py FOLDER", text),
     "update": or_missing("python benchmarks/update.py --model resnet50` and `--model vgg19", update),
     "steps": or_missing("python benchmarks/update.py", steps),
     "training": or_missing("python benchmarks/training.py", training),

@@ -31,7 +31,17 @@ PAGES = (
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("results", "runtime", "small-file", "pruning-speed", "training-speed", "scale", "deploy")
+        for name in (
+            "results",
+            "runtime",
+            "small-file",
+            "pruning-speed",
+            "training-speed",
+            "scale",
+            "deploy",
+            "from-trained-weights",
+            "text",
+        )
     ),
 )
 FGGP = "FGGP (r = 0.5)"

@@ -29,6 +29,35 @@ def test_the_network_takes_windows_and_gives_bins(crepe):
     assert sum(p.numel() for p in crepe.Crepe("full").parameters()) > 22_000_000
 
 
+@pytest.mark.parametrize(
+    ("channels", "filters", "length", "kernel", "stride"),
+    [(1, 3, 1532, 512, 4), (2, 3, 191, 64, 1), (3, 2, 71, 64, 1), (2, 2, 70, 64, 1), (2, 1, 133, 64, 2)],
+)
+def test_convolutions_by_spectra_are_those_of_pytorch(crepe, channels, filters, length, kernel, stride):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(channels, filters, (kernel, 1), stride=(stride, 1)).double()
+    x = torch.randn(2, channels, length, 1, dtype=torch.double)
+    expected, found = conv(x), crepe.convolve_by_spectra(x, conv)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    towards = torch.randn_like(expected)
+    for own, theirs in zip(
+        torch.autograd.grad(found, conv.parameters(), towards),
+        torch.autograd.grad(expected, conv.parameters(), towards),
+        strict=True,
+    ):
+        assert torch.allclose(own, theirs, rtol=0, atol=1e-11)
+
+
+def test_the_network_hears_the_same_by_spectra(crepe):
+    torch.manual_seed(0)
+    model = crepe.Crepe("tiny").eval()
+    x, _ = crepe.tones(3, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(x)
+        model.by_spectra = True
+        assert torch.allclose(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_tones_have_the_frequency_that_they_claim(crepe):
     x, frequency = crepe.tones(64, torch.Generator().manual_seed(0))
     assert x.shape == (64, crepe.WINDOW)
@@ -66,6 +95,8 @@ def test_the_example(tmp_path):
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "step 4/4" in done.stdout
+    assert "sparsity 90.0%" in done.stdout
     record = json.loads((tmp_path / "out" / "record.json").read_text())
     assert record["within_50_cents"]["dense"] > 80
     assert record["bytes"]["pruned"] < record["bytes"]["dense"] / 5

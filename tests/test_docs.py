@@ -60,4 +60,4 @@ def test_the_first_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert names["pruner"].finished
     assert names["pruner"].check() == []
     assert {path.name for path in tmp_path.iterdir()} == {"small.safetensors", "net.fggp"}
-    assert float(re.search(r"tensor\((0\.\d+)\)", capsys.readouterr().out)[1]) > 0.9
+    assert float(re.search(r"tensor\(([01]\.\d*)\)", capsys.readouterr().out)[1]) > 0.9

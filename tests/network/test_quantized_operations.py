@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builds import build_name, every_build
-from fggp.ship.graph.interpret import dequantize, quantize
-from fggp.ship.graph.operations import Quantization
+from fggp.ship.graph.quantized import Quantization, dequantize, quantize
 from networks import Refused, build, closing, library
 
 BUILDS = [library()] if "FGGP_TEST_LIBRARY" in os.environ else every_build()

@@ -6,9 +6,10 @@ from collections import Counter
 import torch
 from torch import nn
 
+from fggp.ship.graph.calls import Call
 from fggp.ship.graph.capture import capture, normalise_example
 from fggp.ship.graph.interpret import run
-from fggp.ship.graph.operations import Call, Value
+from fggp.ship.graph.operations import Value
 from fggp.ship.graph.simplify import simplify
 
 

@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
 from fggp.lab.training.models import create
+from fggp.ship.graph.calls import Call
 from fggp.ship.graph.interpret import execute, run
-from fggp.ship.graph.operations import RELU, Activation, Call, Conv2d, Graph, Value
+from fggp.ship.graph.operations import RELU, Activation, Conv2d, Graph, Value
 
 
 def randomised(model, seed=0):

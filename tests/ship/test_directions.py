@@ -6,8 +6,9 @@ from torch import nn
 
 import fggp
 import helpers
+from fggp.ship.graph.calls import Call
 from fggp.ship.graph.capture import capture
-from fggp.ship.graph.operations import Call, Conv2d, Linear
+from fggp.ship.graph.operations import Conv2d, Linear
 from fggp.ship.graph.simplify import simplify
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")

@@ -98,6 +98,12 @@ def test_powers_of_whole_numbers(exponent):
     assert_node("Pow", {**inputs, "e": np.array([2, 3, 1, 2, 4])})
 
 
+def test_squares_of_whole_numbers_beyond_float32():
+    x = np.array([4099, -4099, 50_000_001])
+    assert_node("Pow", {"x": x, "e": np.float32(2)}, constants=["e"])
+    assert_node("Pow", {"x": x, "e": np.float32([2, 1, 0])}, constants=["e"], both=False)
+
+
 @pytest.mark.parametrize("op", ["Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"])
 def test_comparisons(op):
     assert_node(op, {"a": integers(4, 5), "b": integers(5, seed=1)})

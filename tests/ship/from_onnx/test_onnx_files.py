@@ -12,6 +12,7 @@ from onnx_models import assert_close, assert_same, integers, model_of, randn
 
 import fggp
 from fggp.ship.network.description import UnsupportedError
+from fggp.ship.onnx.operands import file_dtype
 from networks import closing, load
 
 node = helper.make_node
@@ -228,6 +229,33 @@ def test_everything_that_is_not_supported_is_named():
     assert named == [("NonZero", "first"), ("MatMulInteger", "second"), ("my.own.Mine", "third")]
 
 
+@pytest.mark.parametrize("name", TensorProto.DataType.keys())
+def test_types_that_are_taken(name):
+    taken = {
+        torch.float32: ["FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16"],
+        torch.int64: ["INT64", "INT32", "INT16", "INT8", "UINT32", "UINT16", "UINT8"],
+        torch.bool: ["BOOL"],
+    }
+    expected = [dtype for dtype, names in taken.items() if name in names]
+    assert file_dtype(TensorProto.DataType.Value(name)) == (expected[0] if expected else None)
+
+
+def test_sizes_of_fixed_inputs():
+    nodes = [node("Relu", ["a"], ["b"]), node("Relu", ["c"], ["d"]), node("Relu", ["x"], ["y"])]
+    inputs = {"a": randn(2, 2), "c": randn(2, 4), "x": randn(3)}
+    model = model_of(nodes, inputs, outputs=("b", "d", "y"), free={"a": ["N", "N"], "c": ["N", "M"], "x": [3]})
+    fixed = {"a": randn(2, 2), "c": randn(2, 4)}
+    for more in ({}, {"N": 2}, {"N": 2, "M": 4}):
+        assert_same(model, inputs, fixed={**fixed, **more})
+    for wrong, message in (
+        ({"a": randn(2, 3)}, r"fixed\['a'\] .* size N is 3; it must be 2, as that of fixed\['a'\] is"),
+        ({"c": randn(3, 4)}, r"fixed\['c'\] .* size N is 3; it must be 2, as that of fixed\['a'\] is"),
+        ({"N": 5}, r"fixed\['a'\] .* size N is 2; it must be 5, as fixed\['N'\] is"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fggp.from_onnx(model, fixed={**fixed, **wrong})
+
+
 def test_mistakes(tmp_path):
     model = model_of(node("Relu", ["x"], ["y"]), {"x": randn(2, 3)}, free={"x": ["N", 3]})
     with pytest.raises(ValueError, match="fixed has 'M'; the inputs and free sizes are N, x"):
@@ -238,6 +266,9 @@ def test_mistakes(tmp_path):
         fggp.from_onnx(model, fixed={"x": randn(2)})
     with pytest.raises(ValueError, match=r"fixed\['x'\] is 'text'; the input is of type float32"):
         fggp.from_onnx(model, fixed={"x": "text"})
+    for size in (True, "2", None, float("nan"), float("inf"), [2], 2.5, -1):
+        with pytest.raises(ValueError, match=r"fixed\['N'\] is .*; a size is a whole number of at least 1"):
+            fggp.from_onnx(model, fixed={"N": size})
     with pytest.raises(FileNotFoundError, match=r"nothing\.onnx is no file"):
         fggp.from_onnx(tmp_path / "nothing.onnx")
     (tmp_path / "text.onnx").write_text("no ONNX at all")

@@ -10,6 +10,8 @@ pytest.importorskip("onnxruntime")
 
 from onnx_models import assert_node, integers, randn
 
+from fggp.ship.network.description import UnsupportedError
+
 BOUNDS = st.one_of(st.integers(-9, 9), st.sampled_from([2**31 - 1, 2**63 - 1, -(2**31), -(2**63)]))
 
 
@@ -141,6 +143,8 @@ def test_made_of_sizes():
     assert_node("EyeLike", {"x": randn(4, 5)}, k=1)
     assert_node("EyeLike", {"x": integers(4, 5)})
     assert_node("EyeLike", {"x": integers(4, 5)}, dtype=TensorProto.FLOAT)
+    with pytest.raises(UnsupportedError, match="it returns UINT4"):
+        assert_node("EyeLike", {"x": integers(4, 5)}, dtype=TensorProto.UINT4)
     inputs = {"i": integers(4, low=-3, high=3), "depth": np.array(3), "values": np.array([0, 2], np.float32)}
     assert_node("OneHot", inputs, constants=["depth", "values"])
     assert_node("OneHot", inputs, constants=["depth", "values"], axis=0)

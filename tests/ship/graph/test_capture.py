@@ -18,9 +18,10 @@ from captured import (
     images,
     run_graph,
 )
+from fggp.ship.graph.calls import Call
 from fggp.ship.graph.capture import CaptureError, capture, normalise_example
 from fggp.ship.graph.inplace import MutationError
-from fggp.ship.graph.operations import Call, Graph
+from fggp.ship.graph.operations import Graph
 from fggp.ship.graph.simplify import simplify
 from helpers import bits
 

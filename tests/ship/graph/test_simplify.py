@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 from captured import Lambda, assert_faithful, conv3x3, count_operations, images, only_operation, run_graph
+from fggp.ship.graph.calls import Call
 from fggp.ship.graph.capture import capture
-from fggp.ship.graph.operations import RELU, Activate, Activation, Add, Affine, Call, Conv2d, Flatten, Gate, Linear
+from fggp.ship.graph.operations import RELU, Activate, Activation, Add, Affine, Conv2d, Flatten, Gate, Linear
 from fggp.ship.graph.simplify import simplify
 from helpers import bits
 from models import randomised

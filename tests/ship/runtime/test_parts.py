@@ -9,7 +9,7 @@ from torch import nn
 
 import fggp
 from captured import Lambda, assert_close
-from fggp.ship.graph.operations import Call
+from fggp.ship.graph.calls import Call
 from fggp.ship.graph.simplify import simplify
 from fggp.ship.network.describe import captured
 from fggp.ship.runtime.parts import divide

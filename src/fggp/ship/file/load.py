@@ -76,6 +76,11 @@ def _check_contents(stored: Mapping[str, StoredTensor], tensors: Mapping[str, Mo
                 gaps.check(s.gaps, s.count(), tensors[name].tensor.numel())
             except ValueError as error:
                 raise damaged(f"{name!r}: {error}") from None
+        if tensors[name].fixed and not _has_bits_of(s, tensors[name].tensor):
+            raise FileRefusedError(
+                f"is of another model: {name!r} differs, so that the file's whole numbers stand for other values than "
+                f"the model's; quantise with the same batches and the same calibration"
+            )
         key = tensors[name].memory_key
         first = first_name.setdefault(key, name) if key else name
         if s is not stored[first]:
@@ -84,6 +89,11 @@ def _check_contents(stored: Mapping[str, StoredTensor], tensors: Mapping[str, Mo
                 raise FileRefusedError(
                     f"is of another model: {first!r} and {name!r} are tied in the model and differ in the file"
                 )
+
+
+def _has_bits_of(stored: StoredTensor, tensor: Tensor) -> bool:
+    wanted = container.flat_view(tensor.detach().cpu().contiguous()).view(INTEGER_OF_SIZE[tensor.element_size()])
+    return torch.equal(_decoded_bits(stored, tensor), wanted)
 
 
 def _decoded_bits(stored: StoredTensor, like: Tensor) -> Tensor:

@@ -16,10 +16,17 @@ from fggp.ship.file.dtypes import CODE_OF_DTYPE
 
 @dataclass(frozen=True)
 class ModelTensor:
-    """A tensor of a model's state dict, and its key there."""
+    """A tensor of a model's state dict.
+
+    Args:
+        key: its name there.
+        tensor: it.
+        fixed: whether it says what others mean, so that only an equal one can be loaded.
+    """
 
     key: str
     tensor: Tensor
+    fixed: bool = False
 
     @property
     def memory_key(self) -> tuple[Any, ...] | None:
@@ -38,6 +45,11 @@ def model_tensors(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Model
     Raises:
         ValueError, TypeError, NotImplementedError: a small file cannot hold one of the entries.
     """
+    fixed = {
+        f"{path}.{name}".lstrip(".")
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name in vars(module).get("fixed_buffers", ())
+    }
     tensors: dict[str, ModelTensor] = {}
     for key, tensor in state.items():
         if not isinstance(tensor, Tensor):
@@ -57,7 +69,7 @@ def model_tensors(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Model
         name = _plain_name(model, key)
         if name in tensors:
             raise ValueError(f"{key!r} and {tensors[name].key!r} have the same name without their wrappers' prefixes")
-        tensors[name] = ModelTensor(key, tensor)
+        tensors[name] = ModelTensor(key, tensor, key in fixed)
     return tensors
 
 

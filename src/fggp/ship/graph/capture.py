@@ -17,8 +17,9 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils._pytree import tree_unflatten
 
 from fggp.ship.graph import free_sizes
+from fggp.ship.graph.calls import Call, arguments, map_leaves
 from fggp.ship.graph.inplace import MutationError, functional_targets, refuse_changed
-from fggp.ship.graph.operations import Call, Graph, Value, arguments, map_leaves
+from fggp.ship.graph.operations import Graph, Value
 
 # For some networks torch.export reports a huge upper bound of the batch size: 2⁶³ divided by some factor. A bound of
 # UNBOUNDED_FROM or more counts as no bound.
@@ -29,12 +30,13 @@ class CaptureError(RuntimeError):
     """torch.export cannot trace this model; the message says why."""
 
 
-def normalise_example(example_input: Any) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+def normalise_example(example_input: Any, name: str = "example_input") -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """A model's positional and keyword arguments, from an example in any of the accepted forms.
 
     Args:
         example_input: a tensor, a tuple or list of tensors (positional arguments), or a dict of them (keyword
             arguments).
+        name: what messages call it.
 
     Returns:
         Positional arguments and keyword arguments.
@@ -53,17 +55,17 @@ def normalise_example(example_input: Any) -> tuple[tuple[Tensor, ...], dict[str,
         args = tuple(example_input)
     else:
         raise TypeError(
-            f"example_input is of type {type(example_input).__name__}; it must be a tensor, a tuple of tensors "
+            f"{name} is of type {type(example_input).__name__}; it must be a tensor, a tuple of tensors "
             f"(positional arguments) or a dict of tensors (keyword arguments)"
         )
     for place, x in [*enumerate(args), *kwargs.items()]:
         if not isinstance(x, Tensor):
-            raise TypeError(f"example_input[{place!r}] is of type {type(x).__name__}; it must be a tensor")
-    for name in kwargs:
-        if not isinstance(name, str):
-            raise TypeError(f"example_input has the key {name!r}; a dict holds keyword arguments, so its keys are str")
+            raise TypeError(f"{name}[{place!r}] is of type {type(x).__name__}; it must be a tensor")
+    for key in kwargs:
+        if not isinstance(key, str):
+            raise TypeError(f"{name} has the key {key!r}; a dict holds keyword arguments, so its keys are str")
     if not args and not kwargs:
-        raise ValueError("example_input is empty; it must hold at least one tensor")
+        raise ValueError(f"{name} is empty; it must hold at least one tensor")
     return args, kwargs
 
 

@@ -9,7 +9,8 @@ from itertools import accumulate
 import torch
 from torch._ops import OpOverload
 
-from fggp.ship.graph.operations import Call, Channels, Concat, Graph, Op, Value, arguments
+from fggp.ship.graph.calls import Call, arguments
+from fggp.ship.graph.operations import Channels, Concat, Graph, Op, Value
 
 aten = torch.ops.aten
 _SPLITS = frozenset([aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default])

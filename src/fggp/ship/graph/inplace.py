@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
-from fggp.ship.graph.operations import arguments
+from fggp.ship.graph.calls import arguments
 
 aten = torch.ops.aten
 

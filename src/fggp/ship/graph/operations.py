@@ -6,7 +6,7 @@ import copy
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -57,6 +57,16 @@ class Op:
 
     inputs: tuple[Value, ...]
     output: Value
+
+    @property
+    def module(self) -> str:
+        """The path of the module whose weight it has, or else of the one that computes it; "" for the model itself."""
+        return self.output.module
+
+    @property
+    def place(self) -> str:
+        """What people call it: `module`, or else the name of its output."""
+        return self.module or self.output.name
 
     def with_inputs(self: Operation, replaced: Mapping[Value, Any]) -> Operation:
         """The same operation with some of its input values replaced."""
@@ -110,31 +120,21 @@ class Activation:
 RELU = Activation("clamp", (0.0, math.inf))
 
 
-@dataclass(frozen=True)
-class Quantization:
-    """Numbers as whole ones from 0 to 255 (uint8): q stands for scale · (q − zero).
-
-    Args:
-        scale: positive, exact in float32.
-        zero: what stands for 0.
-    """
-
-    scale: float
-    zero: int
-
-    def __str__(self) -> str:
-        return f"{self.scale:.3g}·(q − {self.zero})"
-
-
 @dataclass(frozen=True, eq=False)
 class Product(Op):
     """A product with a weight (a convolution or a linear layer), then + bias, + residual, activation.
 
-    Inputs are (x,) or (x, residual). The subclasses' ``layer`` is the path of the weight's module.
+    Inputs are (x,) or (x, residual). ``layer`` is the path of the weight's module, where that is not the output's.
     """
 
     weight: Tensor
     bias: Tensor | None
+    layer: str = field(default="", kw_only=True)
+
+    @property
+    def module(self) -> str:
+        """The path of the module whose weight it has."""
+        return self.layer or self.output.module
 
     @property
     def residual(self) -> Value | None:
@@ -151,7 +151,6 @@ class Conv2d(Product):
     dilation: Pair
     groups: int
     activation: Activation | None = None
-    layer: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,76 +158,6 @@ class Linear(Product):
     """x weightᵀ over the last dimension of x, float32 of rank 2 or more; then + bias, + residual, activation."""
 
     activation: Activation | None = None
-    layer: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class QuantizedProduct(Product):
-    """A product of whole numbers: acc = Σ weight · (x − zero) exactly, then in float32 acc · scale + bias, + residual,
-    activation, and uint8 if ``to`` is given. Each step is rounded to float32.
-
-    Args:
-        inputs: (x,) or (x, residual), both uint8.
-        weight: int8.
-        scale: float32 [O]: the weight's for each output channel, times that of x.
-        of: what x stands for.
-        residual_of: what the residual stands for; None: there is none.
-        to: what the output stands for; None: it is float32.
-        activation: a clamp, or none.
-        layer: the path of the weight's module.
-    """
-
-    scale: Tensor
-    of: Quantization
-    residual_of: Quantization | None
-    to: Quantization | None
-    activation: Activation | None
-    layer: str
-
-
-@dataclass(frozen=True, eq=False)
-class QuantizedConv2d(QuantizedProduct):
-    """A convolution of uint8 images [N, C, H, W]."""
-
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
-
-
-@dataclass(frozen=True, eq=False)
-class QuantizedLinear(QuantizedProduct):
-    """A linear layer over the last dimension of x."""
-
-
-@dataclass(frozen=True, eq=False)
-class Quantize(Op):
-    """float32 as uint8: x / scale, rounded to the nearest whole number (halves to even), plus zero, within 0 … 255."""
-
-    to: Quantization
-
-
-@dataclass(frozen=True, eq=False)
-class Dequantize(Op):
-    """uint8 as the float32 that it stands for."""
-
-    of: Quantization
-
-
-@dataclass(frozen=True, eq=False)
-class QuantizedAdd(Op):
-    """The sum of two uint8 values of the same shape, then an activation (a clamp, or none), as uint8."""
-
-    of: tuple[Quantization, Quantization]
-    to: Quantization
-    activation: Activation | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class QuantizedMean(Op):
-    """The means over H and W of uint8 [N, C, H, W], as float32 [N, C, 1, 1]."""
-
-    of: Quantization
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,53 +254,6 @@ class Flatten(Op):
 
 
 @dataclass(frozen=True, eq=False)
-class Call(Op):
-    """Any other operation: a function that PyTorch runs.
-
-    Args:
-        inputs: the values anywhere inside ``args`` and ``kwargs``.
-        output: the return value. If that is a tuple of tensors, Calls of `operator.getitem` pick the tensors.
-        target: the function, mostly an ATen operator.
-        args: values, and constants: tensors, numbers, graph modules, and tuples, lists and dicts of all these.
-        kwargs: of the same.
-    """
-
-    target: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @classmethod
-    def of(cls, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Value) -> Call:
-        """A call whose inputs are collected from its arguments."""
-        read = tuple(x for x in leaves((args, kwargs)) if isinstance(x, Value))
-        return cls(read, output, target, args, kwargs)
-
-    @property
-    def target_name(self) -> str:
-        """The function's name, such as "aten.mean.dim"."""
-        name = str(self.target)
-        return name if "." in name else getattr(self.target, "__name__", name)
-
-    def with_inputs(self, replaced: Mapping[Value, Any]) -> Call:
-        """The same call with some of its input values replaced, by other values or by constants."""
-        args, kwargs = map_leaves((self.args, self.kwargs), lambda x: replaced.get(x, x) if isinstance(x, Value) else x)
-        return Call.of(self.target, args, kwargs, self.output)
-
-    def constants(self) -> Iterator[Tensor]:
-        """The tensors among the arguments."""
-        return (x for x in leaves((self.args, self.kwargs)) if isinstance(x, Tensor))
-
-    def with_constants(self, convert: Callable[[Tensor], Tensor]) -> Call:
-        """The same call with each constant converted."""
-        args, kwargs = map_leaves((self.args, self.kwargs), lambda x: convert(x) if isinstance(x, Tensor) else x)
-        return replace(self, args=args, kwargs=kwargs)
-
-    def __str__(self) -> str:
-        given = [_short_text(x) for x in self.args] + [f"{name}={_short_text(x)}" for name, x in self.kwargs.items()]
-        return f"{self.output} = {self.target_name}({', '.join(given)})"
-
-
-@dataclass(frozen=True, eq=False)
 class Graph:
     """A network.
 
@@ -427,7 +309,7 @@ class Graph:
         lines = [f"Graph of {len(self.ops)} operations, {batch}"]
         lines += [f"  input {v}" for v in self.inputs]
         lines += [f"  {op}" for op in self.ops]
-        return "\n".join([*lines, f"  return {', '.join(map(_short_text, self.outputs))}"])
+        return "\n".join([*lines, f"  return {', '.join(map(short_text, self.outputs))}"])
 
 
 def is_size(value: Value) -> bool:
@@ -435,37 +317,12 @@ def is_size(value: Value) -> bool:
     return value.dtype is None and bool(value.sizes)
 
 
-def arguments(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of an `OpOverload` by name, with defaults filled in."""
-    given = dict(zip((a.name for a in target._schema.arguments), args, strict=False))
-    defaults = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
-    return {**defaults, **given, **kwargs}
-
-
-def map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply a function to everything in a call's arguments that is no container, and keep the containers."""
-    if isinstance(tree, (tuple, list)):
-        mapped = [map_leaves(x, function) for x in tree]
-        return tuple(mapped) if isinstance(tree, tuple) else mapped
-    if isinstance(tree, dict):
-        return {key: map_leaves(x, function) for key, x in tree.items()}
-    if isinstance(tree, slice):
-        return slice(*(map_leaves(x, function) for x in (tree.start, tree.stop, tree.step)))
-    return function(tree)
-
-
-def leaves(tree: Any) -> Iterable[Any]:
-    """Everything in a call's arguments that is no container, in order."""
-    found: list[Any] = []
-    map_leaves(tree, found.append)
-    return found
-
-
-def _short_text(x: Any) -> str:
+def short_text(x: Any) -> str:
+    """An argument of a call, or something that a network returns, in a line of text."""
     if isinstance(x, Value):
         return x.name
     if isinstance(x, Tensor):
         return f"<{str(x.dtype).removeprefix('torch.')}{list(x.shape)}>"
     if isinstance(x, (list, tuple)):
-        return f"[{', '.join(map(_short_text, x))}]"
+        return f"[{', '.join(map(short_text, x))}]"
     return f"<{type(x).__name__}>" if isinstance(x, torch.nn.Module) else str(x)

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from fggp.ship.graph.activations import recognise_activation
+from fggp.ship.graph.calls import Call, arguments
 from fggp.ship.graph.operations import (
     Activate,
     AdaptiveAvgPool2d,
     Add,
     Affine,
     AvgPool2d,
-    Call,
     Concat,
     Conv2d,
     Flatten,
@@ -27,7 +27,6 @@ from fggp.ship.graph.operations import (
     Op,
     Pair,
     Value,
-    arguments,
 )
 
 aten = torch.ops.aten

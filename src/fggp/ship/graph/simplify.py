@@ -11,21 +11,9 @@ import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator, OpOverload
 
+from fggp.ship.graph.calls import Call, arguments, leaves
 from fggp.ship.graph.channels import compose_channels, recognise_channels
-from fggp.ship.graph.operations import (
-    Activate,
-    Add,
-    Affine,
-    Call,
-    Conv2d,
-    Gate,
-    Graph,
-    Linear,
-    Op,
-    Value,
-    arguments,
-    leaves,
-)
+from fggp.ship.graph.operations import Activate, Add, Affine, Conv2d, Gate, Graph, Linear, Op, Value
 from fggp.ship.graph.recognise import recognise
 
 aten = torch.ops.aten

@@ -11,20 +11,10 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import TreeSpec
 
+from fggp.ship.graph.calls import Call, arguments, map_leaves
 from fggp.ship.graph.capture import capture, unwrapped
 from fggp.ship.graph.module import GraphModule
-from fggp.ship.graph.operations import (
-    Call,
-    Conv2d,
-    Graph,
-    Linear,
-    Op,
-    QuantizedProduct,
-    Value,
-    arguments,
-    is_size,
-    map_leaves,
-)
+from fggp.ship.graph.operations import Graph, Op, Value, is_size
 from fggp.ship.graph.simplify import simplify
 from fggp.ship.network.aten import HANDLERS
 from fggp.ship.network.description import Description, Inexpressible, UnsupportedError
@@ -64,7 +54,7 @@ def describe(
         if is_size(op.output):
             values[op.output] = op.output.sizes[0]
             continue
-        writer.module = _place(op)
+        writer.module = op.module
         try:
             values[op.output] = _written(writer, op, values)
         except (Inexpressible, ValueError) as error:
@@ -162,11 +152,6 @@ def tensor_names(model: nn.Module) -> dict[Any, str]:
 def memory_key(t: Tensor) -> Any:
     """What tells a tensor from others in the keys of `tensor_names`."""
     return (t.data_ptr(), tuple(t.shape), t.stride(), t.dtype)
-
-
-def _place(op: Op) -> str:
-    """The path of the module whose weight an operation has, or else of the one that computes it."""
-    return op.layer if isinstance(op, (Conv2d, Linear, QuantizedProduct)) and op.layer else op.output.module
 
 
 def _stand_in(v: Value) -> Operand:

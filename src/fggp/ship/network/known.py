@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fggp.ship.graph import quantized
 from fggp.ship.graph.operations import (
     Activate,
     AdaptiveAvgPool2d,
@@ -15,19 +16,11 @@ from fggp.ship.graph.operations import (
     Channels,
     Concat,
     Conv2d,
-    Dequantize,
     Flatten,
     Gate,
     Linear,
     MaxPool2d,
     Op,
-    Quantization,
-    Quantize,
-    QuantizedAdd,
-    QuantizedConv2d,
-    QuantizedLinear,
-    QuantizedMean,
-    QuantizedProduct,
 )
 from fggp.ship.network.description import Inexpressible
 from fggp.ship.network.nodes import Operand, Writer
@@ -88,33 +81,33 @@ def known_operation(w: Writer, op: Op, inputs: Sequence[Operand]) -> Operand:
             return node("channels", inputs, index=op.index)
         case Flatten():
             return node("flatten", [x])
-        case Quantize():
+        case quantized.Quantize():
             return node("quantize", [x], **_as("", op.to))
-        case Dequantize():
+        case quantized.Dequantize():
             return node("dequantize", [x], **_as("", op.of))
-        case QuantizedConv2d():
+        case quantized.QuantizedConv2d():
             windows = {"stride": op.stride, "padding": op.padding, "dilation": op.dilation}
             return node(
                 "quantized_conv", _product(w, op, inputs), groups=op.groups, **windows, **_product_attributes(op)
             )
-        case QuantizedLinear():
+        case quantized.QuantizedLinear():
             return node("quantized_linear", _product(w, op, inputs), **_product_attributes(op))
-        case QuantizedAdd():
+        case quantized.QuantizedAdd():
             a, b = op.of
             attributes = {**_as("a_", a), **_as("b_", b), **_as("out_", op.to)}
             return node("quantized_add", [x, *rest], **attributes, activation=op.activation)
-        case QuantizedMean():
+        case quantized.QuantizedMean():
             return node("quantized_mean", [x], **_as("", op.of))
     raise Inexpressible("the network file has no such operator")
 
 
-def _product(w: Writer, op: QuantizedProduct, inputs: Sequence[Operand]) -> list[Operand | None]:
+def _product(w: Writer, op: quantized.QuantizedProduct, inputs: Sequence[Operand]) -> list[Operand | None]:
     """What a quantised product reads."""
     weight, bias = w.tensor(op.weight, "weight", quantized=True), _optional(w, op.bias, "bias")
     return [inputs[0], weight, bias, inputs[1] if len(inputs) > 1 else None, w.tensor(op.scale, "scale")]
 
 
-def _product_attributes(op: QuantizedProduct) -> dict[str, object]:
+def _product_attributes(op: quantized.QuantizedProduct) -> dict[str, object]:
     return {
         **_as("", op.of),
         **_as("residual_", op.residual_of),
@@ -123,7 +116,7 @@ def _product_attributes(op: QuantizedProduct) -> dict[str, object]:
     }
 
 
-def _as(prefix: str, quantization: Quantization | None) -> dict[str, object]:
+def _as(prefix: str, quantization: quantized.Quantization | None) -> dict[str, object]:
     if quantization is None:
         return {}
     return {f"{prefix}scale": quantization.scale, f"{prefix}zero": quantization.zero}

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fggp.ship.graph.operations import Activation, Call
+from fggp.ship.graph.calls import Call
+from fggp.ship.graph.operations import Activation
 from fggp.ship.network.description import Inexpressible
 from fggp.ship.network.sizes import Size, added, expressions
 

@@ -10,7 +10,8 @@ import sympy
 import torch
 from torch import Tensor
 
-from fggp.ship.graph.operations import Call, Op, Value
+from fggp.ship.graph.calls import Call
+from fggp.ship.graph.operations import Op, Value
 from fggp.ship.network.description import Inexpressible
 from fggp.ship.onnx.operands import Constant, Operand, Running, Symbolic, as_tensor
 from fggp.ship.onnx.sizes import Size, equal, product, quotient_up, simplest, text

@@ -16,15 +16,21 @@ from fggp.ship.network.description import Inexpressible
 from fggp.ship.onnx.sizes import Size, simplest
 
 _FILE_DTYPES = {"f": torch.float32, "i": torch.int64, "u": torch.int64, "b": torch.bool}
+_TAKEN = {
+    torch.float32: ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16"),
+    torch.int64: ("INT64", "INT32", "INT16", "INT8", "UINT32", "UINT16", "UINT8"),
+    torch.bool: ("BOOL",),
+}
+_OF_ELEMENTS = {onnx.TensorProto.DataType.Value(name): dtype for dtype, names in _TAKEN.items() for name in names}
 
 
 def file_dtype(element: int) -> torch.dtype | None:
-    """The network file's type for one of ONNX's (``TensorProto.DataType``); None for texts and complex numbers."""
-    if element == onnx.TensorProto.BFLOAT16:
-        return torch.float32
-    if element not in onnx.TensorProto.DataType.values() or element == onnx.TensorProto.UNDEFINED:
-        return None
-    return _FILE_DTYPES.get(onnx.helper.tensor_dtype_to_np_dtype(element).kind)
+    """The network file's type for one of ONNX's (``TensorProto.DataType``).
+
+    None for texts, complex numbers, floats of 8 and 4 bits, whole numbers of 4 and 2 bits, and uint64, which int64
+    cannot hold.
+    """
+    return _OF_ELEMENTS.get(element)
 
 
 @dataclass(frozen=True, eq=False)

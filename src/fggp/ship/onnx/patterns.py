@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fggp.ship.graph.operations import Call, Graph, Op, Value
+from fggp.ship.graph.calls import Call
+from fggp.ship.graph.operations import Graph, Op, Value
 
 aten = torch.ops.aten
 

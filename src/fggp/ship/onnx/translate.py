@@ -116,6 +116,7 @@ class Translation:
         graph = self._model.graph
         stored = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
         used: set[str] = set()
+        sizes_of_fixed: dict[str, tuple[int, str]] = {}  # of free sizes, the number and the input that has it
         named = named_sizes([v for v in graph.input if v.name not in stored])
         inputs = []
         for v in graph.input:
@@ -124,12 +125,17 @@ class Translation:
             kind = v.type.tensor_type
             dtype = file_dtype(kind.elem_type)
             if v.type.WhichOneof("value") != "tensor_type" or dtype is None:
-                self.found.append((f"the input {v.name!r}", "", "it is no tensor of floats, whole numbers or bools"))
+                self.found.append(
+                    (f"the input {v.name!r}", "", "it is no tensor of floats, bools or whole numbers that fit int64")
+                )
                 scope.known[v.name] = None
                 continue
             if v.name in self._fixed:
                 used.add(v.name)
-                scope.known[v.name] = self._fixed_input(v, named[v.name] if kind.HasField("shape") else None)
+                constant = self._fixed_input(v, named[v.name] if kind.HasField("shape") else None)
+                if kind.HasField("shape"):
+                    used |= self._bind(v, named[v.name], constant.array.shape, sizes_of_fixed)
+                scope.known[v.name] = constant
                 continue
             if not kind.HasField("shape"):
                 self.found.append((f"the input {v.name!r}", "", "the file does not tell its number of dimensions"))
@@ -172,10 +178,48 @@ class Translation:
             raise ValueError(f"fixed[{v.name!r}] has the shape {list(array.shape)}; the input's is {wanted}")
         return Constant(as_array(array.astype(dtype)), v.name)
 
+    def _bind(
+        self,
+        v: onnx.ValueInfoProto,
+        named: Sequence[tuple[str, int | None]],
+        shape: Sequence[int],
+        known: dict[str, tuple[int, str]],
+    ) -> set[str]:
+        """Check that the free sizes of a fixed input are those that `fixed` and other fixed inputs have.
+
+        Args:
+            v: the input.
+            named: its dimensions' names and sizes.
+            shape: of the constant that it becomes.
+            known: the free sizes of the fixed inputs before it; those of this one are added.
+
+        Returns:
+            The names among them that `fixed` has.
+        """
+        used = set()
+        for (name, size), had, d in zip(named, shape, v.type.tensor_type.shape.dim, strict=True):
+            if size is not None:
+                continue
+            if name in self._fixed:
+                used.add(name)
+                wanted, why = self._fixed_size(name), f"fixed[{name!r}]"
+            elif d.dim_param:
+                wanted, where = known.setdefault(name, (had, v.name))
+                why = f"that of fixed[{where!r}]"
+            else:
+                continue  # a name that the file does not give says nothing of other inputs
+            if had != wanted:
+                raise ValueError(
+                    f"fixed[{v.name!r}] has the shape {list(shape)}, whose size {name} is {had}; it must be {wanted}, "
+                    f"as {why} is"
+                )
+        return used
+
     def _fixed_size(self, name: str) -> int:
         size = self._fixed[name]
-        if int(size) != size or size < 1:
-            raise ValueError(f"fixed[{name!r}] is {size}; a size is a whole number of at least 1")
+        number = isinstance(size, (int, float, np.integer, np.floating)) and not isinstance(size, bool)
+        if not number or not size >= 1 or size % 1:
+            raise ValueError(f"fixed[{name!r}] is {size!r}; a size is a whole number of at least 1")
         return int(size)
 
     def _settled(self, name: str) -> tuple[int | None, str]:

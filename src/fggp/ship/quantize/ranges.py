@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from fggp.ship.graph.interpret import execute
-from fggp.ship.graph.operations import Graph, Quantization, Value
+from fggp.ship.graph.interpret import steps
+from fggp.ship.graph.operations import Graph, Value
+from fggp.ship.graph.quantized import Quantization
 
 LEVELS = 255
 """The largest whole number."""
@@ -32,6 +33,15 @@ class Range:
         if x.numel():
             low, high = (float(limit) for limit in x.aminmax())
             self.low, self.high = min(self.low, low), max(self.high, high)
+
+    def join(self, other: Range) -> None:
+        """Widen it, so that it has another's whole range."""
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+
+    @property
+    def width(self) -> float:
+        """Its length, with 0."""
+        return self.high - self.low
 
     def count(self, x: Tensor) -> None:
         """Add x to the histogram. The range is complete."""
@@ -65,39 +75,55 @@ def quantization_of(low: float, high: float) -> Quantization:
 
 
 @torch.no_grad()
-def calibrated(
-    graph: Graph, batches: Sequence[Sequence[Tensor]], groups: Mapping[Value, Value], *, clip: bool
-) -> dict[Value, Quantization]:
-    """Run a network on examples, and find what 8 bits are to stand for.
+def observed(graph: Graph, batches: Sequence[Sequence[Tensor]], wanted: Container[Value]) -> dict[Value, Range]:
+    """The whole ranges of some values, while a network runs on examples.
 
     Args:
         graph: the network.
         batches: of its inputs.
-        groups: the values that are wanted, and of each the value that stands for all that share its range.
-        clip: whether ranges are clipped.
+        wanted: the values.
 
     Raises:
         ValueError: a value is not finite.
     """
-    ranges = {group: Range() for group in groups.values()}
+    ranges: dict[Value, Range] = {}
     for inputs in batches:
-        for v, x in _values(graph, inputs, groups):
+        for v, x in steps(graph, inputs):
+            if v not in wanted:
+                continue
             if not bool(x.isfinite().all()):
                 raise ValueError(
                     f"batches: on one of them, {v.module or v.name} returns a number that is not finite; "
                     f"a range cannot be found from it"
                 )
-            ranges[groups[v]].include(x)
+            ranges.setdefault(v, Range()).include(x)
+    return ranges
+
+
+@torch.no_grad()
+def calibrated(
+    graph: Graph,
+    batches: Sequence[Sequence[Tensor]],
+    groups: Mapping[Value, Value],
+    ranges: Mapping[Value, Range],
+    *,
+    clip: bool,
+) -> dict[Value, Quantization]:
+    """Find what 8 bits are to stand for.
+
+    Args:
+        graph: the network.
+        batches: of its inputs.
+        groups: the values that are wanted, and of each the value that stands for all that share its range.
+        ranges: those that were observed on the same batches, of these values or more.
+        clip: whether ranges are clipped.
+    """
+    shared = {group: Range() for group in groups.values()}
+    for v, group in groups.items():
+        shared[group].join(ranges[v])
     for inputs in batches if clip else ():
-        for v, x in _values(graph, inputs, groups):
-            ranges[groups[v]].count(x)
-    found = {group: own.quantization() for group, own in ranges.items()}
+        for v, x in steps(graph, inputs):
+            if v in groups:
+                shared[groups[v]].count(x)
+    found = {group: own.quantization() for group, own in shared.items()}
     return {v: found[group] for v, group in groups.items()}
-
-
-def _values(graph: Graph, inputs: Sequence[Tensor], wanted: Collection[Value]) -> list[tuple[Value, Tensor]]:
-    """The wanted values for some inputs."""
-    values: dict[Value, Tensor] = dict(zip(graph.inputs, inputs, strict=True))
-    for op in graph.ops:
-        values[op.output] = execute(op, values)
-    return [(v, values[v]) for v in wanted]

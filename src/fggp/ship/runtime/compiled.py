@@ -9,7 +9,7 @@ import os
 import threading
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -20,6 +20,7 @@ from fggp import registry
 from fggp.native import KernelsMissingError
 from fggp.ship.graph import interpret
 from fggp.ship.graph.capture import CaptureError, evaluation_mode, normalise_example
+from fggp.ship.graph.check import check_inputs
 from fggp.ship.graph.inplace import MutationError
 from fggp.ship.graph.operations import Graph, Value
 from fggp.ship.graph.simplify import simplify
@@ -195,7 +196,7 @@ class Compiled:
         inputs = self._graph.flatten(args, kwargs)
         kinds = tuple((x.dtype, x.shape, x.device) if isinstance(x, Tensor) else None for x in inputs)
         if kinds not in self._checked:
-            check(self._graph, inputs)
+            check_inputs(self._graph, inputs, any_batch=self._engine is not None)
             if len(self._checked) == _CHECKED_KEPT:
                 self._checked.clear()
             self._checked.add(kinds)
@@ -217,36 +218,6 @@ class Compiled:
         inputs = self._graph.flatten(args, kwargs)
         with self._lock, torch.no_grad():
             return summary(self._name, self._engine, inputs)
-
-
-def check(graph: Graph, inputs: Sequence[Any]) -> None:
-    """Check that inputs have the types and shapes that a graph takes.
-
-    Raises:
-        TypeError, ValueError: naming the input, what it is, and what it must be.
-    """
-    found: dict[str, tuple[int, str]] = {}
-    for value, x in zip(graph.inputs, inputs, strict=True):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"input {value.name!r} is of type {type(x).__name__}; it must be a tensor")
-        batch = ("N",) if graph.batch is not None and value.shape[:1] == (graph.batch,) else value.sizes[:1]
-        wanted = (*batch, *value.sizes[1:])
-        fits = x.dim() == len(wanted) and all(
-            isinstance(size, str) or size == actual for size, actual in zip(wanted, x.shape, strict=True)
-        )
-        if not fits or x.dtype != value.dtype or x.device.type != "cpu":
-            raise ValueError(
-                f"input {value.name!r} is {x.dtype} {tuple(x.shape)} on {x.device}; it must be {value.dtype} "
-                f"({', '.join(map(str, wanted))}{',' * (len(wanted) == 1)}) on the CPU, as the example was"
-            )
-        for size, actual in zip(wanted, x.shape, strict=True):
-            if isinstance(size, str):
-                other, name = found.setdefault(size, (actual, value.name))
-                if other != actual:
-                    raise ValueError(
-                        f"the size {size} is {actual} in the input {value.name!r} and {other} in {name!r}; "
-                        f"it must be the same"
-                    )
 
 
 def _relative_distance(ours: Any, expected: Any) -> float:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fggp.ship.graph.calls import Call
 from fggp.ship.graph.free_sizes import evaluate
 from fggp.ship.graph.interpret import execute
-from fggp.ship.graph.operations import Call, Conv2d, Graph, Linear, Op, Product, QuantizedProduct, Value, is_size
+from fggp.ship.graph.operations import Graph, Product, Value, is_size
 from fggp.ship.graph.simplify import with_own_constants
 from fggp.ship.network.describe import describe
 from fggp.ship.network.nodes import value_dtype
@@ -74,7 +75,7 @@ class Engine:
 
     def __init__(self, graph: Graph, library: CDLL) -> None:
         self.products = {
-            _place(op): ProductWeight(
+            op.place: ProductWeight(
                 type(op).__name__, tuple(op.weight.shape), int(op.weight.count_nonzero()) / max(1, op.weight.numel())
             )
             for op in graph.ops
@@ -264,10 +265,5 @@ class _TorchPart:
                 values[op.output] = execute(op, values)
                 least = min(least, perf_counter() - start)
             name = op.target_name if isinstance(op, Call) else type(op).__name__
-            steps.append(Step((_place(op),), (name,), "PyTorch", least * 1e3))
+            steps.append(Step((op.place,), (name,), "PyTorch", least * 1e3))
         return steps
-
-
-def _place(op: Op) -> str:
-    layer = op.layer if isinstance(op, (Conv2d, Linear, QuantizedProduct)) else ""
-    return layer or op.output.module or op.output.name

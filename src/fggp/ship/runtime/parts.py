@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_structure
 
-from fggp.ship.graph.operations import Call, Graph, Op, Product, Value, is_size
-from fggp.ship.network.aten import products, recurrent
+from fggp.ship.graph.operations import Graph, Op, Value, is_size
+from fggp.ship.network.aten import is_product
 from fggp.ship.network.describe import written_alone
 from fggp.ship.network.description import Inexpressible
 
@@ -47,16 +47,10 @@ def divide(graph: Graph) -> list[Part]:
     expressible = _expressible(graph)
     while True:
         groups = list(_grouped(graph, expressible))
-        useless = [op for native, ops in groups if native and not any(map(_is_product, ops)) for op in ops]
+        useless = [op for native, ops in groups if native and not any(map(is_product, ops)) for op in ops]
         if not useless:
             return [_part(graph, native, ops) for native, ops in groups]
         expressible -= set(useless)
-
-
-def _is_product(op: Op) -> bool:
-    if isinstance(op, Call):
-        return op.target in products.HANDLERS or op.target in recurrent.HANDLERS
-    return isinstance(op, Product)
 
 
 def _expressible(graph: Graph) -> set[Op]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fggp.ship.graph.calls import Call
+from fggp.ship.graph.operations import Op, Product
 from fggp.ship.network.aten import creation, elementwise, movement, norms, pools, products, recurrent, reductions
 from fggp.ship.network.nodes import Handler
 
@@ -21,3 +23,11 @@ HANDLERS: dict[Any, Handler] = {
     **pools.HANDLERS,
     **recurrent.HANDLERS,
 }
+
+
+def is_product(op: Op) -> bool:
+    """Whether most of a network's time may go into an operation: a convolution, a linear layer, a product of matrices,
+    attention or a recurrent layer."""
+    if isinstance(op, Call):
+        return op.target in products.HANDLERS or op.target in recurrent.HANDLERS
+    return isinstance(op, Product)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fggp.ship.graph.activations import recognise_activation
-from fggp.ship.graph.operations import Call
+from fggp.ship.graph.calls import Call
 from fggp.ship.network.aten.common import floats, number, operand, result_dtype, sizes_of
 from fggp.ship.network.description import Inexpressible
 from fggp.ship.network.nodes import Handler, Operand, Writer

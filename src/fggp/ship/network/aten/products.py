@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fggp.ship.graph.operations import Call
+from fggp.ship.graph.calls import Call
 from fggp.ship.network.aten.common import by_dimension, floats, number, optional, sizes_of
 from fggp.ship.network.description import Inexpressible
 from fggp.ship.network.nodes import Handler, Operand, Writer

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fggp.ship.graph.operations import Call
+from fggp.ship.graph.calls import Call
 from fggp.ship.network.aten.common import floats, number, operand, result_dtype, sizes_of
 from fggp.ship.network.nodes import Handler, Operand, Writer
 from fggp.ship.network.sizes import expression, product

@@ -51,9 +51,18 @@ def _remainder(b: Builder, n: Node) -> Operand:
 def _power(b: Builder, n: Node) -> Operand:
     """The result has the type of the base."""
     x, y = n.input(0), n.input(1)
+    if x.dtype == torch.int64 and _is_count(y):  # exact: float32 rounds results above 2 ** 24
+        y = b.cast(y, torch.int64)
     if x.dtype == torch.int64 and y.dtype == torch.float32:
         return b.cast(_powered(b, b.cast(x, torch.float32), y), torch.int64)
     return _powered(b, x, b.cast(y, x.dtype))
+
+
+def _is_count(y: Operand) -> bool:
+    """Whether an exponent is a constant of whole numbers, none negative or so large that int64 would overflow."""
+    if not isinstance(y, Constant) or y.dtype != torch.float32:
+        return False
+    return bool(((y.array >= 0) & (y.array < 64) & (y.array % 1 == 0)).all())
 
 
 def _powered(b: Builder, x: Operand, y: Operand) -> Operand:

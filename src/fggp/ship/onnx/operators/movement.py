@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import onnx
 import torch
 
 from fggp.ship.network.description import Inexpressible
@@ -243,11 +244,15 @@ def _triangle(b: Builder, n: Node) -> Operand:
 
 
 def _eye(b: Builder, n: Node) -> Operand:
-    x = n.input(0)
+    x, element = n.input(0), n.get("dtype")
+    dtype = x.dtype if element is None else file_dtype(element)
+    if dtype is None:
+        name = onnx.TensorProto.DataType.Name(element)
+        raise Inexpressible(f"it returns {name}, and the network file has float32, int64 and bool")
     rows = b.reshape(b.arange(x.sizes[0]), (x.sizes[0], 1))
     columns = b.pointwise(aten.sub.Tensor, b.arange(x.sizes[1]), n.get("k", 0))
     same = b.pointwise(aten.eq.Tensor, columns, rows, dtype=torch.bool)
-    return b.cast(same, x.dtype if n.get("dtype") is None else file_dtype(n.get("dtype")) or torch.float32)
+    return b.cast(same, dtype)
 
 
 HANDLERS = by_name(
