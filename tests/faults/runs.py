@@ -21,12 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sklearn.datasets  # noqa: F401 (what follows is what takes the time)
+import sklearn.datasets  # noqa: F401 (here, as all that a run imports: forked processes need not import it again)
 import torch
 import torch.distributed.fsdp
+import tyro  # noqa: F401
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+import fggp.lab.training.train  # noqa: F401
 import places
 from fggp.lab import cli
 

@@ -14,6 +14,18 @@ def console() -> Console:
 
 
 @pytest.fixture
+def pictures() -> None:
+    """For tests that look at the pictures of runs."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run draws its pictures, unless the test asks for them: they take longer than an epoch."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("fggp.lab.training.pictures.draw_run", lambda *arguments: [])
+
+
+@pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     """Two classes of 8×6 colour images, 10 each to train on and 4 to test on; brightness tells them apart."""
     root = tmp_path / "pets"

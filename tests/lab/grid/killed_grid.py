@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import sklearn.datasets  # noqa: F401 (here, and not in every worker)
 import torch
 from filelock import FileLock
 from rich.console import Console

@@ -65,7 +65,11 @@ def two_jobs(tmp_path_factory) -> tuple[Path, str]:
     """A grid done by two worker processes, one of which was killed; and what the command printed."""
     folder = tmp_path_factory.mktemp("two_jobs")
     console, log = logged(folder)
+    # Forked from a process that has imported everything, which takes longer than these runs.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fggp.lab.grid.worker", "sklearn.datasets"])
     with pytest.MonkeyPatch.context() as patch, console.file:
+        patch.setattr(worker_module, "CONTEXT", context)
         patch.setattr("fggp.lab.grid.grid.LocalJobs", Murderous)
         result = grid(digits(folder / "grid", jobs=2), console)
     assert result.complete

@@ -10,10 +10,11 @@ import signal
 import sys
 from pathlib import Path
 
+import sklearn.datasets  # noqa: F401 (here, as all that a run imports: forked processes need not import it again)
 import torch
 from rich.console import Console
 
-from fggp.lab.training import train
+from fggp.lab.training import pictures, train  # noqa: F401
 from fggp.lab.training.settings import TrainSettings
 from fggp.lab.training.trainer import Trainer
 

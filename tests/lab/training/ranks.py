@@ -14,9 +14,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import sklearn.datasets  # noqa: F401 (here, and not in every rank)
+import sklearn.datasets  # noqa: F401 (here, as all that a run imports, and not in every rank)
 import torch
 import torch.distributed as dist
+import tyro  # noqa: F401
 from torch import nn
 
 from fggp.lab import cli

@@ -196,12 +196,12 @@ def test_a_model_that_cannot_take_the_images_is_refused(tmp_path, console, model
         train(digits(tmp_path / "run", model=model), console)
 
 
-def test_dense(tmp_path, console):
+def test_dense(tmp_path, console, pictures):
     record = train(digits(tmp_path, method="dense", sparsity=None, epochs=1), console)
     assert record["sparsity"] == record["network_sparsity"] == 0
     assert record["parameters_left"] == record["parameters"]
     assert record["densities"] == {}
-    assert not (tmp_path / "sparsity.png").exists()
+    assert {file.name for file in tmp_path.glob("*.png")} == {"accuracy.png"}
 
 
 def test_excluded_weights_stay_dense_and_do_not_count(tmp_path, console):

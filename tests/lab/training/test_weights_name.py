@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fggp.lab.base.errors import UsageError
 from fggp.lab.budget.prediction import Meter, Prediction
+from fggp.lab.budget.settings import BudgetSettings
 from fggp.lab.budget.wishes import Cost
 from fggp.lab.export.trained import Network
 from fggp.lab.grid.folder import GridFolder
@@ -61,6 +62,22 @@ def test_a_grid_has_a_run_for_each_file_of_one_name(tmp_path):
     assert len(GridFolder(tmp_path / "grid").name_runs(runs)) == 2
     with pytest.raises(UsageError, match=r"^table 1: weights is .*, a folder without a finished run"):
         plan_runs([("table 1: ", {"weights": [str(tmp_path)]})])
+
+
+def test_a_budget_takes_no_runs_of_other_weights_of_the_same_name(tmp_path):
+    a, b = (
+        BudgetSettings(drop=1.0, model=NAME, device="cpu", weights=weights(tmp_path / name / "best.pt", seed))
+        for seed, name in enumerate("ab")
+    )
+    assert a.folder() == b.folder()
+    folder = GridFolder(tmp_path / "runs")
+    folder.path.mkdir()
+    folder.adopt(folder.name_runs([a.run(0.0, 0), a.run(0.9, 0)]))
+    for sparsity in (0.0, 0.9):
+        with pytest.raises(
+            UsageError, match=r"holds another grid: weights is 'best.pt#\w+', that grid's is 'best.pt#\w+'"
+        ):
+            folder.name_runs([b.run(sparsity, 0)])
 
 
 def test_a_run_is_not_resumed_from_other_weights_of_the_same_name(tmp_path):
