@@ -115,7 +115,7 @@ def test_tables_of_benchmarks_that_are_to_be_made_again(experiments, monkeypatch
     for row in ("| 10 ms | *memory* |", "| 11 % | *memory* |", "| −2 | *memory* |"):
         assert f"| fggp: FGGP | fp32 {row}" in module.scale()
 
-    engines = ("pytorch", "onnxruntime", "openvino", "openvino-int8", "fggp")
+    engines = ("onnxruntime", "openvino", "openvino-int8", "fggp", "fggp-int8")
     measured = [
         {"engine": name, "batch": batch, "variant": variant, "median_ms": batch * (number + 1)}
         for number, name in enumerate(engines)
@@ -125,7 +125,12 @@ def test_tables_of_benchmarks_that_are_to_be_made_again(experiments, monkeypatch
     variants = [{"name": "dense"}, {"name": "90 % sparse"}]
     bench = {"measured": measured, "variants": variants, "versions": {"torch": "2.15.0"}}
     write("bench-int8/bench.ndjson", *({**bench, "model": name} for name in ("resnet50", "vgg19")))
-    assert "| VGG-19, 32 | 32 | 64 | 96 | 128 | 160 |" in module.dense_int8()
+    assert "| VGG-19, 32 | 90 % | 32 | 64 | 96 | 128 | 160 | 0.6× |" in module.dense_int8()
+
+    kinds = ("dense bf16", "dense fp32", *(f"accelerated {t}, {s}%" for t in ("bf16", "fp32") for s in (90, 95, 98)))
+    cases = [{"case": kind, "median_ms": 100 - i, "times_faster": i} for i, kind in enumerate(kinds)]
+    write("benchmarks/training.ndjson", {"network": "vgg19", "scope": "layer", "measured": cases})
+    assert "| VGG-19, 128 | 90 % | 100 | 99 | 98 | **95** | 5.0× |" in module.training()
 
 
 def test_means_that_are_compared_are_of_the_same_seeds():
