@@ -207,6 +207,27 @@ def test_shipping_and_compiling_an_accelerated_model():
         torch.testing.assert_close(exported(x), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_distributed_data_parallel(tmp_path):
+    model, optimizer, pruner = made()
+    pruner.accelerate(below=1.0)
+    losses = train(model, optimizer, batches())
+    dist = torch.distributed
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        torch.manual_seed(0)
+        same = Net()
+        wrapped = nn.parallel.DistributedDataParallel(same)
+        optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05, momentum=0.9)
+        other = fggp.Pruner(wrapped, optimizer, 0.9, begin=0, end=8, every=2, floor=0.05)
+        acceleration = other.accelerate(below=1.0)
+        assert train(wrapped, optimizer, batches()) == losses
+        assert "5 of 5" in str(acceleration)
+    finally:
+        dist.destroy_process_group()
+    for (name, a), b in zip(model.state_dict().items(), same.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
 def test_what_the_kernels_cannot_read_is_computed_densely():
     model, _, pruner = made(exclude="first.weight")
     pruner.accelerate(below=1.0)
@@ -215,6 +236,9 @@ def test_what_the_kernels_cannot_read_is_computed_densely():
     with pytest.raises(RuntimeError, match="shapes"):
         linear(torch.zeros(2, 13))
     assert linear(torch.zeros(0, 12)).shape == (0, 4)
+    for dtype in (torch.bfloat16, torch.float64):
+        with pytest.raises(RuntimeError, match="dtype"):
+            linear(torch.zeros(2, 12, dtype=dtype))
     double = copy.deepcopy(model).double()
     assert double(torch.zeros(2, 3, 8, 8).double()).dtype == torch.float64
 

@@ -35,11 +35,10 @@ class Layer:
         """Return the module's output; None if it is to be computed densely."""
         if self.density > self.thresholds.most or not self._can_read(module, x):
             return None
-        dtype = x.dtype
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-        if dtype not in TYPE_CODES:
-            return None
+        autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+        if dtype not in TYPE_CODES or not (autocast or dtype == torch.float32):
+            return None  # without autocast, PyTorch refuses an input of another type than the weight's
         threshold = self.thresholds.of(
             x, module.weight, self.window, dtype, module.training and torch.is_grad_enabled()
         )
@@ -60,6 +59,7 @@ class Layer:
             and x.is_cpu
             and weight.is_cpu
             and weight.dtype == torch.float32
+            and (module.bias is None or module.bias.dtype == torch.float32)
             and x.is_floating_point()
             and x.shape[1 if self.window is not None else -1] == weight.shape[1]
             and weight.stride() == self._mask.stride()

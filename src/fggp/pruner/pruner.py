@@ -391,6 +391,7 @@ class Pruner:
         self._sync()
         if self._acceleration is not None:
             self._acceleration.remove()
+            self._thresholds = self._acceleration.thresholds.measured
         self._acceleration = Acceleration(self._model, self._masks, below, self._thresholds)
         return self._acceleration
 
