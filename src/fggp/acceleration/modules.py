@@ -107,7 +107,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         running = (
             (self.running_mean, self.running_var) if not self.training or self.track_running_stats else (None, None)
         )
-        y: Tensor = BatchNorm.apply(input, self.weight, self.bias, *running, uses_batch, self.momentum, self.eps)
+        y: Tensor = _normalised(input, self.weight, self.bias, *running, uses_batch, self.momentum, self.eps)
         return y
 
 
@@ -170,3 +170,4 @@ def _forward(layer: Layer, module: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor |
 
 
 _sparsely = outside_graphs(_forward)
+_normalised = outside_graphs(BatchNorm.apply)
