@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 import fggp
 from common import RESULTS, append, conditions, watched
+from fggp.lab.bench.engines import DISTURBED, ROUNDS_MOST, disturbances
 from fggp.lab.training import models
 from fggp.pruner.update import Scope
 
 RECORDS = RESULTS / "training.ndjson"
 SPARSITIES = (0.9, 0.95, 0.98)
-DISTURBED, ROUNDS_MOST = 1.3, 3
 
 
 def mlp() -> nn.Module:
@@ -98,14 +98,13 @@ def timed(cases: dict[str, Case], rounds: int) -> list[dict[str, float]]:
     """Seconds of each case, a row for each round; the least disturbed rounds."""
     rows: list[dict[str, float]] = []
 
-    def disturbance(row: dict[str, float]) -> float:
-        return max(seconds / min(each[name] for each in rows) for name, seconds in row.items())
+    def disturbed() -> list[float]:
+        return disturbances([[row[name] for row in rows] for name in cases])
 
-    while len(rows) < rounds or (
-        len(rows) < ROUNDS_MOST * rounds and sum(disturbance(row) < DISTURBED for row in rows) < rounds
-    ):
+    while len(rows) < rounds or (len(rows) < ROUNDS_MOST * rounds and sum(x < DISTURBED for x in disturbed()) < rounds):
         rows.append({name: case.seconds() for name, case in cases.items()})
-    return sorted(rows, key=disturbance)[:rounds]
+    calmest = sorted(zip(disturbed(), range(len(rows)), strict=True))[:rounds]
+    return [rows[number] for _, number in calmest]
 
 
 def main() -> None:

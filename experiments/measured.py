@@ -468,7 +468,7 @@ def crepe() -> str | None:
         heard, sizes = run["within_50_cents"], run["bytes"]
         rows.append(
             [
-                f"{run['model']}, {run['steps']:,} of {run['planned_steps']:,} steps",
+                f"{run['model']}, {run['steps']:,} steps",
                 _percent(run["sparsity"]),
                 *(f"{heard[name]:.1f} %" for name in ("dense", "pruned")),
                 *(_bytes(sizes[name]) for name in ("dense", "pruned")),

@@ -18,7 +18,7 @@ CORE, SHIP, LAB, LEAF = "#dbeafe", "#dcfce7", "#fef3c7", "#f1f5f9"
 PLACES = {
     "lab": (0, 0, 4, LAB, "commands: data, networks, training, grids, reports, benchmarks, export"),
     "callbacks": (0, 1, 2, CORE, "for the trainers of Lightning and Transformers"),
-    "pruner": (0, 2, 1, CORE, "binds a method to a model and its optimizers"),
+    "pruner": (0, 2, 1, CORE, "a method bound to a model"),
     "acceleration": (1, 2, 1, CORE, "training skips pruned weights"),
     "methods": (0, 3, 1, CORE, "FGGP, GMP, GraNet, RigL, SNIP, …"),
     "model": (1, 3, 1, CORE, "which parameters are prunable"),
@@ -27,7 +27,9 @@ PLACES = {
     "scores": (0, 6, 1, CORE, "what weights are ranked by"),
     "schedule": (1, 6, 1, CORE, "how many are active at step t"),
     "weights": (0, 7, 2, CORE, "where their parts, gradients and optimizers are"),
-    "ship.file": (2, 3, 1, SHIP, "the small file"),
+    "ship.onnx": (2, 2, 1, SHIP, "an ONNX file as a graph"),
+    "ship.quantize": (2, 3, 1, SHIP, "a graph on whole numbers"),
+    "ship.file": (2, 5, 1, SHIP, "the small file"),
     "ship.runtime": (3, 3, 1, SHIP, "the library's parts and PyTorch's"),
     "ship.network": (3, 4, 1, SHIP, "a graph as a network file"),
     "ship.graph": (3, 5, 1, SHIP, "a model as a graph of operations"),
@@ -40,7 +42,7 @@ PART_OF = {
     **dict.fromkeys(("lightning", "transformers", "training_shares"), "callbacks"),
 }
 # What `import fggp` hands on, which is how the lab uses them.
-PUBLIC = ("pruner", "ship.file", "ship.runtime")
+PUBLIC = ("pruner", "ship.file", "ship.runtime", "ship.onnx", "ship.quantize")
 WIDTH, HEIGHT, GAP = 3.4, 0.92, 0.34
 
 

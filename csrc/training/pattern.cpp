@@ -65,7 +65,7 @@ Direction forward(const fggp_convolved &layer, const uint8_t *mask) {
     grid.starts.assign(to.channels + 1, 0);
     for_each_active(layer, mask, false, [&](int out, int in, int i, int j, int64_t index) {
         int64_t pixel = (int64_t)in * to.plane + i * layer.dilation[0] * to.row + j * layer.dilation[1];
-        grid.taps.push_back({(int32_t)(pixel * images), index});
+        grid.taps.push_back({(int32_t)(pixel * images), (int32_t)index});
         grid.starts[out + 1] = (int64_t)grid.taps.size();
     });
     for (int i = 0; i < to.channels; i++) grid.starts[i + 1] = std::max(grid.starts[i], grid.starts[i + 1]);
@@ -110,7 +110,7 @@ Direction backward(const fggp_convolved &layer, const uint8_t *mask) {
         }
         Grid &grid = to.grids[start[0] * across + start[1]];
         int64_t pixel = (int64_t)out * to.plane + from[0] * to.row + from[1];
-        grid.taps.push_back({(int32_t)(pixel * images), index});
+        grid.taps.push_back({(int32_t)(pixel * images), (int32_t)index});
         grid.starts[in + 1] = (int64_t)grid.taps.size();
     });
     for (Grid &grid : to.grids)

@@ -85,9 +85,9 @@ class Division {
         return part;
     }
     /* In how many tasks the output channels of a part are divided. */
-    int channel_tasks(int64_t tasks, int channels, int threads) const {
+    int64_t channel_tasks(int64_t tasks, int channels, int threads) const {
         const int64_t wanted = ((int64_t)threads * TASKS_PER_THREAD + tasks - 1) / tasks;
-        return threads == 1 ? 1 : (int)std::max<int64_t>(1, std::min<int64_t>(wanted, channels / MIN_CHANNELS_PER_TASK));
+        return threads == 1 ? 1 : std::max<int64_t>(1, std::min<int64_t>(wanted, channels / MIN_CHANNELS_PER_TASK));
     }
     int64_t pack_floats() const { return (int64_t)direction.in.channels * direction.plane * wide; }
 
@@ -149,6 +149,20 @@ template <int VECTORS, class Use> void for_each_tile(const std::vector<Pixel> &p
     all_of(std::integral_constant<size_t, 1>{});
 }
 
+/* The output channels of one of some tasks. */
+struct Channels {
+    int first, last;
+    Channels(int64_t channels, int64_t task, int64_t tasks)
+        : first((int)(channels * task / tasks)), last((int)(channels * (task + 1) / tasks)) {}
+};
+
+/* Calls use(vectors) with the number of vectors in a pack as a constant. */
+template <class Use> void with_vectors(const Direction &direction, const Use &use) {
+    if (direction.vectors == 8) use(std::integral_constant<int, 8>{});
+    else if (direction.vectors == 4) use(std::integral_constant<int, 4>{});
+    else use(std::integral_constant<int, 2>{});
+}
+
 /* The values of a grid's weights in the order of its taps. */
 std::vector<std::vector<float>> gathered(const Direction &direction, const float *weight) {
     std::vector<std::vector<float>> all;
@@ -172,13 +186,13 @@ template <class Number> class Sums {
         for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
             const Part part = division.part(task / channel_tasks);
             division.pack(x, part, pack.data());
-            const int64_t k = task % channel_tasks;
-            const int first = (int)(direction.channels * k / channel_tasks), last = (int)(direction.channels * (k + 1) / channel_tasks);
+            const Channels channels(direction.channels, task % channel_tasks, channel_tasks);
             for (size_t g = 0; g < direction.grids.size(); g++) {
-                const auto pixels = division.pixels(direction.grids[g], part);
-                if (direction.vectors == 8) write<8>(direction.grids[g], values[g].data(), pixels, part, pack.data(), first, last);
-                else if (direction.vectors == 4) write<4>(direction.grids[g], values[g].data(), pixels, part, pack.data(), first, last);
-                else write<2>(direction.grids[g], values[g].data(), pixels, part, pack.data(), first, last);
+                const Grid &grid = direction.grids[g];
+                const auto pixels = division.pixels(grid, part);
+                with_vectors(direction, [&](auto vectors) {
+                    write<decltype(vectors)::value>(grid, values[g].data(), pixels, part, pack.data(), channels);
+                });
             }
         }
     }
@@ -187,8 +201,8 @@ template <class Number> class Sums {
   private:
     template <int VECTORS>
     void write(const Grid &grid, const float *values, const std::vector<Pixel> &pixels, const Part &part, const float *pack,
-               int first, int last) {
-        for (int channel = first; channel < last; channel++) {
+               Channels channels) {
+        for (int channel = channels.first; channel < channels.last; channel++) {
             const Tap *begin = grid.taps.data() + grid.starts[channel], *end = grid.taps.data() + grid.starts[channel + 1];
             const float *value = values + grid.starts[channel];
             Number *out = y + channel * division.plane();
@@ -244,16 +258,16 @@ template <class Number> class WeightGradient {
     void work() {
         std::vector<float> pack(division.pack_floats()), vectors(most_taps * LANES);
         for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-            const int64_t slot = task / channel_tasks, k = task % channel_tasks;
-            const int first = (int)(direction.channels * k / channel_tasks), last = (int)(direction.channels * (k + 1) / channel_tasks);
+            const int64_t slot = task / channel_tasks;
+            const Channels channels(direction.channels, task % channel_tasks, channel_tasks);
             for (int64_t i = slot; i < division.parts(); i += slots) {
                 const Part part = division.part(i);
                 division.pack(x, part, pack.data());
                 const auto pixels = division.pixels(grid, part);
                 float *to = sums[slot].data();
-                if (direction.vectors == 8) add<8>(pixels, part, pack.data(), vectors.data(), to, first, last);
-                else if (direction.vectors == 4) add<4>(pixels, part, pack.data(), vectors.data(), to, first, last);
-                else add<2>(pixels, part, pack.data(), vectors.data(), to, first, last);
+                with_vectors(direction, [&](auto count) {
+                    add<decltype(count)::value>(pixels, part, pack.data(), vectors.data(), to, channels);
+                });
             }
         }
     }
@@ -268,8 +282,8 @@ template <class Number> class WeightGradient {
 
   private:
     template <int VECTORS>
-    void add(const std::vector<Pixel> &pixels, const Part &part, const float *pack, float *vectors, float *to, int first, int last) {
-        for (int channel = first; channel < last; channel++) {
+    void add(const std::vector<Pixel> &pixels, const Part &part, const float *pack, float *vectors, float *to, Channels channels) {
+        for (int channel = channels.first; channel < channels.last; channel++) {
             const Tap *taps = grid.taps.data() + grid.starts[channel];
             const int64_t count = grid.starts[channel + 1] - grid.starts[channel];
             const Number *from = dy + channel * division.plane();

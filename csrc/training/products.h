@@ -13,10 +13,9 @@
 namespace fggp {
 
 /* A weight that a product multiplies with: where the number is that it multiplies, in floats from the place where the
- * pixel reads, and where the weight is. */
+ * pixel reads, and which one the weight is. Layers with more weights than that can number are not accelerated. */
 struct Tap {
-    int32_t offset;
-    int64_t weight;
+    int32_t offset, weight;
 };
 
 /* What a product reads, packed for the cache: some rows of all channels of some images, with margins of zeros. Output

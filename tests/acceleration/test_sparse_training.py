@@ -158,13 +158,34 @@ def test_thresholds_lie_where_times_meet(monkeypatch):
     assert thresholds_module._measure(torch.zeros(4, 3, 5, 5), torch.zeros(2, 3, 3, 3), WINDOW, torch.float32) == 0
 
 
-def test_what_is_measured_is_used():
-    model, optimizer, pruner = made()
+def test_what_is_measured_is_used(monkeypatch):
+    found = []
+    monkeypatch.setattr(thresholds_module, "_measure", lambda x, weight, *_: found.append(weight) or len(weight) / 16)
+    model, optimizer, pruner = made(scope="layer")
     acceleration = pruner.accelerate()
+    assert "0 of 5 layers" in str(acceleration)
+    train(model, optimizer, batches(1))  # dense: two layers of sixteen channels or more, whose threshold is 1
+    assert "1 of 5 layers" in str(acceleration)
     train(model, optimizer, batches())
-    measured = acceleration.thresholds.measured
-    assert len(measured) == 5
-    assert all(0 <= density <= 1 for density in measured.values())
+    assert "5 of 5 layers" in str(acceleration)
+    assert len(found) == 5
+    train(model, optimizer, batches(2, n=17))  # up to 32 images are alike
+    assert len(found) == 5
+    train(model, optimizer, batches(1, n=33))
+    assert len(found) == 10
+    model.eval()(torch.zeros(1, 3, 8, 8))  # not measured, so computed densely
+    assert "0 of 5 layers" in str(acceleration)
+
+
+def test_texts_of_all_lengths_are_measured_a_few_times(monkeypatch):
+    found = []
+    monkeypatch.setattr(thresholds_module, "_measure", lambda *_: found.append(1) or 0.5)
+    model = nn.Sequential(nn.Linear(4, 4))
+    pruner = fggp.Pruner(model, torch.optim.SGD(model.parameters(), 0.1), 0.5, begin=0, end=1, every=1)
+    pruner.accelerate()
+    for length in range(1, 130):
+        model(torch.zeros(2, length, 4))
+    assert len(found) == 9  # up to 2, 4, 8, … 512 vectors
 
 
 def test_remove_gives_everything_back():
@@ -241,6 +262,35 @@ def test_what_the_kernels_cannot_read_is_computed_densely():
             linear(torch.zeros(2, 12, dtype=dtype))
     double = copy.deepcopy(model).double()
     assert double(torch.zeros(2, 3, 8, 8).double()).dtype == torch.float64
+
+
+def test_a_layer_that_is_used_twice():
+    layer = nn.Linear(6, 6)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pruner = fggp.Pruner(model, optimizer, 0.5, begin=0, end=1, every=1)
+    acceleration = pruner.accelerate(below=1.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.ones(3, 6)).sum().backward()
+        optimizer.step()
+    assert "1 of 1 layers" in str(acceleration)
+    pruner.remove()
+    assert type(layer) is nn.Linear
+
+
+def test_a_state_of_a_method_that_regrows_is_refused():
+    _, _, other = made("rigl")
+    state = other.state_dict()
+    _, _, pruner = made()
+    before = pruner.state_dict()
+    pruner.accelerate(below=1.0)
+    with pytest.raises(ValueError, match="'rigl' regrows weights"):
+        pruner.load_state_dict(state)
+    assert pruner.method.name == "fggp"
+    after = pruner.state_dict()["masks"]
+    assert all(torch.equal(mask, after[name]) for name, mask in before["masks"].items())
+    pruner.accelerate(below=1.0).remove()
 
 
 def test_it_is_refused_where_it_cannot_work():

@@ -13,6 +13,9 @@ from fggp.masks.masks import Masks
 from fggp.text import listing
 from fggp.weights.dtensor import is_dtensor
 
+MOST_WEIGHTS = 2**31 - 1
+"""Of a layer, which the kernels number in 32 bits."""
+
 
 class Acceleration:
     """What `fggp.Pruner.accelerate` did to a model.
@@ -43,6 +46,9 @@ class Acceleration:
                     raise ValueError(f"{name} is sharded: accelerate() needs whole weights")
                 if type(module) not in PRODUCTS or attribute != "weight":
                     self.skipped[name] = type(module).__name__
+                    continue
+                if weight.parameter.numel() > MOST_WEIGHTS:
+                    self.skipped[name] = f"{type(module).__name__} with more than {MOST_WEIGHTS:,} weights"
                     continue
                 try:
                     self._layers[name] = module, Layer(window_of(module), self.thresholds)

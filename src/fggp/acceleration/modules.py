@@ -14,11 +14,21 @@ from fggp.graph_breaks import outside_graphs
 
 
 class Layer:
-    """What a convolution or linear layer needs to be computed sparsely. Copies of a module do not take it along."""
+    """What a convolution or linear layer needs to be computed sparsely. Copies of a module do not take it along.
+
+    Args:
+        window: the convolution's; None: a linear layer.
+        thresholds: say at which density.
+
+    Attributes:
+        density: the share of active weights.
+        computes_sparsely: whether the last output was computed so.
+    """
 
     def __init__(self, window: Window | None, thresholds: Thresholds) -> None:
         self.window, self.thresholds = window, thresholds
         self.density = 1.0
+        self.computes_sparsely = False
         self._products: dict[tuple[int, int], Products] = {}
 
     def set_mask(self, mask: Tensor, density: float) -> None:
@@ -26,13 +36,13 @@ class Layer:
         self._mask, self.density = mask, density
         self._products = {}
 
-    @property
-    def computes_sparsely(self) -> bool:
-        """Whether it has done so since the mask was set."""
-        return bool(self._products)
-
     def forward(self, module: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor | None:
         """Return the module's output; None if it is to be computed densely."""
+        y = self._forward(module, x)
+        self.computes_sparsely = y is not None
+        return y
+
+    def _forward(self, module: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor | None:
         if self.density > self.thresholds.most or not self._can_read(module, x):
             return None
         autocast = torch.is_autocast_enabled("cpu")

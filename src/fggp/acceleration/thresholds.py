@@ -21,6 +21,9 @@ MARGIN = 0.9
 class Thresholds:
     """The largest density at which each kind of layer is computed sparsely.
 
+    Kinds are told apart by the power of two above the number of images (or vectors), so that batches and texts of
+    ever other lengths are not measured one by one.
+
     Args:
         below: the same for all layers, without measuring; None: measured for each kind when it first comes.
         measured: those that were measured before.
@@ -38,7 +41,7 @@ class Thresholds:
         """Return the threshold of a layer.
 
         Args:
-            x: its input, of which only the shape is used.
+            x: its input, of which only the shape is used; it has elements.
             weight: of the layer; its shape, and its layout, which is taken for that of dense activations, are used.
             window: of a convolution; None: a linear layer.
             dtype: of the activations.
@@ -46,7 +49,8 @@ class Thresholds:
         """
         if self.below is not None:
             return self.below
-        kind = f"{tuple(x.shape)} {tuple(weight.shape)} {window} {dtype}"
+        images, size = (len(x), tuple(x.shape[2:])) if window else (x.numel() // x.shape[-1], ())
+        kind = f"{1 << (images - 1).bit_length()} {size} {tuple(weight.shape)} {window} {dtype}"
         if kind not in self.measured and may_measure:
             with torch.enable_grad(), torch.autocast("cpu", enabled=False):
                 self.measured[kind] = _measure(x, weight, window, dtype)

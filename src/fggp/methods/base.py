@@ -52,6 +52,11 @@ class Method(ABC):
         """The weights to drop and regrow in each layer after the chain has pruned; by default none."""
         return None
 
+    @classmethod
+    def regrows(cls) -> bool:
+        """Whether it has an exchange: weights that it has pruned may be used again."""
+        return cls.exchange is not Method.exchange
+
     def averages(self) -> Sequence[Average]:
         """The running averages of gradients that the method's scores read; by default none.
 

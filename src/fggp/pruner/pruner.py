@@ -384,8 +384,7 @@ class Pruner:
         """
         from fggp.acceleration.acceleration import Acceleration  # imports torch's compiler, which takes a second
 
-        if isinstance(self.method, Method) and type(self.method).exchange is not Method.exchange:
-            raise ValueError(f"method={self.method.name!r} regrows weights, so it needs the gradients of pruned ones")
+        _refuse_regrowth(self.method)
         if below is not None and not 0 <= below <= 1:
             raise ValueError(f"below={below!r} must be in [0, 1]: a share of active weights")
         self._sync()
@@ -611,11 +610,14 @@ class Pruner:
         that state.) Pruned weights and their optimizer state are zero when this returns.
 
         Raises:
-            ValueError: the state is damaged, of another model or granularity, or of a custom method or schedule that
-                this pruner was not made with. The pruner is then unchanged.
+            ValueError: the state is damaged, of another model or granularity, of a custom method or schedule that
+                this pruner was not made with, or of a method that regrows while the model is accelerated. The pruner is
+                then unchanged.
         """
         self._sync()
         restored = PrunerState.from_dict(state, self._masks.weights, self.method, self._targets, self.granularity)
+        if self._acceleration is not None:
+            _refuse_regrowth(restored.method)
         self._masks.set([local(mask) for mask in restored.masks.values()])
         asked = self._targets.sparsity
         self.method, self._targets = restored.method, restored.targets
@@ -645,6 +647,15 @@ class Pruner:
         )
         findings = [str(f) for f in self.check() if f.kind not in ("unfinished", "never-stepped") or not self._hooks]
         return "\n".join([head, *layer_table(self._masks), *self.coverage.lines(), *findings])
+
+
+def _refuse_regrowth(method: Method | OneShot) -> None:
+    """Refuse a method that needs gradients which an accelerated model does not have."""
+    if isinstance(method, Method) and method.regrows():
+        raise ValueError(
+            f"method={method.name!r} regrows weights, so it needs the gradients of pruned ones, which accelerate() "
+            f"does not compute"
+        )
 
 
 def _checked(optimizer: Optimizer | Sequence[Optimizer], weights: Sequence[Prunable]) -> Optimizers:

@@ -200,7 +200,8 @@ def measure(
                 m.output = np.load(worker.output)
                 workers.append((m, worker))
         for number in range(ROUNDS_MOST * rounds):
-            if number >= rounds and sum(x < DISTURBED for x in _disturbances(measurements)) >= rounds:
+            turns = [m.seconds for m in measurements if not m.error]
+            if number >= rounds and sum(x < DISTURBED for x in disturbances(turns)) >= rounds:
                 break
             for m, worker in workers:
                 on_turn("timing" if number < rounds else "timing again", m.job)
@@ -214,15 +215,22 @@ def measure(
     return measurements
 
 
-def _disturbances(measurements: Sequence[Measurement]) -> list[float]:
-    """For each round, the largest ratio of an engine's turn to that engine's shortest turn."""
-    ratios = [[turn / min(m.seconds) for turn in m.seconds] for m in measurements if not m.error]
+def disturbances(turns: Sequence[Sequence[float]]) -> list[float]:
+    """Say how much other work disturbed each round.
+
+    Args:
+        turns: seconds of each engine, round by round.
+
+    Returns:
+        For each round, the largest ratio of an engine's turn to that engine's shortest one.
+    """
+    ratios = [[turn / min(of_engine) for turn in of_engine] for of_engine in turns]
     return [max(of_round) for of_round in zip(*ratios, strict=True)]
 
 
 def _keep_calmest(measurements: Sequence[Measurement], rounds: int) -> None:
-    disturbances = _disturbances(measurements)
-    calmest = sorted(sorted(range(len(disturbances)), key=disturbances.__getitem__)[:rounds])
+    found = disturbances([m.seconds for m in measurements if not m.error])
+    calmest = sorted(sorted(range(len(found)), key=found.__getitem__)[:rounds])
     for m in measurements:
         if not m.error:
             m.left_out = len(m.seconds) - len(calmest)

@@ -151,7 +151,7 @@ def starts_sparse(method: str) -> bool:
 def regrows(method: str) -> bool:
     """Whether a method may use weights again that were zero."""
     kind = kind_of(method)
-    return kind is None or acts_once(method) or getattr(kind, "exchange", None) is not fggp.Method.exchange
+    return kind is None or not issubclass(kind, fggp.Method) or kind.regrows()
 
 
 def own_rate(method: str) -> float | None:
