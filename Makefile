@@ -90,7 +90,8 @@ sanitize: $(READY)  ## the C++ library's tests with checked memory accesses and 
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		FGGP_TEST_KERNELS=build/sanitize FGGP_TEST_LIBRARY=build/sanitize/libfggp_generic.so HYPOTHESIS_EXAMPLES=25 \
 		$(VENV)/bin/pytest -p no:cacheprovider tests/network tests/selection/test_native_passes.py \
-		tests/selection/test_all_finite.py tests/masks/test_zeroing.py tests/acceleration/test_sparse_products.py
+		tests/selection/test_all_finite.py tests/masks/test_zeroing.py \
+		tests/acceleration/test_sparse_products.py tests/acceleration/test_batch_norm_kernels.py
 
 # Compilers and emulators that are not installed are left out, and named.
 deploy: runtime $(READY)  ## the library without PyTorch, tried as users would: in C, on other processors, from Python

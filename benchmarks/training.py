@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import statistics
 import time
 from collections.abc import Callable
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # before PyTorch allocates anything
 
 import torch
 import torch.nn.functional as F
@@ -137,6 +140,7 @@ def main() -> None:
         append(
             {"benchmark": "training", "command": command, "network": name, "inputs": shape}
             | {"scope": args.scope, "rounds": args.rounds, **conditions()}
+            | {"large_pages": os.environ["THP_MEM_ALLOC_ENABLE"] == "1"}
             | {"measured": measured},
             RECORDS,
         )

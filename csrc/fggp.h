@@ -65,7 +65,7 @@ int32_t fggp_run(fggp_network *, const fggp_array *inputs, int32_t count, int32_
 int32_t fggp_profile(fggp_network *, const fggp_array *inputs, int32_t count, int32_t threads, const char **profile);
 
 /* Raised with every change of this interface: Python refuses kernels that were built for another one. */
-#define FGGP_INTERFACE 7
+#define FGGP_INTERFACE 8
 int32_t fggp_interface(void);
 
 const char *fggp_cpu(void);   /* the processor this build is for: "avx512", "avx2" or "generic" */

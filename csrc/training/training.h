@@ -38,6 +38,21 @@ int32_t fggp_products_input_gradient(const fggp_products *, const float *weight,
 int32_t fggp_products_weight_gradient(const fggp_products *, const void *x, const void *dy, int32_t type, int64_t images,
                                       int32_t threads, float *dw);
 
+/* A batch norm by the statistics of the batch: of `channels` channels of `count` numbers, which adjoin. `weight` and `bias`
+ * have a number for each channel, or are NULL: 1 and 0. */
+typedef struct {
+    int64_t channels, count;
+    float epsilon;
+    const float *weight, *bias;
+} fggp_batch_norm;
+
+/* y: the numbers normalised; and each channel's mean and variance (of the batch, without a correction of bias). */
+int32_t fggp_batch_norm_forward(const fggp_batch_norm *, const void *x, int32_t type, int32_t threads, void *y, float *mean,
+                                float *variance);
+/* The gradients of x, weight and bias for that of y, dy; any of them may be NULL. mean, variance: as `forward` wrote them. */
+int32_t fggp_batch_norm_backward(const fggp_batch_norm *, const void *x, const void *dy, int32_t type, const float *mean,
+                                 const float *variance, int32_t threads, void *dx, float *dw, float *db);
+
 #ifdef __GNUC__
 #pragma GCC visibility pop
 #endif

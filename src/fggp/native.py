@@ -12,7 +12,7 @@ import torch
 # PyTorch's name of the vector instructions it found -> the builds of the kernels that can use them, best first.
 BUILDS = {"AVX512": ("avx512", "avx2", "generic"), "AVX2": ("avx2", "generic")}
 REINSTALL = "run: pip install --force-reinstall --no-deps fggp (with -v it says what fails)"
-INTERFACE = 7  # FGGP_INTERFACE in csrc/fggp.h, whose structures `native_passes` and `ship.runtime.library` repeat
+INTERFACE = 8  # FGGP_INTERFACE in csrc/fggp.h, whose structures `native_passes` and `ship.runtime.library` repeat
 
 
 class KernelsMissingError(RuntimeError):

@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import fggp
-from fggp.acceleration import thresholds as thresholds_module
+from fggp.acceleration import choices as choices_module
 from fggp.acceleration.layout import is_images_last
-from fggp.acceleration.products import Window
+from fggp.acceleration.measured import Times
 
 STEPS = 12
-WINDOW = Window((3, 3), padding=(1, 1))
 
 
 class Net(nn.Module):
@@ -125,47 +124,53 @@ def test_the_layout_goes_through_the_network():
     assert seen["first"].grad_fn.next_functions  # and autograd knows it
 
 
+GAINS_BELOW_30 = Times(dense=0.3, low=0.02, high=0.2, conversion=0.0)
+
+
 def test_it_goes_on_from_a_state_to_the_bit(monkeypatch):
-    monkeypatch.setattr(thresholds_module, "_measure", lambda *given: 0.3)
+    monkeypatch.setattr(choices_module, "measure", lambda *given: GAINS_BELOW_30)
     model, optimizer, pruner = made()
     pruner.accelerate()
     steps = list(batches())
     train(model, optimizer, steps[:7])
     saved = copy.deepcopy([model.state_dict(), optimizer.state_dict(), pruner.state_dict()])
-    assert saved[2]["thresholds"]
+    assert saved[2]["measured"]["times"]
     train(model, optimizer, steps[7:])
-    monkeypatch.setattr(thresholds_module, "_measure", lambda *given: pytest.fail("measured again"))
+    monkeypatch.setattr(choices_module, "measure", lambda *given: pytest.fail("measured again"))
     again, other, resumed = made(seed=5)
     resumed.accelerate()
     for to, state in zip((again, other, resumed), saved, strict=True):
         to.load_state_dict(state)
+    assert resumed.state_dict()["measured"] == saved[2]["measured"]
     train(again, other, steps[7:])
     for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
 
-def test_thresholds_lie_where_times_meet(monkeypatch):
-    times = {"dense": 1.0, "sparse": iter([0.1, 0.5])}
-
-    def seconds(run, given):
-        run()
-        return times["dense"] if given[0].is_contiguous() else next(times["sparse"])
-
-    monkeypatch.setattr(thresholds_module, "_seconds", seconds)
-    found = thresholds_module._measure(torch.zeros(4, 3, 5, 5), torch.zeros(2, 3, 3, 3), WINDOW, torch.float32)
-    assert found == pytest.approx(0.02 + (0.9 - 0.1) / ((0.5 - 0.1) / 0.18))
-    times["dense"], times["sparse"] = 0.05, iter([0.1, 0.5])
-    assert thresholds_module._measure(torch.zeros(4, 3, 5, 5), torch.zeros(2, 3, 3, 3), WINDOW, torch.float32) == 0
+def test_a_state_without_measurements_forgets_those_of_another_run(monkeypatch):
+    monkeypatch.setattr(choices_module, "measure", lambda *given: GAINS_BELOW_30)
+    _, _, other = made()
+    model, optimizer, pruner = made()
+    pruner.accelerate()
+    train(model, optimizer, batches(1))
+    pruner.load_state_dict(other.state_dict())
+    assert pruner.state_dict()["measured"] == {"times": {}, "kinds": {}}
 
 
-def test_what_is_measured_is_used(monkeypatch):
+def test_what_is_measured_decides(monkeypatch):
     found = []
-    monkeypatch.setattr(thresholds_module, "_measure", lambda x, weight, *_: found.append(weight) or len(weight) / 16)
+
+    def measure(x, weight, *_):
+        found.append(weight)
+        gains = len(weight) >= 16  # at any density; others at the densities of the end
+        return Times(dense=1.0, low=0.02, high=0.2, conversion=0.0) if gains else GAINS_BELOW_30
+
+    monkeypatch.setattr(choices_module, "measure", measure)
     model, optimizer, pruner = made(scope="layer")
     acceleration = pruner.accelerate()
     assert "0 of 5 layers" in str(acceleration)
-    train(model, optimizer, batches(1))  # dense: two layers of sixteen channels or more, whose threshold is 1
-    assert "1 of 5 layers" in str(acceleration)
+    train(model, optimizer, batches(1))
+    assert "0 of 5 layers" in str(acceleration)  # at density 1 as fast as dense
     train(model, optimizer, batches())
     assert "5 of 5 layers" in str(acceleration)
     assert len(found) == 5
@@ -173,13 +178,21 @@ def test_what_is_measured_is_used(monkeypatch):
     assert len(found) == 5
     train(model, optimizer, batches(1, n=33))
     assert len(found) == 10
-    model.eval()(torch.zeros(1, 3, 8, 8))  # not measured, so computed densely
+    model.eval()(torch.zeros(3, 3, 8, 8))  # not measured: as in training
+    assert "5 of 5 layers" in str(acceleration)
+    assert len(found) == 10
+
+
+def test_a_model_that_was_never_trained_is_dense():
+    model, _, pruner = made()
+    acceleration = pruner.accelerate()
+    model.eval()(torch.zeros(3, 3, 8, 8))
     assert "0 of 5 layers" in str(acceleration)
 
 
 def test_texts_of_all_lengths_are_measured_a_few_times(monkeypatch):
     found = []
-    monkeypatch.setattr(thresholds_module, "_measure", lambda *_: found.append(1) or 0.5)
+    monkeypatch.setattr(choices_module, "measure", lambda *_: found.append(1) or GAINS_BELOW_30)
     model = nn.Sequential(nn.Linear(4, 4))
     pruner = fggp.Pruner(model, torch.optim.SGD(model.parameters(), 0.1), 0.5, begin=0, end=1, every=1)
     pruner.accelerate()

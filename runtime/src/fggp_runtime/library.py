@@ -3,7 +3,7 @@
 from ctypes import CDLL, POINTER, Structure, c_char_p, c_int32, c_int64, c_void_p
 from pathlib import Path
 
-INTERFACE = 7  # FGGP_INTERFACE in fggp.h
+INTERFACE = 8  # FGGP_INTERFACE in fggp.h
 OK, OUT_OF_MEMORY, REFUSED = range(3)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import nn
 
 from fggp import native
+from fggp.acceleration.choices import Choices
+from fggp.acceleration.measured import Measured
 from fggp.acceleration.modules import BASES, FOLLOWERS, PRODUCTS, Layer, window_of
-from fggp.acceleration.thresholds import Thresholds
 from fggp.masks.masks import Masks
 from fggp.text import listing
 from fggp.weights.dtensor import is_dtensor
@@ -23,11 +22,10 @@ class Acceleration:
     Args:
         model: whose convolutions and linear layers are accelerated.
         masks: of its prunable weights.
-        below: the largest density at which a layer is computed sparsely; None: measured.
-        measured: thresholds that were measured before.
+        below: the largest density at which a layer is computed sparsely; None: what is measured decides.
+        measured: what was measured before; what is measured is added to it.
 
     Attributes:
-        thresholds: the largest densities in use.
         skipped: why the other prunable weights are not accelerated, by name.
 
     Raises:
@@ -35,9 +33,9 @@ class Acceleration:
         KernelsMissingError: fggp was installed without its C++ kernels.
     """
 
-    def __init__(self, model: nn.Module, masks: Masks, below: float | None, measured: Mapping[str, float]) -> None:
+    def __init__(self, model: nn.Module, masks: Masks, below: float | None, measured: Measured) -> None:
         native.load()
-        self.thresholds = Thresholds(below, measured)
+        choices = Choices(below, measured)
         self.skipped: dict[str, str] = {}
         self._layers: dict[str, tuple[nn.Module, Layer]] = {}
         for weight in masks.weights:
@@ -51,7 +49,7 @@ class Acceleration:
                     self.skipped[name] = f"{type(module).__name__} with more than {MOST_WEIGHTS:,} weights"
                     continue
                 try:
-                    self._layers[name] = module, Layer(window_of(module), self.thresholds)
+                    self._layers[name] = module, Layer(name, window_of(module), choices)
                 except ValueError as error:
                     self.skipped[name] = f"{type(module).__name__} with {error}"
         if not self._layers:

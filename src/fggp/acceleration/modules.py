@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fggp.acceleration.layout import is_images_last
-from fggp.acceleration.products import TYPE_CODES, BatchNorm, Product, Products, Window
-from fggp.acceleration.thresholds import Thresholds
+from fggp.acceleration.batch_norm import BatchNorm
+from fggp.acceleration.choices import Choices
+from fggp.acceleration.layout import is_images_last, rows_of_channels
+from fggp.acceleration.products import TYPE_CODES, Product, Products, Window
 from fggp.graph_breaks import outside_graphs
 
 
@@ -17,24 +19,24 @@ class Layer:
     """What a convolution or linear layer needs to be computed sparsely. Copies of a module do not take it along.
 
     Args:
+        name: its weight's.
         window: the convolution's; None: a linear layer.
-        thresholds: say at which density.
+        choices: say whether it is.
 
     Attributes:
-        density: the share of active weights.
         computes_sparsely: whether the last output was computed so.
     """
 
-    def __init__(self, window: Window | None, thresholds: Thresholds) -> None:
-        self.window, self.thresholds = window, thresholds
-        self.density = 1.0
+    def __init__(self, name: str, window: Window | None, choices: Choices) -> None:
+        self.name, self.window, self.choices = name, window, choices
         self.computes_sparsely = False
         self._products: dict[tuple[int, int], Products] = {}
 
     def set_mask(self, mask: Tensor, density: float) -> None:
-        """Use another mask, bool, with the memory layout of the weight."""
-        self._mask, self.density = mask, density
+        """Use another mask, bool, with the memory layout of the weight, that keeps this share of weights."""
+        self._mask = mask
         self._products = {}
+        self.choices.set_density(self.name, density, convolution=self.window is not None)
 
     def forward(self, module: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor | None:
         """Return the module's output; None if it is to be computed densely."""
@@ -43,16 +45,14 @@ class Layer:
         return y
 
     def _forward(self, module: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor | None:
-        if self.density > self.thresholds.most or not self._can_read(module, x):
+        if not self._can_read(module, x):
             return None
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
         if dtype not in TYPE_CODES or not (autocast or dtype == torch.float32):
             return None  # without autocast, PyTorch refuses an input of another type than the weight's
-        threshold = self.thresholds.of(
-            x, module.weight, self.window, dtype, module.training and torch.is_grad_enabled()
-        )
-        if self.density > threshold:
+        trains = module.training and torch.is_grad_enabled()
+        if not self.choices.is_sparse(self.name, x, module.weight, self.window, dtype, trains):
             return None
         size = (1, 1) if self.window is None else (x.shape[2], x.shape[3])
         if size not in self._products:
@@ -109,16 +109,40 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise a batch [n, c, h, w]."""
-        if not is_images_last(input) or not input.is_cpu or self.momentum is None:
+        if not self._can_read(input):
             return super().forward(input)
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        uses_batch = self.training or self.running_mean is None
-        running = (
-            (self.running_mean, self.running_var) if not self.training or self.track_running_stats else (None, None)
-        )
-        y: Tensor = _normalised(input, self.weight, self.bias, *running, uses_batch, self.momentum, self.eps)
+        if not self.training and self.running_mean is not None and self.running_var is not None:
+            rows = rows_of_channels(input)
+            kept = self.running_mean, self.running_var, self.weight, self.bias
+            flat = F.batch_norm(rows.reshape(1, len(rows), -1), *kept, eps=self.eps)
+            return flat.view(rows.shape).permute(3, 0, 1, 2)
+        y: Tensor
+        y, mean, variance = _normalised(input, self.weight, self.bias, self.eps)
+        if self.training and self.track_running_stats:
+            self._follow(mean, variance, input.numel() // len(mean))
         return y
+
+    def _can_read(self, x: Tensor) -> bool:
+        kept = (self.weight, self.bias, self.running_mean, self.running_var)
+        return (
+            type(x) is Tensor  # not what stands for one while a graph is captured
+            and is_images_last(x)
+            and x.is_cpu
+            and x.dtype in TYPE_CODES
+            and x.shape[1] == self.num_features
+            and self.momentum is not None
+            and all(t is None or (t.dtype == torch.float32 and t.is_cpu) for t in kept)
+        )
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Bring the running statistics up to those of a batch with so many numbers in each channel."""
+        assert self.momentum is not None
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        for running, new, scale in ((self.running_mean, mean, 1.0), (self.running_var, variance, count / (count - 1))):
+            if running is not None:
+                running.mul_(1 - self.momentum).add_(new, alpha=self.momentum * scale)
 
 
 class MaxPool2d(nn.MaxPool2d):

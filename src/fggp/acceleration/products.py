@@ -127,52 +127,6 @@ class Product(torch.autograd.Function):
         return dx, dw, db, None
 
 
-class BatchNorm(torch.autograd.Function):
-    """PyTorch's batch norm of images that are last in memory, as one of vectors, which it does without copies."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor | None,
-        variance: Tensor | None,
-        uses_batch: bool,
-        momentum: float,
-        eps: float,
-    ) -> Tensor:
-        """Normalise x [n, c, h, w]; ``uses_batch``: by its own statistics, of which the running ones are then made."""
-        channels = x.shape[1]
-        y = empty_images_last(x.shape, x)
-        own_mean, own_scale = (torch.empty(channels if uses_batch else 0) for _ in range(2))
-        torch.ops.aten.native_batch_norm.out(
-            _vectors(x), weight, bias, mean, variance, uses_batch, momentum, eps,
-            out=_vectors(y), save_mean=own_mean, save_invstd=own_scale,
-        )  # fmt: skip
-        ctx.save_for_backward(x, weight, mean, variance, own_mean, own_scale)
-        ctx.settings = uses_batch, eps
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute those gradients that are needed."""
-        x, *saved = ctx.saved_tensors
-        dy = images_last(dy)
-        needed = list(ctx.needs_input_grad[:3])
-        dx, dw, db = torch.ops.aten.native_batch_norm_backward(_vectors(dy), _vectors(x), *saved, *ctx.settings, needed)
-        if dx is not None:
-            channels, height, width, images = rows_of_channels(x).shape
-            dx = dx.view(channels, height, width, images).permute(3, 0, 1, 2)
-        return dx, dw, db, None, None, None, None, None
-
-
-def _vectors(x: Tensor) -> Tensor:
-    """View images [n, c, h, w] that are last in memory as one batch of vectors, [1, c, h·w·n]."""
-    return rows_of_channels(x).reshape(1, x.shape[1], -1)
-
-
 @cache
 def _library() -> CDLL:
     library = native.load()

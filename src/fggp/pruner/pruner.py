@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fggp import registry
+from fggp.acceleration.measured import Measured
 from fggp.caller import warn_caller
 from fggp.graph_breaks import outside_graphs, refuse_capture
 from fggp.masks.masks import Masks
@@ -165,7 +166,7 @@ class Pruner:
         self._overdue = self._warned = False
         self._averaged = 0  # the step whose gradients the averages have
         self._acceleration: Acceleration | None = None
-        self._thresholds: Mapping[str, float] = {}  # that an acceleration measured before the state was saved
+        self._measured = Measured()  # by accelerations
         self._reads_gradients = True  # whether the method's last update did
         self._choice: Choice | None = None  # made before the optimizer's step, applied after it
         self._gradients = LastGradients()
@@ -390,8 +391,7 @@ class Pruner:
         self._sync()
         if self._acceleration is not None:
             self._acceleration.remove()
-            self._thresholds = self._acceleration.thresholds.measured
-        self._acceleration = Acceleration(self._model, self._masks, below, self._thresholds)
+        self._acceleration = Acceleration(self._model, self._masks, below, self._measured)
         return self._acceleration
 
     def remove(self) -> None:
@@ -598,7 +598,7 @@ class Pruner:
             masks=self.masks,
             averages=self._averages,
             gradients=self._gradients,
-            thresholds=self._thresholds if self._acceleration is None else self._acceleration.thresholds.measured,
+            measured=self._measured,
         )
         return state.to_dict(self._masks.weights)
 
@@ -626,9 +626,7 @@ class Pruner:
         self._overdue, self._choice = restored.overdue, None
         self._initial_counts, self._averages = restored.initial_counts, restored.averages
         self._gradients, self._reads_gradients, self._averaged = restored.gradients, True, restored.step
-        self._thresholds = restored.thresholds
-        if self._acceleration is not None:
-            self._acceleration.thresholds.measured.update(restored.thresholds)
+        self._measured.load_state_dict(restored.measured.state_dict())
         self._masks.apply(self._optimizers)
         self._health.zero_copies(self._masks)
         self._note_masks()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fggp.acceleration.measured import Measured
 from fggp.masks.packing import pack, unpack
 from fggp.methods import REGISTRY, Method, OneShot
 from fggp.pruner.targets import Budget, Targets, split_into_budgets
@@ -41,7 +42,7 @@ class PrunerState:
         masks: the masks by weight name, bool; those of sharded weights are DTensors.
         averages: the method's running averages of gradients.
         gradients: the last gradients of weights that were once without one.
-        thresholds: the densities that `fggp.acceleration` measured.
+        measured: what was measured of an accelerated model's layers.
     """
 
     step: int
@@ -56,7 +57,7 @@ class PrunerState:
     masks: Mapping[str, Tensor]
     averages: Averages
     gradients: LastGradients
-    thresholds: Mapping[str, float]
+    measured: Measured
 
     def to_dict(self, weights: Sequence[Prunable]) -> dict[str, Any]:
         """Plain values and copies of the tensors, for ``weights_only=True``.
@@ -83,7 +84,7 @@ class PrunerState:
             "masks": {name: _pack(m) for name, m in self.masks.items()},
             "averages": self.averages.state_dict(weights),
             "gradients": self.gradients.state_dict(weights),
-            "thresholds": dict(self.thresholds),
+            "measured": self.measured.state_dict(),
         }
 
     @staticmethod
@@ -138,7 +139,8 @@ class PrunerState:
         kinds = method.averages() if isinstance(method, Method) else ()
         averages = Averages.restored(kinds, state.get("averages", {}), weights)  # earlier versions saved none
         gradients = LastGradients.restored(state.get("gradients", {}), weights)
-        thresholds = {str(kind): float(density) for kind, density in state.get("thresholds", {}).items()}
+        measured = Measured()
+        measured.load_state_dict(state.get("measured", {}))
         if scope not in ("global", "layer") or len(initial_counts) != len(weights):
             raise ValueError(f"state is damaged: scope={scope!r}, start={state['start']!r}")
         masks = {w.name: _restore_mask(state["masks"][w.name], w) for w in weights}
@@ -155,7 +157,7 @@ class PrunerState:
             masks,
             averages,
             gradients,
-            thresholds,
+            measured,
         )
 
 
