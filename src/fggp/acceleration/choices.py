@@ -12,6 +12,10 @@ from fggp.acceleration.measured import Measured, Times, kind_of, measure
 from fggp.acceleration.products import Window
 
 
+MARGIN = 0.9
+"""The share of the dense time that a sparse layer may take at most; what gains less may be an error of measurement."""
+
+
 class Choices:
     """Chooses, for all layers of a model together, which are computed sparsely.
 
@@ -64,12 +68,11 @@ class Choices:
             if name in self._densities
         }
         convolutions = {name: layer for name, layer in layers.items() if name in self._convolutions}
-        return choose(convolutions) | frozenset(
-            name for name, layer in layers.items() if name not in convolutions and choose({name: layer})
-        )
+        others = {name: layer for name, layer in layers.items() if name not in convolutions}
+        return choose(convolutions, images_last=True) | choose(others, images_last=False)
 
 
-def choose(layers: Mapping[str, tuple[Times, float]]) -> frozenset[str]:
+def choose(layers: Mapping[str, tuple[Times, float]], images_last: bool) -> frozenset[str]:
     """Choose which of some layers that follow each other are computed sparsely.
 
     Activations between them have one layout, dense or images last, and a layer that wants the other one converts its
@@ -77,16 +80,18 @@ def choose(layers: Mapping[str, tuple[Times, float]]) -> frozenset[str]:
 
     Args:
         layers: times and density by name.
+        images_last: whether what lies between the layers keeps that layout, so that it can be chosen.
 
     Returns:
         The names of the sparse ones.
     """
     least, chosen = math.inf, frozenset[str]()
-    for to_dense, to_sparse in ((0, 1), (1, 0)):  # conversions, where activations are dense, and where images are last
+    # Conversions of dense and of sparse layers, where activations are dense, and where images are last.
+    for to_dense, to_sparse in ((0, 1), (1, 0)) if images_last else ((0, 1),):
         total, sparse = 0.0, []
         for name, (times, density) in layers.items():
             densely = times.dense + to_dense * times.conversion
-            sparsely = times.sparse(density) + to_sparse * times.conversion
+            sparsely = (times.sparse(density) + to_sparse * times.conversion) / MARGIN
             total += min(densely, sparsely)
             if sparsely < densely:
                 sparse.append(name)
