@@ -11,7 +11,6 @@ from torch import Tensor
 from fggp.acceleration.measured import Measured, Times, kind_of, measure
 from fggp.acceleration.products import Window
 
-
 MARGIN = 0.9
 """The share of the dense time that a sparse layer may take at most; what gains less may be an error of measurement."""
 
