@@ -3,6 +3,7 @@
 #define FGGP_OPERATORS_CONVOLUTION_H
 
 #include <array>
+#include <memory>
 
 #include "operators/inputs.h"
 #include "operators/operator.h"
@@ -57,6 +58,9 @@ ConvolutionTensors tensors_of(const Node &, const InputArrays &, const Array &ou
 /* Depthwise convolutions (depthwise.cpp): each output channel reads one input channel. */
 bool is_depthwise(const Geometry &);
 void make_depthwise(const Geometry &, const ConvolutionTensors &, Operations &);
+/* Convolutions whose input is copied once, instead of patches of it (direct.cpp). */
+bool is_direct(const Geometry &, const ConvolutionTensors &);
+std::unique_ptr<Operation> make_direct(const Geometry &, const ConvolutionTensors &);
 
 } // namespace fggp
 #endif

@@ -185,6 +185,8 @@ FGGP_ONCE void make_conv(const Node &node, const InputArrays &in, const std::vec
     const ConvolutionTensors t = tensors_of(node, in, out[0]);
     if (is_depthwise(g))
         make_depthwise(g, t, operations);
+    else if (is_direct(g, t))
+        operations.push_back(make_direct(g, t));
     else if (g.groups == 1)
         operations.push_back(whole_product(g, t));
     else

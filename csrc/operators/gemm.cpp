@@ -1,21 +1,13 @@
 #include "operators/gemm.h"
 
+#include "operators/tile.h"
+
 #include <algorithm>
 #include <cmath>
 
 namespace fggp {
 namespace {
 
-/* The sums of a tile: TILE_ROWS × TILE_VECTORS vectors. Two to four further registers hold what is multiplied. */
-#if defined(__AVX512F__)
-constexpr int TILE_ROWS = 14, TILE_VECTORS = 2;
-#elif defined(__AVX2__)
-constexpr int TILE_ROWS = 6, TILE_VECTORS = 2;
-#elif defined(__aarch64__)
-constexpr int TILE_ROWS = 4, TILE_VECTORS = 4;
-#else
-constexpr int TILE_ROWS = 4, TILE_VECTORS = 2;
-#endif
 static_assert(TILE_ROWS <= LANES, "pack_rows() stores the rows of a panel as one vector");
 
 constexpr int PANEL = TILE_VECTORS * LANES; /* columns of a panel of b */
@@ -25,13 +17,6 @@ constexpr int64_t A_BLOCK = 96 * 1024, B_BLOCK = 96 * 1024;
 constexpr int64_t UNPACKED_ROWS = TILE_ROWS; /* with up to this many rows, packing b does not pay */
 constexpr int64_t DOT_ROWS = 8; /* with up to this many rows, packing b does not pay even if it must be transposed */
 
-/* From `begin` to before `end`. */
-struct Span {
-    int64_t begin, end;
-    Span(int64_t begin, int64_t end) : begin(begin), end(end) {}
-    Span(Range range) : begin(range.begin), end(range.end) {}
-};
-
 constexpr int64_t GROUP = 4; /* panels that are packed at once */
 constexpr int64_t AHEAD = 8; /* rows that are fetched before they are packed */
 
@@ -39,25 +24,9 @@ int64_t up(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 int64_t chunks_of(int64_t depth) { return std::max<int64_t>(1, up(depth, DEPTH)); }
 int64_t most_of_chunk(int64_t depth) { return up(depth, chunks_of(depth)); }
-/* Panels of a are about equally high, because a panel of few rows would not use the processor well. */
 int64_t a_panels(int64_t rows) { return up(rows, TILE_ROWS); }
 int64_t b_panels(int64_t columns) { return up(columns, PANEL); }
 int64_t whole_vectors(int64_t columns) { return up(columns, LANES) * LANES; }
-
-/* Fewer floats than a vector has are rare, so they are a call, which keeps the code small. */
-__attribute__((noinline)) vec load_part(const float *p, int64_t count) {
-    float all[LANES] = {};
-    std::copy(p, p + count, all);
-    return load(all);
-}
-__attribute__((noinline)) void store_part(float *p, vec v, int64_t count) {
-    float all[LANES];
-    store(all, v);
-    std::copy(all, all + count, p);
-}
-/* The first `count` floats, at most a vector of them. */
-vec load_up_to(const float *p, int64_t count) { return count >= LANES ? load(p) : load_part(p, count); }
-void store_up_to(float *p, vec v, int64_t count) { count >= LANES ? store(p, v) : store_part(p, v, count); }
 
 /* Exchanges lanes and vectors. */
 template <int STEP, int... I> void exchange(vec &a, vec &b, std::integer_sequence<int, I...>) {
@@ -146,74 +115,6 @@ int64_t pack_panels(const Matrix &b, int64_t columns, int64_t depth, float *to) 
             }
     }
     return panels * PANEL;
-}
-
-/* Add the product of a panel of R rows and one of C vectors to a tile of the output, or store it there. */
-template <int R, int C>
-void run_tile(int64_t depth, const float *a, const float *b, int64_t b_row, float *out, int64_t out_row, bool add) {
-    /* With few sums, each addition would wait for the previous one; so several depths at once have their own sums. */
-    constexpr int CHAINS = R * C >= 8 ? 1 : R * C >= 4 ? 2 : R * C >= 2 ? 4 : 8;
-    vec sums[CHAINS][R][C] = {};
-    int64_t k = 0;
-    for (; k + CHAINS <= depth; k += CHAINS) {
-#pragma GCC unroll 8
-        for (int chain = 0; chain < CHAINS; chain++) {
-            vec values[C];
-#pragma GCC unroll 8
-            for (int c = 0; c < C; c++) values[c] = load(b + c * LANES);
-#pragma GCC unroll 16
-            for (int r = 0; r < R; r++) {
-                vec factor = splat(a[r]);
-#pragma GCC unroll 8
-                for (int c = 0; c < C; c++) sums[chain][r][c] += factor * values[c];
-            }
-            a += R, b += b_row;
-        }
-    }
-    if constexpr (CHAINS > 1) {
-        for (; k < depth; k++, a += R, b += b_row)
-#pragma GCC unroll 16
-            for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-                for (int c = 0; c < C; c++) sums[0][r][c] += splat(a[r]) * load(b + c * LANES);
-#pragma GCC unroll 8
-        for (int chain = 1; chain < CHAINS; chain++)
-#pragma GCC unroll 16
-            for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-                for (int c = 0; c < C; c++) sums[0][r][c] += sums[chain][r][c];
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++, out += out_row)
-#pragma GCC unroll 8
-        for (int c = 0; c < C; c++) store(out + c * LANES, add ? sums[0][r][c] + load(out + c * LANES) : sums[0][r][c]);
-}
-
-typedef void (*Kernel)(int64_t depth, const float *a, const float *b, int64_t b_row, float *out, int64_t out_row,
-                       bool add);
-struct Kernels {
-    Kernel kernels[TILE_ROWS][TILE_VECTORS];
-    template <int R, int... C> constexpr void fill_row(std::integer_sequence<int, C...>) {
-        ((kernels[R][C] = &run_tile<R + 1, C + 1>), ...);
-    }
-    template <int... R> constexpr Kernels(std::integer_sequence<int, R...>) : kernels() {
-        (fill_row<R>(std::make_integer_sequence<int, TILE_VECTORS>()), ...);
-    }
-};
-constexpr Kernels KERNELS{std::make_integer_sequence<int, TILE_ROWS>()};
-
-/* The same for a tile whose columns do not fill its vectors. What lies beside them is computed too, from zeros. */
-__attribute__((noinline)) void run_edge(Kernel kernel, int64_t rows, int64_t columns, int64_t depth, const float *a,
-                                        const float *b, int64_t b_row, float *out, int64_t out_row, bool add) {
-    float tile[TILE_ROWS * PANEL];
-    kernel(depth, a, b, b_row, tile, PANEL, false);
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < columns; c += LANES) {
-            float *to = out + r * out_row + c;
-            vec sum = load(tile + r * PANEL + c);
-            if (add) sum += load_up_to(to, columns - c);
-            store_up_to(to, sum, columns - c);
-        }
 }
 
 /* What follows the sums of some rows of a panel. */
@@ -335,6 +236,7 @@ void multiply_part(const Gemm &g, Span row_panels, Span column_panels, float *sc
     const bool in_place = !g.packed_b && !g.patches && g.b.column == 1 && g.rows <= UNPACKED_ROWS;
     float *a_block = scratch;
     float *b_block = scratch + up(most * std::min(block_rows, panels) * TILE_ROWS + LANES, 16) * 16;
+    int64_t places[DEPTH], b_row = -1; /* where the rows of b lie, if one lies b_row floats after the other */
     auto row_of = [&](int64_t panel) { return g.rows * panel / panels; };
 
     for (int64_t column_begin = column_panels.begin; column_begin < column_panels.end; column_begin += block_columns) {
@@ -374,15 +276,18 @@ void multiply_part(const Gemm &g, Span row_panels, Span column_panels, float *sc
                         }
                         b = packed;
                     }
+                    if (width != b_row) /* nearly always as in the panel before */
+                        for (int64_t n = 0; n < most; n++) places[n] = n * width;
+                    b_row = width;
                     for (int64_t i = row_begin; i < row_end; i++) {
                         const int64_t row = row_of(i), rows = row_of(i + 1) - row;
-                        const Kernel kernel = KERNELS.kernels[rows - 1][up(count, LANES) - 1];
-                        const float *panel = a + (row - first_row) * depth;
-                        float *out = g.out + row * g.out_row + column;
-                        if (count % LANES == 0)
-                            kernel(depth, panel, b, width, out, g.out_row, chunk > 0);
-                        else
-                            run_edge(kernel, rows, count, depth, panel, b, width, out, g.out_row, chunk > 0);
+                        PanelVectors vectors{up(count, LANES), {}, {}, {}};
+                        for (int64_t c = 0; c < vectors.count; c++) {
+                            vectors.b[c] = b + c * LANES;
+                            vectors.out[c] = g.out + row * g.out_row + column + c * LANES;
+                            vectors.floats[c] = count - c * LANES;
+                        }
+                        run_tile(vectors, rows, depth, a + (row - first_row) * depth, places, g.out_row, chunk > 0);
                         if (chunk == chunks - 1) finish(g, {row, row + rows}, column, count);
                     }
                 }
@@ -395,6 +300,9 @@ void multiply_part(const Gemm &g, Span row_panels, Span column_panels, float *sc
 }
 
 } // namespace
+
+int64_t Panels::chunks() const { return chunks_of(depth); }
+int64_t Panels::count() const { return a_panels(rows); }
 
 Packed::Packed(int64_t floats) : memory(floats + LANES) {
     constexpr uintptr_t BYTES = LANES * sizeof(float);
@@ -450,6 +358,9 @@ void multiply(const Gemm &g, float *scratch) {
 namespace {
 
 constexpr double LEAST_PRODUCTS = 1 << 15; /* of a task: with fewer, starting another takes as long */
+/* Products that take as long as packing an element of a matrix, or of a patch. */
+constexpr double PACKING = 4, PACKING_PATCHES = 24;
+constexpr double WORTH_BALANCE = 1.05; /* the time that it may cost to have tasks for balance */
 constexpr double MANY_PRODUCTS = 1 << 20; /* with so many in a task, further tasks cost little, and balance threads */
 
 class GemmOperation : public Operation {
@@ -478,11 +389,20 @@ class GemmOperation : public Operation {
     int tasks(int threads) const override {
         if (threads == 1) return 1;
         const double products = (double)gemm.rows * gemm.columns * std::max<int64_t>(1, gemm.depth) * count;
-        int64_t wanted = (int64_t)std::min<double>(threads, products / LEAST_PRODUCTS);
-        if (wanted == threads)
-            wanted *= (int64_t)std::min<double>(4, std::max<double>(1, products / threads / MANY_PRODUCTS));
+        const int64_t wanted = (int64_t)std::min<double>(threads, products / LEAST_PRODUCTS);
         if (wanted <= 1) return 1;
-        return (int)std::min<int64_t>(wanted, count * split((int)wanted).tasks());
+        if (wanted < threads) return (int)std::min<int64_t>(wanted, count * split(wanted).tasks());
+        /* Further tasks balance the threads, but each of them packs what it multiplies. */
+        int64_t best = threads;
+        double least = INFINITY;
+        for (int64_t each = 1; each <= std::max<int64_t>(1, std::min<int64_t>(4, products / threads / MANY_PRODUCTS)); each++) {
+            const Split parts = split(threads * each);
+            const double cost = up(count * parts.tasks(), threads) * cost_of(parts);
+            if (cost > least * WORTH_BALANCE) continue;
+            best = count * parts.tasks() < threads * each ? count * parts.tasks() : threads * each;
+            least = std::min(least, cost);
+        }
+        return (int)best;
     }
     int64_t scratch() const override { return gemm_scratch(gemm.rows, gemm.columns, gemm.depth); }
 
@@ -503,21 +423,25 @@ class GemmOperation : public Operation {
         int64_t tasks() const { return rows * columns; }
     };
     /* For so many tasks. Each part packs its rows and columns, so they should be few. */
-    Split split(int tasks) const {
+    Split split(int64_t tasks) const {
         if (count >= tasks) return {1, 1};
-        const int64_t parts = up(tasks, count), most_rows = by_dots(gemm) ? 1 : a_panels(gemm.rows);
+        const int64_t parts = up(tasks, count);
         Split best = {1, 1};
         double least = INFINITY;
-        for (int64_t rows = 1; rows <= std::min(parts, most_rows); rows++) {
+        for (int64_t rows = 1; rows <= std::min(parts, row_panels()); rows++) {
             const Split one = {rows, std::min(up(parts, rows), b_panels(gemm.columns))};
-            const double panels = (double)up(most_rows, one.rows) * up(b_panels(gemm.columns), one.columns);
-            const double packed = (gemm.packed_a ? 0.0 : (double)one.columns * gemm.rows) +
-                                  (gemm.packed_b ? 0.0 : (double)one.rows * gemm.columns);
-            /* in products by a row and a column; packing an element takes as long as about four products */
-            const double cost = panels * TILE_ROWS * PANEL * tasks / count + 4 * packed;
+            const double cost = cost_of(one) * one.tasks();
             if (cost < least) least = cost, best = one;
         }
         return best;
+    }
+    int64_t row_panels() const { return by_dots(gemm) ? 1 : a_panels(gemm.rows); }
+    /* What a part takes, in products by a row and a column. */
+    double cost_of(const Split &s) const {
+        const double panels = (double)up(row_panels(), s.rows) * up(b_panels(gemm.columns), s.columns);
+        const double rows = gemm.packed_a ? 0.0 : PACKING * gemm.rows / s.rows;
+        const double columns = gemm.packed_b ? 0.0 : (gemm.patches ? PACKING_PATCHES : PACKING) * gemm.columns / s.columns;
+        return panels * TILE_ROWS * PANEL + rows + columns;
     }
 
     void set_constants(bool constant_a, bool constant_b) {

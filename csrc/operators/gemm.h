@@ -60,6 +60,26 @@ struct Gemm {
     const Activation *activation = nullptr; /* or NULL */
 };
 
+/* From `begin` to before `end`. */
+struct Span {
+    int64_t begin, end;
+    Span(int64_t begin, int64_t end) : begin(begin), end(end) {}
+    Span(Range range) : begin(range.begin), end(range.end) {}
+};
+
+/* How a is packed: in chunks of its depth, each in panels of about equally many rows, because a panel of few rows would not
+ * use the processor well. A chunk of panels of b fits the first-level cache. */
+struct Panels {
+    int64_t rows, depth;
+    int64_t chunks() const;
+    Range chunk(int64_t index) const { return {depth, index, chunks()}; }
+    int64_t count() const;
+    Range panel(int64_t index) const { return {rows, index, count()}; }
+    const float *at(const Packed &packed, const Range &chunk, const Range &panel) const {
+        return packed.data() + chunk.begin * rows + panel.begin * (chunk.end - chunk.begin);
+    }
+};
+
 Packed pack_a(const Matrix &a, int64_t rows, int64_t depth);
 Packed pack_b(const Matrix &b, int64_t depth, int64_t columns);
 /* The same into memory of the caller's, which should be aligned to a vector, and how many floats it needs. */

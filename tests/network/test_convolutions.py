@@ -58,8 +58,27 @@ def test_conv(threads, data):
     close(found, CONV[spatial], x, weight, bias, stride, padding, dilation, groups)
 
 
+@given(st.sampled_from([1, 2, 3]), st.data())
+def test_images_that_are_wide_enough_to_be_read_without_patches(threads, data):
+    channels, filters = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 40))
+    size, kernel = numbers(data, 2, 6, 40), numbers(data, 2, 1, 4)
+    stride, dilation = numbers(data, 2, 1, 3), numbers(data, 2, 1, 3)
+    padding = numbers(data, 2, 0, 4)
+    for s, k, p, d in zip(size, kernel, padding, dilation, strict=True):
+        assume(s + 2 * p >= (k - 1) * d + 1)
+    x, weight = torch.randn(data.draw(st.integers(1, 3)), channels, *size), torch.randn(filters, channels, *kernel)
+    bias = torch.randn(filters) if data.draw(st.booleans()) else None
+    found = run_one("conv", [x, weight, bias], (1,), threads=threads, **attributes_of(stride, padding, dilation, 1))
+    close(found, F.conv2d, x, weight, bias, stride, padding, dilation, 1)
+
+
 LARGE = [
     # input, weight, stride, padding, dilation, groups
+    ((1, 130, 30, 31), (70, 130, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+    ((2, 96, 57, 58), (33, 96, 3, 3), (2, 2), (1, 1), (1, 1), 1),
+    ((2, 40, 61, 62), (20, 40, 3, 2), (3, 2), (0, 2), (2, 3), 1),
+    ((1, 8, 100, 9), (15, 8, 5, 3), (1, 1), (2, 1), (1, 1), 1),
+    ((1, 20, 3000), (30, 20, 5), (2,), (2,), (1,), 1),
     ((1, 3, 57, 63), (32, 3, 7, 7), (2, 2), (3, 3), (1, 1), 1),
     ((2, 64, 28, 29), (40, 64, 3, 3), (1, 1), (1, 1), (1, 1), 1),
     ((3, 130, 7, 7), (65, 130, 3, 3), (1, 1), (1, 1), (1, 1), 1),
