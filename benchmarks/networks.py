@@ -1,12 +1,12 @@
 """fggp.compile on networks of timm and Transformers that people run on CPUs, beside dense engines, one input at a time.
 
-    python benchmarks/networks.py --prepare          writes the networks for the engines, to build/networks
-    python benchmarks/networks.py                    measures those that are prepared
-    python benchmarks/networks.py --check [NAME …]   only: does it run without PyTorch, and how exact is it?
+    python benchmarks/networks.py --prepare [NAME …]   only writes the networks for the engines, to build/networks
+    python benchmarks/networks.py [NAME …]             measures them
+    python benchmarks/networks.py --check [NAME …]     only: do they run without PyTorch, and how exact are they?
 
-timm and transformers must be installed. Weights are random, and each layer is pruned by magnitude to 90 %. --prepare is
-apart because writing ONNX takes longer than the measurement. A run that is ended goes on where it was, if the code and
-the command are the same. NAME may be any network of timm, or one of `zoo.TRANSFORMERS`.
+timm and transformers must be installed. Weights are random, and each layer is pruned by magnitude to 90 %. Preparing
+them before spares time, as writing ONNX takes longer than the measurement. A run that is ended goes on where it was, if
+the code and the options are the same. NAME may be any network of timm, or one of `zoo.TRANSFORMERS`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import shutil
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,10 +116,13 @@ def check(names: list[str]) -> None:
         print(json.dumps({"model": name, "deviation": ours, "pytorch_deviation": theirs, **about}), flush=True)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Measure the networks that are prepared, and append the record."""
+def run(names: list[str], options: argparse.Namespace) -> None:
+    """Measure networks, and append the record with all that were measured since the last one."""
     known = engines()
     torch.set_num_threads(options.threads)
+    # The engines' processes read networks whose class is in `zoo`.
+    paths = (str(Path(zoo.__file__).parent), os.environ.get("PYTHONPATH", ""))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     record: dict[str, Any] = {
         "benchmark": "networks",
         "command": f"python benchmarks/networks.py --threads {options.threads} --rounds {options.rounds} "
@@ -130,10 +135,11 @@ def run(options: argparse.Namespace) -> None:
     }
     lines = record["measured"] = runtime.measured_before(record, UNFINISHED)
     before = {each["model"] for each in lines}
-    for name in (*zoo.TIMM, *zoo.TRANSFORMERS):
-        folder = FILES / name
-        if name in before or not folder.exists():
+    for name in names:
+        if name in before:
             continue
+        prepare(name)
+        folder = FILES / name
         jobs = [
             Job(known[engine], folder / f"model.{known[engine].file}", folder / "inputs.npz")
             for engine in ENGINES
@@ -158,13 +164,15 @@ def run(options: argparse.Namespace) -> None:
             about,
             flush=True,
         )
+    order = [*zoo.TIMM, *zoo.TRANSFORMERS]
+    lines.sort(key=lambda each: order.index(each["model"]) if each["model"] in order else len(order))
     append(record, RECORDS)
     UNFINISHED.unlink()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="for --prepare and --check; all by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="by default all of `zoo`")
     parser.add_argument("--prepare", action="store_true", help="write the networks for the engines")
     parser.add_argument("--check", action="store_true", help="measure nothing")
     parser.add_argument("--threads", type=int, default=2)
@@ -179,7 +187,7 @@ def main() -> None:
     elif options.check:
         check(names)
     else:
-        run(options)
+        run(names, options)
 
 
 if __name__ == "__main__":
