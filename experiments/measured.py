@@ -401,6 +401,31 @@ def training() -> str | None:
     return f"{markdown(head, rows)}\n\n{made_by(next(reversed(found.values())))}"
 
 
+def whole_runs() -> str | None:
+    """Whole runs of `fggp train`, with and without --accelerate: the last record of each."""
+    found = {(r["model"], r["execution"]): r for r in records_of("training-speed/records.jsonl")}
+    rows = []
+    for model in dict.fromkeys(model for model, _ in found):
+        if not {(model, "eager"), (model, "accelerated")} <= found.keys():
+            continue
+        both = dense, fast = found[model, "eager"], found[model, "accelerated"]
+        late = [record["curve"]["images_per_second"][-1] for record in both]
+        rows.append(
+            [
+                f"{LAB_NETWORKS.get(model, model)}, {dense['steps']:,} steps of {dense['settings']['batch_size']}",
+                _percent(dense["settings"]["sparsity"]),
+                *(f"{record['wall_seconds']:,.0f} s" for record in both),
+                f"{dense['wall_seconds'] / fast['wall_seconds']:.2g}×",
+                f"{late[1] / late[0]:.2g}×",
+                " / ".join(f"{record['test_accuracy']:.1f}" for record in both),
+            ]
+        )
+    if not rows:
+        return None
+    head = ["run", "to", "plain", "`--accelerate`", "faster", "in the last epoch", "test accuracy, %"]
+    return f"{markdown(head, rows)}\n\n{made_by(fast)}"
+
+
 def web() -> str | None:
     """Milliseconds and bytes of the WebAssembly module beside ONNX Runtime Web."""
     found = records_of("web/web.ndjson", benchmark="web")
@@ -524,6 +549,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "update": or_missing("python benchmarks/update.py --model resnet50` and `--model vgg19", update),
     "steps": or_missing("python benchmarks/update.py", steps),
     "training": or_missing("python benchmarks/training.py", training),
+    "whole runs": or_missing("fggp train --accelerate", whole_runs),
     "loop": or_missing("python benchmarks/loop.py", loop),
     "scale": or_missing("python benchmarks/scale.py", scale),
 }
