@@ -11,9 +11,11 @@ def networks() -> str | None:
     found = records_of("benchmarks/networks.ndjson", benchmark="networks")
     if not found:
         return None
-    rows = [_row(model, own) for (model, _, _), own in by_network(found[-1])]
+    last = {model: (own, record) for record in found for (model, _, _), own in by_network(record)}
+    rows = [_row(model, own) for model, (own, _) in last.items()]
     head = ["network", "left to PyTorch", "deviation", *ENGINES.values(), "× the fastest dense", "slowest steps"]
-    return f"{markdown(head, rows)}\n\n{made_by(found[-1])}"
+    conditions = dict.fromkeys(made_by(record) for _, record in last.values())
+    return f"{markdown(head, rows)}\n\n{' '.join(conditions)}"
 
 
 def _row(model: str, own: dict[str, Json]) -> list[str]:
