@@ -20,6 +20,7 @@ from test_other_processors import ARM, OPERATORS, REMOTE
 
 DIST = ROOT / "dist"
 ZIG = ROOT / ".venv-wheels" / "bin" / "python"
+WINDOWS_PYTHON = ROOT / "build" / "windows-python" / "python.exe"
 
 
 @dataclass(frozen=True)
@@ -135,5 +136,20 @@ def test_all_operators(platform, tmp_path):
         FGGP_TEST_LIBRARY=str(client),
         FGGP_REMOTE=f"exec {' '.join(server)}",
         HYPOTHESIS_EXAMPLES="10",
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_fggp_runtime_in_python_for_windows(networks, tmp_path):
+    """Its own tests. Wine gives a program the drive of this machine's files, so paths need no letter."""
+    needed("wine")
+    if not WINDOWS_PYTHON.exists():
+        pytest.skip("`make windows-python` makes it")
+    package = unpacked("fggp_runtime", "win_amd64", tmp_path)
+    done = run(
+        *("wine", WINDOWS_PYTHON, "-m", "pytest", "-q", "--basetemp", tmp_path / "files", ROOT / "runtime"),
+        check=False,
+        PYTHONPATH=str(package),
+        FGGP_NETWORKS=str(networks),
     )
     assert done.returncode == 0, done.stdout
