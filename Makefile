@@ -120,7 +120,7 @@ web:  ## libfggp for browsers and Node: web/fggp.wasm, compiled anew, and its np
 	if command -v npm >/dev/null; then cd build && npm pack --silent ../web; fi
 
 # By Zig's Clang, which compiles for every system on any: docs/releasing.md.
-wheels:  ## dist/: wheels of fggp and fggp-runtime, built and checked here; those of macOS and Windows have not been tried
+wheels:  ## dist/: wheels of fggp and fggp-runtime, built and checked here; what has been tried of them: docs/releasing.md
 	[ -x .venv-wheels/bin/pip ] || $(PYTHON) -m venv .venv-wheels
 	.venv-wheels/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/wheels.txt
 	rm -rf dist

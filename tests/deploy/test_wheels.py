@@ -85,6 +85,7 @@ def wine(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WINEPREFIX", str(tmp_path_factory.mktemp("wine")))
         patch.setenv("WINEDEBUG", "-all")
+        patch.setenv("WINEDLLOVERRIDES", "mscoree=;mshtml=")  # it would ask whether to download .NET and a browser
         yield
 
 
