@@ -20,6 +20,8 @@ def networks() -> str | None:
 
 def _row(model: str, own: dict[str, Json]) -> list[str]:
     ours, dense = own["fggp"], [name for name in DENSE if "ms" in own.get(name, {})]
+    if "error" in ours:
+        return [model, "it raised an error", "–", *engine_cells(own, dense), "–", "–", ""]
     left = ", ".join(f"{count} × `{operator}`" for operator, count in ours["left"].items()) or "nothing"
     faster = times_faster(own, *dense) if dense else "–"
     slower = bool(dense) and float(ours["ms"]) > min(float(own[name]["ms"]) for name in dense)
