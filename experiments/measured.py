@@ -83,7 +83,8 @@ def made_by(record: Json) -> str:
     versions = record.get("versions", record)
     date = str(record["date"])[:10]
     torch = versions["torch"].partition("+")[0]
-    return f"*{record['device']}, {record['threads']} threads, torch {torch}, commit {record['commit'][:7]}, {date}.*"
+    threads = "one thread" if record["threads"] == 1 else f"{record['threads']} threads"
+    return f"*{record['device']}, {threads}, torch {torch}, commit {record['commit'][:7]}, {date}.*"
 
 
 # Compiled networks
