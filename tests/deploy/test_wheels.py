@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL as NONE
 from zipfile import ZipFile
 
 import pytest
@@ -86,7 +88,12 @@ def wine(tmp_path_factory):
         patch.setenv("WINEPREFIX", str(tmp_path_factory.mktemp("wine")))
         patch.setenv("WINEDEBUG", "-all")
         patch.setenv("WINEDLLOVERRIDES", "mscoree=;mshtml=")  # it would ask whether to download .NET and a browser
+        if shutil.which("wineboot"):
+            # Its services go on in the background. They must not keep the output of a test's program open.
+            subprocess.run(["wineboot", "--init"], check=True, stdin=NONE, stdout=NONE, stderr=NONE)
         yield
+        if shutil.which("wineboot"):
+            subprocess.run(["wineboot", "--kill"], check=False, stdin=NONE, stdout=NONE, stderr=NONE)
 
 
 @each_platform
