@@ -13,7 +13,7 @@ OLDEST = VENV=.venv-oldest PYTHON=$(OLDEST_PYTHON) LOCK=requirements/oldest.txt
 
 MINUTES ?= 60
 
-.PHONY: help demo test test-oldest lint format fuzz lock picture notebooks site benchmark faults sanitize deploy runtime web wheels clean
+.PHONY: help demo test test-oldest lint format fuzz lock picture notebooks site benchmark faults sanitize deploy runtime web wheels windows-python clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -61,6 +61,8 @@ lock: $(READY)  ## resolve all requirements anew: the newest versions, and the o
 		-o requirements/site.txt
 	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-annotate \
 		--custom-compile-command 'make lock' requirements/wheels.in -o requirements/wheels.txt
+	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-annotate \
+		--custom-compile-command 'make lock' requirements/windows.in -o requirements/windows.txt
 
 picture: $(READY)  ## the pictures of docs/architecture.md and docs/concepts.md, drawn from the code
 	$(VENV)/bin/python tools/draw_architecture.py
@@ -118,11 +120,16 @@ web:  ## libfggp for browsers and Node: web/fggp.wasm, compiled anew, and its np
 	if command -v npm >/dev/null; then cd build && npm pack --silent ../web; fi
 
 # By Zig's Clang, which compiles for every system on any: docs/releasing.md.
-wheels:  ## dist/: wheels of fggp and fggp-runtime, built and checked here; those of macOS and Windows have not been tried
+wheels:  ## dist/: wheels of fggp and fggp-runtime, built and checked here; what has been tried of them: docs/releasing.md
 	[ -x .venv-wheels/bin/pip ] || $(PYTHON) -m venv .venv-wheels
 	.venv-wheels/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/wheels.txt
 	rm -rf dist
 	.venv-wheels/bin/python tools/build_wheels.py
+
+windows-python:  ## build/windows-python: a Python for Windows with NumPy, in which Wine runs fggp-runtime's tests
+	[ -x .venv-wheels/bin/pip ] || $(PYTHON) -m venv .venv-wheels
+	.venv-wheels/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/wheels.txt
+	.venv-wheels/bin/python tools/windows_python.py
 
 # The last line but one: without a compiler fggp is installed without its kernels, and nothing here should run so.
 $(READY): $(LOCK) pyproject.toml CMakeLists.txt

@@ -153,7 +153,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "turn_seconds": options.seconds,
         "measured": [],
     }
-    lines = record["measured"] = measured_before(record)
+    lines = record["measured"] = measured_before(record, UNFINISHED)
     known = {(each["model"], each["sparsity"], each["batch"]) for each in lines}
     for name, model, sparsity, inputs in more() if options.more else cells():
         batch = len(inputs[0])
@@ -174,9 +174,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def measured_before(record: dict[str, Any]) -> list[dict[str, Any]]:
+def measured_before(record: dict[str, Any], unfinished: Path) -> list[dict[str, Any]]:
     """The cells that a run with the same command on the same day, code and machine measured before it was ended."""
-    before = json.loads(UNFINISHED.read_text()) if UNFINISHED.exists() else {}
+    before = json.loads(unfinished.read_text()) if unfinished.exists() else {}
     cells: list[dict[str, Any]] = before.pop("measured", [])
     same = before == {key: value for key, value in record.items() if key != "measured"}
     return cells if same else []

@@ -47,8 +47,8 @@ struct Build {
     char error[8192];
 
     Build() {
-        decltype(&fggp_interface) interface;
-        bool fits = find(interface, "fggp_interface") && interface() == FGGP_INTERFACE &&
+        decltype(&fggp_interface) number;
+        bool fits = find(number, "fggp_interface") && number() == FGGP_INTERFACE &&
                     find(load_bytes, "fggp_load_bytes") && find(build, "fggp_build") && find(free, "fggp_free") &&
                     find(error_of, "fggp_error") && find(describe, "fggp_describe") && find(run, "fggp_run") &&
                     find(profile, "fggp_profile") && find(cpu, "fggp_cpu") && find(load, "fggp_load");

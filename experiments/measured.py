@@ -83,13 +83,14 @@ def made_by(record: Json) -> str:
     versions = record.get("versions", record)
     date = str(record["date"])[:10]
     torch = versions["torch"].partition("+")[0]
-    return f"*{record['device']}, {record['threads']} threads, torch {torch}, commit {record['commit'][:7]}, {date}.*"
+    threads = "one thread" if record["threads"] == 1 else f"{record['threads']} threads"
+    return f"*{record['device']}, {threads}, torch {torch}, commit {record['commit'][:7]}, {date}.*"
 
 
 # Compiled networks
 
 
-def _cells(record: Json) -> Iterator[tuple[tuple[str, float, int], dict[str, Json]]]:
+def by_network(record: Json) -> Iterator[tuple[tuple[str, float, int], dict[str, Json]]]:
     """Give the measurements by engine of each network, sparsity and batch size."""
     for key in dict.fromkeys((m["model"], m["sparsity"], m["batch"]) for m in record["measured"]):
         yield key, {m["engine"]: m for m in record["measured"] if (m["model"], m["sparsity"], m["batch"]) == key}
@@ -103,7 +104,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.4g} %"
 
 
-def _times_faster(own: Mapping[str, Json], *others: str) -> str:
+def times_faster(own: Mapping[str, Json], *others: str) -> str:
     """The median of the rounds' ratios to the round's fastest of the others: a shared machine's speed changes."""
     fastest = map(min, zip(*(own[name]["turns_ms"] for name in others), strict=True))
     return f"{median(theirs / ours for ours, theirs in zip(own['fggp']['turns_ms'], fastest, strict=True)):.1f}"
@@ -113,7 +114,7 @@ def _dense(own: Mapping[str, Json]) -> list[str]:
     return [name for name in DENSE_ENGINES if name in own]
 
 
-def _engine_cells(own: Mapping[str, Json], names: Sequence[str]) -> list[str]:
+def engine_cells(own: Mapping[str, Json], names: Sequence[str]) -> list[str]:
     """Milliseconds; the fewest are bold."""
     least = min(float(own[name]["ms"]) for name in names)
     return [
@@ -131,10 +132,10 @@ def runtime_in_short() -> str | None:
         [
             DEVICE_NETWORKS[model],
             _percent(sparsity),
-            *_engine_cells(own, names),
-            _times_faster(own, *_dense(own)),
+            *engine_cells(own, names),
+            times_faster(own, *_dense(own)),
         ]
-        for (model, sparsity, batch), own in _cells(found[-1])
+        for (model, sparsity, batch), own in by_network(found[-1])
         if model in DEVICE_NETWORKS and batch == 1
     ]
     head = ["network", "sparsity", *(ENGINES[name] for name in names), "× the fastest dense"]
@@ -161,12 +162,12 @@ def _runtime_table(record: Json) -> str:
             NETWORKS.get(model, model),
             _percent(sparsity),
             str(batch),
-            *_engine_cells(own, names),
-            _times_faster(own, "pytorch"),
-            _times_faster(own, *_dense(own)),
-            *(_times_faster(own, name) for name in skipping),
+            *engine_cells(own, names),
+            times_faster(own, "pytorch"),
+            times_faster(own, *_dense(own)),
+            *(times_faster(own, name) for name in skipping),
         ]
-        for (model, sparsity, batch), own in _cells(record)
+        for (model, sparsity, batch), own in by_network(record)
     ]
     head = [
         *("", "sparsity", "batch"),
@@ -208,7 +209,7 @@ def _memory_table(record: Json) -> str:
             *(f"{extra_memory(own[name]):.0f}" for name in names),
             f"{extra_memory(own['fggp']) / extra_memory(own['pytorch']):.1f}",
         ]
-        for (model, sparsity, batch), own in _cells(record)
+        for (model, sparsity, batch), own in by_network(record)
     ]
     head = ["", "sparsity", "batch", *(f"{ENGINES[name]}, MB" for name in names), "fggp's × PyTorch's"]
     return f"{markdown(head, rows)}\n\n{made_by(record)}"
@@ -234,7 +235,11 @@ def break_even() -> str | None:
     rows = []
     for batch in (1, 32):
         others = [
-            [own[name]["ms"] for (model, _, b), own in _cells(dense[-1]) if model.startswith("resnet50") and b == batch]
+            [
+                own[name]["ms"]
+                for (model, _, b), own in by_network(dense[-1])
+                if model.startswith("resnet50") and b == batch
+            ]
             for name in ("onnxruntime", "openvino")
         ]
         rows.append(
@@ -397,6 +402,32 @@ def training() -> str | None:
     return f"{markdown(head, rows)}\n\n{made_by(next(reversed(found.values())))}"
 
 
+def whole_runs() -> str | None:
+    """Whole runs of `fggp train`, with and without --accelerate: the last record of each."""
+    found = {(r["model"], r["execution"]): r for r in records_of("training-speed/records.jsonl")}
+    rows = []
+    for model in dict.fromkeys(model for model, _ in found):
+        if not {(model, "eager"), (model, "accelerated")} <= found.keys():
+            continue
+        both = dense, fast = found[model, "eager"], found[model, "accelerated"]
+        done = int(dense["settings"]["prune_end"])  # epochs
+        late = [median(record["curve"]["images_per_second"][done:]) for record in both]
+        rows.append(
+            [
+                f"{LAB_NETWORKS.get(model, model)}, {dense['steps']:,} steps of {dense['settings']['batch_size']}",
+                _percent(dense["settings"]["sparsity"]),
+                *(f"{record['wall_seconds']:,.0f} s" for record in both),
+                f"{dense['wall_seconds'] / fast['wall_seconds']:.2g}×",
+                f"{late[1] / late[0]:.2g}×",
+                " / ".join(f"{record['test_accuracy']:.1f}" for record in both),
+            ]
+        )
+    if not rows:
+        return None
+    head = ["run", "to", "plain", "`--accelerate`", "faster", "once pruned", "test accuracy, %"]
+    return f"{markdown(head, rows)}\n\n{made_by(fast)}"
+
+
 def web() -> str | None:
     """Milliseconds and bytes of the WebAssembly module beside ONNX Runtime Web."""
     found = records_of("web/web.ndjson", benchmark="web")
@@ -412,7 +443,7 @@ def web() -> str | None:
         for ours in (m for m in own if m["engine"] == "fggp"):
             pairs = {"fggp": ours, "onnxruntime-web": theirs}
             sparsity = f"{_percent(ours['sparsity'])} sparse" if ours["sparsity"] else "dense"
-            factor = f"{_times_faster(pairs, 'onnxruntime-web')}×"
+            factor = f"{times_faster(pairs, 'onnxruntime-web')}×"
             rows.append(["", "fggp", sparsity, _milliseconds(ours["ms"]), factor, f"{ours['bytes'] / 1e6:.3g} MB"])
     ours, theirs = record["gzipped_bytes"]["fggp"], record["gzipped_bytes"]["onnxruntime-web"]
     sizes = f"What a page loads, gzipped: fggp {ours / 1e3:.0f} kB, ONNX Runtime Web {theirs / 1e6:.1f} MB."
@@ -473,7 +504,7 @@ def crepe() -> str | None:
                 *(f"{heard[name]:.1f} %" for name in ("dense", "pruned")),
                 *(_bytes(sizes[name]) for name in ("dense", "pruned")),
                 *(_milliseconds(own[name]["ms"]) for name in ("pytorch", "torch.compile", "onnxruntime", "fggp")),
-                *(_times_faster(own, name) for name in ("pytorch", "onnxruntime")),
+                *(times_faster(own, name) for name in ("pytorch", "onnxruntime")),
             ]
         )
     head = ["network", "sparsity", "heard, dense", "heard, pruned", "dense file", "small file"]
@@ -520,6 +551,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "update": or_missing("python benchmarks/update.py --model resnet50` and `--model vgg19", update),
     "steps": or_missing("python benchmarks/update.py", steps),
     "training": or_missing("python benchmarks/training.py", training),
+    "whole runs": or_missing("fggp train --accelerate", whole_runs),
     "loop": or_missing("python benchmarks/loop.py", loop),
     "scale": or_missing("python benchmarks/scale.py", scale),
 }

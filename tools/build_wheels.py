@@ -12,10 +12,12 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import ZipFile
 
+import lief
 import ziglang
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +49,11 @@ PLATFORMS = {
     "macosx_11_0_arm64": Platform("aarch64-macos.11.0", ("generic",), ".dylib", ".so"),
     "win_amd64": Platform("x86_64-windows-gnu", X86, ".dll", ".dll"),
 }
+# Functions of fggp.h. On macOS also `new` and `delete`, which all C++ code of a program shares, and marks of the file.
+SHOWN = re.compile(r"fggp_\w+|_Z[nd][wal]\w+|_mh_dylib_header|__dso_handle")
 PACKAGES = {"fggp": ROOT, "fggp_runtime": ROOT / "runtime"}
+# What every Windows and every Mac has. The C++ library is in our own libraries.
+SYSTEM_LIBRARIES = re.compile(r"(?i)kernel32\.dll|ntdll\.dll|api-ms-win-crt-.*\.dll|/usr/lib/libSystem\.B\.dylib")
 
 
 def run(*command: object) -> str:
@@ -111,6 +117,35 @@ def check_linux(wheel: Path, tag: str) -> None:
         sys.exit(f"{wheel.name} is not what its tag promises: {report}")
 
 
+def check_system(wheel: Path, tag: str) -> None:
+    """Whether libraries for Windows or macOS need only what the system has, and show nothing but their interface."""
+    with tempfile.TemporaryDirectory() as folder, ZipFile(wheel) as file:
+        for name in file.namelist():
+            if re.search(r"/libfggp\w*\.(dll|dylib|so)$", name):
+                check_library(Path(file.extract(name, folder)), tag)
+
+
+def check_library(file: Path, tag: str) -> None:
+    """The same for one library."""
+    if tag.startswith("win"):
+        windows = lief.PE.parse(str(file))
+        needs = {one.name for one in windows.imports}
+        shows = {one.name for one in windows.get_export().entries}
+    else:
+        macos = lief.MachO.parse(str(file)).at(0)
+        needs = {one.name for one in macos.libraries if one.command != lief.MachO.LoadCommand.TYPE.ID_DYLIB}
+        shows = {one.symbol.name.removeprefix("_") for one in macos.dyld_info.exports}
+        oldest = "_".join(map(str, macos.build_version.minos[:2]))
+        if not tag.startswith(f"macosx_{oldest}_"):
+            sys.exit(f"{file.name} is for macOS {oldest}, not for {tag}")
+        if tag.endswith("arm64") and not macos.has_code_signature:
+            sys.exit(f"{file.name} is not signed, and Macs with ARM processors would not load it")
+    if foreign := {name for name in needs if not SYSTEM_LIBRARIES.fullmatch(name)}:
+        sys.exit(f"{file.name} for {tag} needs {sorted(foreign)}, which not every such system has")
+    if "fggp_load" not in shows or not all(map(SHOWN.fullmatch, shows)):
+        sys.exit(f"{file.name} for {tag} must show the functions of fggp.h and nothing else, not {sorted(shows)}")
+
+
 def main() -> None:
     """Build and check the wheels that the command line asks for, and the source distribution of fggp."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -127,6 +162,8 @@ def main() -> None:
             check_libraries(wheel, package, tag)
             if tag.startswith("manylinux"):
                 check_linux(wheel, tag)
+            else:
+                check_system(wheel, tag)
     run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", given.out, ROOT)
     run("twine", "check", "--strict", *given.out.iterdir())
     run("check-wheel-contents", given.out)

@@ -23,6 +23,7 @@ Lowering::Lowering(const Graph &graph, const std::vector<TensorType> &inputs, in
                    const ChooseProduct &choose)
     : types(infer_types(graph, inputs)), graph(graph), sizes(graph.sizes_of(inputs)), batch(batch), lanes(lanes),
       places(graph.values) {
+    exclude_readers_of_constants();
     for (auto &node : graph.nodes)
         if (is_quantized_product(node) && node.inputs[0].value >= 0 && is_sparse_product(node, types))
             quantized_readers.insert({node.inputs[0].value, &node});
@@ -49,6 +50,18 @@ Lowering::Lowering(const Graph &graph, const std::vector<TensorType> &inputs, in
     for (auto &output : graph.outputs) {
         const Operand &operand = output.operand;
         outputs.push_back(operand.constant ? Place{Place::CONSTANT, -1, operand.constant} : in_memory(operand.value));
+    }
+}
+
+/* A value that is a constant in another shape is in no memory that changes from run to run, from which the kernels load:
+ * operators read it where it is. */
+void Lowering::exclude_readers_of_constants() {
+    std::set<int> constants;
+    for (auto &node : graph.nodes) {
+        for (auto &operand : node.inputs)
+            if (constants.count(operand.value)) excluded.insert(&node);
+        if (find_operator(node.op)->same_bytes && (node.inputs[0].constant || constants.count(node.inputs[0].value)))
+            constants.insert(node.outputs[0]);
     }
 }
 

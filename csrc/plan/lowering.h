@@ -78,6 +78,7 @@ class Lowering {
     Choice quantized_choice(const Node &, Kind) const;
     Choice quantize_choice(const Node &) const;
     int affine_constant(const Node &, Kind) const;
+    void exclude_readers_of_constants();
     void choose_native(const ChooseProduct &);
     Activation &activation(int value, Kind);
     const Activation &activation(int value, Kind kind) const { return activations[numbers.at({value, kind})]; }
@@ -116,7 +117,7 @@ class Lowering {
     int64_t batch;
     int lanes;
     std::map<const Node *, Choice> chosen;
-    std::set<const Node *> excluded; /* too large for the kernels, or between two paddings */
+    std::set<const Node *> excluded; /* too large for the kernels, between two paddings, or of constants */
     std::map<int, const Node *> quantized_readers; /* of a value, the first quantised product that the kernels can run */
     std::set<Key> made;              /* what the kernels produce */
     std::map<Key, int> numbers;      /* of activations */

@@ -128,7 +128,7 @@ def test_integers_are_converted(image, text):
             TypeError,
             "the input 'ids' is float64, and must be int64; if that",
         ),
-        (lambda net: net([[1]], [[1]]), TypeError, "the input 'mask' is int64, and must be bool"),
+        (lambda net: net([[1]], np.int64([[1]])), TypeError, "the input 'mask' is int64, and must be bool"),
         (lambda net: net([["a"]], [[True]]), TypeError, "the input 'ids' is <U1, and must be int64"),
         (lambda net: net([[1], [1, 2]], [[True]]), ValueError, "the input 'ids' is no array"),
         (lambda net: net([1], [[True]]), ValueError, 'the input "ids" is I64 [1]; it must be I64 [N, L]'),

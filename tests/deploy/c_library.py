@@ -30,7 +30,9 @@ def run(*command: object, check: bool = True, **environment: str) -> subprocess.
     words = [str(word) for word in command]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # this environment's CMake
     variables = {**os.environ, "PATH": path, **environment}
-    done = subprocess.run(words, env=variables, capture_output=True, encoding="utf-8", check=False)
+    done = subprocess.run(
+        words, env=variables, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", check=False
+    )
     assert not check or done.returncode == 0, f"{' '.join(words)}\n{done.stdout}{done.stderr}"
     return done
 

@@ -32,7 +32,7 @@ def experiments(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
 
     def load_module(name: str):
-        for loaded in ("tables", "measured"):
+        for loaded in ("tables", "measured", "measured_networks"):
             monkeypatch.delitem(sys.modules, loaded, raising=False)
         return importlib.import_module(name)
 

@@ -35,8 +35,11 @@ class Layout:
     @staticmethod
     def of_mask(weight: Tensor) -> Layout:
         """The layout of a weight's mask: the weight's own if that is dense."""
-        strides = torch.empty_like(local(weight), device="meta").stride()
-        return Layout(Part.of(weight), tuple(sorted(range(weight.ndim), key=lambda d: (-strides[d], d))))
+        like = torch.empty_like(local(weight), device="meta")
+        strides = like.stride()
+        # Of dimensions with the same stride, those of size 1 last: so a mask has PyTorch's strides in them too.
+        order = sorted(range(weight.ndim), key=lambda d: (-strides[d], like.shape[d] == 1, d))
+        return Layout(Part.of(weight), tuple(order))
 
     @property
     def shape(self) -> tuple[int, ...]:

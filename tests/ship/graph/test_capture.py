@@ -77,6 +77,28 @@ def test_the_model_is_left_as_it_was():
         assert torch.equal(bits(tensor), bits(expected))
 
 
+def test_dicts_and_lists_that_forward_fills_are_put_back():
+    """LeViT's forward fills such a dict: a model that was captured must run afterwards."""
+
+    class Caching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.biases, self.shapes, self.table = {}, [1], nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x):
+            self.shapes.append(len(self.shapes))
+            if "cpu" not in self.biases:
+                self.biases["cpu"] = self.table[torch.arange(7, -1, -1)]
+            return x + self.biases["cpu"]
+
+    model = Caching().eval()
+    graph = simplify(capture(model, (images(2),), {}))
+    assert model.biases == {}
+    assert model.shapes == [1]
+    with torch.no_grad():
+        assert_close(run_graph(graph, images(2)), model(images(2)))
+
+
 def test_attributes_set_by_forward_are_put_back():
     class Remembers(nn.Module):
         def __init__(self):

@@ -306,6 +306,17 @@ def test_an_idle_dropout_changes_nothing():
     assert [type(op) for op in graph.ops] == [Activate]
 
 
+def test_what_reads_an_idle_dropout_of_a_constant_is_computed_once():
+    """As DeBERTa's layers do with the embeddings of relative positions."""
+
+    def function(m, x):
+        return x + m.linear(F.dropout(m.table, 0.1, m.training)[None])
+
+    model = Lambda(function, linear=nn.Linear(4, 8), table=torch.randn(8, 4))
+    graph = assert_faithful(model, images(2))
+    assert len(graph.ops) == 1
+
+
 # Constants
 
 

@@ -13,7 +13,7 @@ Split = Literal["test", "validation"]
 REQUIRED_KEYS = ("run", "method", "model", "data", "sparsity", "init_sparsity", "seed", "test_accuracy", "val_accuracy")
 FIELD_SETTINGS = {"data", "data_name", "model", "method", "sparsity", "init_sparsity", "seed", "epochs", "rate"}
 """Settings that a `Run` holds in a field of its own."""
-PRUNING_SETTINGS = {"rate", "scope", "granularity", "exclude", "prune_begin", "prune_end", "every"}
+PRUNING_SETTINGS = {"rate", "scope", "granularity", "exclude", "prune_begin", "prune_end", "every", "accelerate"}
 """Settings that decide nothing in a dense run."""
 MACHINE_SETTINGS = {"device"}
 """Settings that say where a run was made, not what it is."""

@@ -78,7 +78,7 @@ def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds
         Accuracies are percent, sparsities are shares. ``sparsity`` is measured: pruned weights over prunable weights;
         ``network_sparsity`` is pruned weights over all parameters. ``densities`` are the final shares of kept weights
         by layer; empty for a dense run. ``input`` describes an image (`input_of`). ``start`` says what trained weights
-        the run began with (`Start`). ``execution`` says how steps were made, "captured" or "eager"; ``parallel`` says
+        the run began with (`Start`). ``execution`` says how steps were made (`Trainer.execution`); ``parallel`` says
         how the network was spread over ``ranks`` processes in the end, "single", "ddp" or "fsdp". The curve has the
         ranks of every epoch.
     """
@@ -119,7 +119,7 @@ def make_record(run: str, trainer: Trainer, epochs: Sequence[Json], wall_seconds
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": device_name(trainer.device),
         "threads": torch.get_num_threads(),
-        "execution": trainer.compute.name,
+        "execution": trainer.execution,
         "ranks": trainer.world.size,
         "parallel": trainer.parallel,
         "versions": {"fggp": fggp.__version__, "torch": torch.__version__, "python": platform.python_version()},

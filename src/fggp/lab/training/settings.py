@@ -17,6 +17,7 @@ from fggp.lab.training.methods import (
     kind_of,
     name_of,
     own_rate,
+    regrows,
     starts_sparse,
     without_folder,
 )
@@ -34,6 +35,7 @@ LATER_FIELDS: dict[str, Any] = {
     "warmup": 0.0,
     "label_smoothing": 0.0,
     "distill": False,
+    "accelerate": False,
 }
 """Options that older versions did not have, and their values there: folders of older runs have no such keys."""
 NOT_LATER = object()
@@ -137,6 +139,9 @@ class TrainSettings:
     """bf16 is autocast; auto uses it on hardware that is fast at it."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto uses a GPU if there is one, under torchrun one for each rank."""
+    accelerate: bool = False
+    """On a CPU: let each layer skip its pruned weights in training, forward and backward, once that measures as faster.
+    Numbers differ from those of other runs by rounding."""
     fsdp: bool = False
     """Under torchrun: shard weights, gradients and optimizer state over the ranks (FSDP2). Without it, each rank has a
     copy (DDP)."""
@@ -218,6 +223,8 @@ class ResolvedSettings(TrainSettings):
         check("distill", not (self.distill and self.fsdp), "left out with fsdp, which would not shard the teacher")
         check("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0")
         check("seed", self.seed >= 0, "at least 0")
+        if self.accelerate:
+            self._check_acceleration()
         under_torchrun = "left out, or the command started as torchrun --nproc-per-node N -m fggp train …"
         check("fsdp", launched() or not self.fsdp, under_torchrun)
         once = self.fsdp and acts_once(self.method)
@@ -225,6 +232,20 @@ class ResolvedSettings(TrainSettings):
         check("holdout", 0 <= self.holdout < 1, "in [0, 1)")
         check("prune_end", 0 < self.prune_end <= self.epochs, f"in (0, epochs = {self.epochs}]")
         check("prune_begin", 0 <= self.prune_begin < self.prune_end, "in [0, prune_end)")
+
+    def _check_acceleration(self) -> None:
+        def check(possible: bool, expected: str) -> None:
+            require("accelerate", self.accelerate, possible, expected)
+
+        check(self.method != "dense", "left out for method 'dense', which prunes no weights that could be skipped")
+        needs_gradients = regrows(self.method) and not acts_once(self.method)
+        why = "which regrows weights: it needs the gradients of pruned ones"
+        check(not needs_gradients, f"left out for method {self.method!r}, {why}")
+        check(
+            self.device == "cpu",
+            f"left out on device {self.device!r}: it is for a CPU; add --device cpu to train there",
+        )
+        check(not launched(), "left out under torchrun: each process would decide by its own times what it skips")
 
     def as_json(self) -> Json:
         """Return all settings that determine the result, without folders of this machine.
@@ -254,6 +275,7 @@ def unused_fields(settings: TrainSettings) -> frozenset[str]:
     unused = set()
     if settings.method == "dense":
         unused |= {"sparsity", "init_sparsity", "scope", "granularity", "exclude", "prune_begin", "prune_end", "every"}
+        unused |= {"accelerate"}
     elif starts_sparse(settings.method):
         unused.add("init_sparsity")
     if acts_once(settings.method):

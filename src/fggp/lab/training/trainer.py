@@ -22,6 +22,7 @@ from fggp.lab.training.settings import PRUNE_END_SHARE, ResolvedSettings
 from fggp.lab.training.start import load_start
 from fggp.lab.training.step import CapturedStep, EagerStep, Step
 from fggp.masks.packing import pack
+from fggp.native import KernelsMissingError
 
 # The protocol updates masks 31 times: every 1,000 steps in 80 epochs of CIFAR-10. Shorter runs keep that number.
 UPDATES = 31
@@ -188,7 +189,7 @@ class Trainer:
                 f"already, and it starts with their zeros; leave it out"
             )
         try:
-            return fggp.Pruner(
+            pruner = fggp.Pruner(
                 self.network,  # not the model: the pruner finds the other ranks by the wrapper
                 self.optimizer,
                 settings.sparsity,
@@ -203,8 +204,11 @@ class Trainer:
                 exclude=None if settings.exclude is None else settings.exclude.split(","),
                 seed=settings.seed,
             )
-        except ValueError as error:
+            if settings.accelerate:
+                pruner.accelerate()
+        except (ValueError, KernelsMissingError) as error:
             raise UsageError(str(error)) from error
+        return pruner
 
     def _method(self) -> "fggp.Method | fggp.OneShot":
         """Create the method with the arguments that its constructor names."""
@@ -241,6 +245,11 @@ class Trainer:
             else:
                 loss = self.distilled(normalised, logits, labels)
         return loss, (logits.argmax(1) == labels).sum()
+
+    @property
+    def execution(self) -> str:
+        """How steps are made: "eager", "captured", or "accelerated", which are eager ones that skip pruned weights."""
+        return "accelerated" if self.settings.accelerate else self.compute.name
 
     @property
     def sparsity(self) -> float:

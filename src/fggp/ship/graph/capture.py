@@ -179,10 +179,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode, and restore all attributes of all its modules afterwards.
 
     Sets the flags directly, because a model may have an eval() of its own that changes weights. Attributes are restored
-    because a model that stores results in forward() would otherwise keep the fake tensors of tracing.
+    because a model that stores results in forward() would otherwise keep the fake tensors of tracing. So are the dicts
+    and lists that are attributes: LeViT keeps its biases in one.
     """
     tables = [table for module in model.modules() for table in _attribute_tables(module)]
     before = [dict(table) for table in tables]
+    kept = [x for table in tables for x in table.values() if type(x) in (dict, list)]
+    kept_before = [x.copy() for x in kept]
     flags = [(module, module.training) for module in model.modules()]
     for module, _ in flags:
         module.training = False
@@ -193,6 +196,12 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             for name in [name for name in table if name not in entries]:
                 del table[name]
             table.update(entries)
+        for container, contents in zip(kept, kept_before, strict=True):
+            container.clear()
+            if isinstance(container, dict):
+                container.update(contents)
+            else:
+                container.extend(contents)
         for module, training in flags:
             module.training = training
 

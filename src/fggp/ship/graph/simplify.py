@@ -54,7 +54,7 @@ def _constants_folded(graph: Graph) -> Graph:
     ops: list[Op] = []
     for op in graph.ops:
         op = op.with_inputs(known)
-        if isinstance(op, Call) and not op.inputs and _is_function(op.target):
+        if isinstance(op, Call) and not op.inputs and (_is_function(op.target) or _is_idle_dropout(op)):
             result = op.target(*op.args, **op.kwargs)
             given, made = (sum(x.numel() for x in leaves(t) if isinstance(x, Tensor)) for t in (op.args, result))
             if made <= max(FOLDED_ELEMENTS_MAX, given):
@@ -74,6 +74,12 @@ def _is_function(target: Any) -> bool:
         and torch.Tag.nondeterministic_seeded not in target.tags
         and bool(target._schema.returns)
     )
+
+
+def _is_idle_dropout(op: Call) -> bool:
+    """Whether a call is a dropout in evaluation mode, which returns its argument."""
+    name = op.target._schema.name.removeprefix("aten::") if isinstance(op.target, OpOverload) else ""
+    return name in _DROPOUTS and not arguments(op.target, op.args, op.kwargs)["train"]
 
 
 # The results of these depend on the memory layout of their argument.
@@ -150,9 +156,9 @@ def _is_no_op(op: Call, name: str) -> bool:
     x, y = op.args[0] if op.args else None, op.output
     if not isinstance(x, Value) or x.dtype != y.dtype or x.sizes != y.sizes:
         return False
-    given = arguments(op.target, op.args, op.kwargs)
     if name in _DROPOUTS:
-        return not given["train"]
+        return _is_idle_dropout(op)
+    given = arguments(op.target, op.args, op.kwargs)
     if name == "slice":
         return bool(given["step"] == 1)
     if name in _PADS:
