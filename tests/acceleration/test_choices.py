@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fggp.acceleration import measured as measured_module
@@ -27,6 +27,7 @@ def test_times_between_and_beyond_the_measured_densities_lie_on_a_line():
     st.lists(st.tuples(st.builds(Times, seconds, seconds, seconds, seconds), st.floats(0, 1)), max_size=6),
     st.booleans(),
 )
+@example([(Times(dense=0.0, low=0.0, high=1.0, conversion=0.0), 0.0)], False)
 def test_no_other_choice_takes_much_less_time(layers, may_be_last):
     layers = {str(i): layer for i, layer in enumerate(layers)}
 

@@ -36,7 +36,7 @@ class Times(NamedTuple):
     def sparse(self, density: float) -> float:
         """The sparse products at a density."""
         slope = max((self.high - self.low) / (TRIED[1] - TRIED[0]), 0.0)
-        return self.low + slope * (density - TRIED[0])
+        return max(self.low + slope * (density - TRIED[0]), 0.0)  # a steep line would reach below
 
 
 @dataclass
