@@ -17,8 +17,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 import measured
-import measured_networks
-from measured import markdown
+from measured.records import markdown
 
 from fggp.lab.report.findings import accuracies, differences, on_shared_seeds, overall
 from fggp.lab.report.records import load
@@ -413,7 +412,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "control": control,
     "digits": digits,
     **measured.TABLES,
-    "networks": measured.or_missing("python benchmarks/networks.py", measured_networks.networks),
 }
 
 

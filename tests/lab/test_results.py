@@ -32,8 +32,8 @@ def experiments(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
 
     def load_module(name: str):
-        for loaded in ("tables", "measured", "measured_networks"):
-            monkeypatch.delitem(sys.modules, loaded, raising=False)
+        for loaded in [key for key in sys.modules if key.partition(".")[0] in ("tables", "measured")]:
+            monkeypatch.delitem(sys.modules, loaded)
         return importlib.import_module(name)
 
     return load_module
@@ -75,10 +75,10 @@ def test_a_figure_that_was_typed_by_hand_is_found(experiments):
 
 
 def test_where_there_is_no_record_of_a_commit_the_table_names_the_command(experiments, monkeypatch, tmp_path):
-    module = experiments("measured")
+    module, records = experiments("measured"), sys.modules["measured.records"]
     record = {"benchmark": "loop", "device": "a processor", "threads": 2, "torch": "2.15.0", "date": "2026-11-27"}
     record["images_per_second"] = {"bare": [100.0], "lab, dense": [90.0], "lab, FGGP to 95 %": [80.0]}
-    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
     missing = "*There is no record of this at a commit yet. `python benchmarks/loop.py` makes one.*"
     assert module.TABLES["loop"]() == missing
     (tmp_path / "benchmarks").mkdir()
@@ -93,7 +93,7 @@ def test_where_there_is_no_record_of_a_commit_the_table_names_the_command(experi
 def test_tables_of_benchmarks_that_are_to_be_made_again(experiments, monkeypatch, tmp_path):
     """The makers work on records as the benchmarks write them."""
     module = experiments("measured")
-    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys.modules["measured.records"], "RESULTS", tmp_path)
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "bench-int8").mkdir()
     base = {"device": "a", "threads": 2, "torch": "2.15.0", "date": "2026-11-27", "commit": "0c8c708"}
@@ -101,19 +101,22 @@ def test_tables_of_benchmarks_that_are_to_be_made_again(experiments, monkeypatch
     def write(name: str, *lines: dict) -> None:
         (tmp_path / name).write_text("".join(json.dumps({**base, **line}) + "\n" for line in lines))
 
-    times = {name: [(number + 1) * 0.04] for number, name in enumerate(module.UPDATES)}
+    times = {name: [(number + 1) * 0.04] for number, name in enumerate(module.training.UPDATES)}
     steps = {"bare step": [0.01], "step with pruner": [0.02]}
-    extra = dict.fromkeys(module.UPDATES, 2600)
+    extra = dict.fromkeys(module.training.UPDATES, 2600)
     update = {"weights": 2000, "update_seconds": times, "step_seconds": steps, "extra_bytes": extra}
     write("benchmarks/update.ndjson", *({**update, "model": name} for name in ("resnet50", "vgg19")))
-    assert "| fggp, GMP (one Top-K step) | 80 ms | 2× | 1.3 B/weight | 80 ms | 2× | 1.3 B/weight |" in module.update()
-    assert "| VGG-19 | 10.0 ms | 20.0 ms |" in module.steps()
+    assert (
+        "| fggp, GMP (one Top-K step) | 80 ms | 2× | 1.3 B/weight | 80 ms | 2× | 1.3 B/weight |"
+        in module.training.update()
+    )
+    assert "| VGG-19 | 10.0 ms | 20.0 ms |" in module.training.steps()
 
     scale = {"contender": "fggp: FGGP", "dtype": "fp32", "weights": 2**20, "extra_bytes": 2**20}
     more = {**scale, "weights": 2**30, "stopped": "memory"}
     write("benchmarks/scale.ndjson", {**scale, "seconds": [0.01], "kept_too_many": [0, -2]}, more)
     for row in ("| 10 ms | *memory* |", "| 11 % | *memory* |", "| −2 | *memory* |"):
-        assert f"| fggp: FGGP | fp32 {row}" in module.scale()
+        assert f"| fggp: FGGP | fp32 {row}" in module.training.scale()
 
     engines = ("onnxruntime", "openvino", "openvino-int8", "fggp", "fggp-int8")
     measured = [
@@ -125,12 +128,12 @@ def test_tables_of_benchmarks_that_are_to_be_made_again(experiments, monkeypatch
     variants = [{"name": "dense"}, {"name": "90 % sparse"}]
     bench = {"measured": measured, "variants": variants, "versions": {"torch": "2.15.0"}}
     write("bench-int8/bench.ndjson", *({**bench, "model": name} for name in ("resnet50", "vgg19")))
-    assert "| VGG-19, 32 | 90 % | 32 | 64 | 96 | 128 | 160 | 0.6× |" in module.dense_int8()
+    assert "| VGG-19, 32 | 90 % | 32 | 64 | 96 | 128 | 160 | 0.6× |" in module.inference.dense_int8()
 
     kinds = ("dense bf16", "dense fp32", *(f"accelerated {t}, {s}%" for t in ("bf16", "fp32") for s in (90, 95, 98)))
     cases = [{"case": kind, "median_ms": 100 - i, "times_faster": i} for i, kind in enumerate(kinds)]
     write("benchmarks/training.ndjson", {"network": "vgg19", "scope": "layer", "measured": cases})
-    assert "| VGG-19, 128 | 90 % | 100 | 99 | 98 | **95** | 5.0× |" in module.training()
+    assert "| VGG-19, 128 | 90 % | 100 | 99 | 98 | **95** | 5.0× |" in module.training.training()
 
 
 def test_means_that_are_compared_are_of_the_same_seeds():
@@ -237,7 +240,7 @@ def test_every_link_to_a_file_leads_somewhere(page):
 
 def test_sizes_in_the_readme_are_those_of_the_record(experiments):
     page = " ".join((ROOT / "README.md").read_text().split())
-    rows = experiments("measured").file_rows()
+    rows = experiments("measured").files.file_rows()
     sizes = {sparsity: own["fp32"] / 1e6 for sparsity, own in rows}
     dense = rows[0][1]["dense"] / 1e6
     assert f"{dense / sizes[0.95]:.1f} times smaller for VGG-19 at 95 % sparsity" in page
@@ -252,7 +255,7 @@ def last_cells():
 
 
 def test_memory_in_the_pages_is_that_of_the_records(experiments):
-    extra = experiments("measured").extra_memory
+    extra = experiments("measured").inference.extra_memory
     ratios, most, least = {}, [], []
     for record in (r for r in records("benchmarks/runtime.ndjson") if r["benchmark"] == "runtime, cells"):
         rows = {}

@@ -1,6 +1,6 @@
 """The table of networks of timm and Transformers in docs/runtime.md, from the record of benchmarks/networks.py."""
 
-from measured import Json, by_network, engine_cells, made_by, markdown, records_of, times_faster
+from measured.records import Json, by_network, engine_cells, made_by, markdown, records_of, times_faster
 
 ENGINES = {"onnxruntime": "ONNX Runtime, ms", "openvino": "OpenVINO, ms", "fggp": "fggp, ms"}
 DENSE = ("onnxruntime", "openvino")
