@@ -24,7 +24,7 @@ def tokens(count, length):
     return torch.randint(2, 60, (count, length), generator=torch.Generator().manual_seed(length))
 
 
-@pytest.mark.parametrize("name", ["mobilenetv4_conv_small_035", "ghostnet_050", "mobilevit_xxs", "convnextv2_atto"])
+@pytest.mark.parametrize("name", ["mobilevit_xxs", "convnextv2_atto"])
 def test_of_images(name):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
