@@ -40,7 +40,7 @@ def test_of_images(name):
     ],
 )
 def test_of_texts(kind, more):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", minversion="5")
     torch.manual_seed(0)
     model = getattr(transformers, kind)
     model = randomised(model(model.config_class(**SMALL, **more)))
