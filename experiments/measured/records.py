@@ -46,7 +46,7 @@ def or_missing(command: str, make: Callable[[], str | None]) -> Callable[[], str
 
 def made_by(record: Json) -> str:
     """Return a record's conditions in words, with the commit of the code that was measured."""
-    versions = record.get("versions", record)
+    versions = record if "torch" in record else record["versions"]
     date = str(record["date"])[:10]
     torch = versions["torch"].partition("+")[0]
     threads = "one thread" if record["threads"] == 1 else f"{record['threads']} threads"
