@@ -4,8 +4,8 @@
 
 PYTHON is an interpreter of an environment with fggp-runtime, and without PyTorch (`.venv-runtime/bin/python`, which
 `make runtime` makes). Each program is a process of its own: Python starts, imports its engine, opens the network's file
-and runs one image. The programs take turns. The last one does nothing but run the file, before an image has been seen:
-what fggp-runtime measures to choose its kernels is in the time. Files are in the page cache.
+and runs one image. The programs take turns. Files are in the page cache. What fggp-runtime measures to choose its
+kernels is in its time, and what PyTorch imports to read the module in that of PyTorch.
 """
 
 from __future__ import annotations

@@ -12,12 +12,10 @@
 namespace fggp {
 namespace {
 
-constexpr int64_t BAND_FLOATS = 96 * 1024;    /* of a band's copy: it fits the second-level cache */
+constexpr int64_t BAND_FLOATS = 96 * 1024;    /* of a band's copy, and of its sums: they fit the second-level cache */
 constexpr int64_t MOST_BAND_FLOATS = 1 << 18; /* of one that has a single row of the output */
 constexpr double LEAST_USED = 0.7;            /* of the positions of a band: with fewer, patches are faster */
 constexpr double LEAST_PRODUCTS = 1 << 17;    /* of a task: with fewer, the copy of its input takes too long */
-
-int64_t up(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 /* A band: some rows of the output, of all channels. What they read is copied as [channel][row % stride][column % stride]
  * [row / stride][column / stride], with padding. A weight then reads adjoining floats for adjoining output pixels, and
@@ -32,7 +30,7 @@ class Band {
         }
         row = g.out[2] + reach[2];
         rows = 1;
-        while (rows < g.out[1] && g.channels * plane() <= BAND_FLOATS) rows++;
+        while (rows < g.out[1] && std::max(floats(), g.filters * positions(rows)) <= BAND_FLOATS) rows++;
         count = up(g.out[1], rows);
         rows = up(g.out[1], count); /* equally large bands */
     }
@@ -60,13 +58,13 @@ class Band {
             for (int64_t y = 0; y < residues[1]; y++)
                 for (int64_t i = 0; i < out_rows.end - out_rows.begin + reach[1]; i++) {
                     const int64_t in_row = g.input(1, out_rows.begin + i, 0) + y;
-                    const float *from = image + (channel * g.in[1] + in_row) * g.in[2];
                     for (int64_t x = 0; x < residues[2]; x++) {
                         float *out = to + residue(y, x) + i * row;
                         if (in_row < 0 || in_row >= g.in[1])
                             std::fill_n(out, row, 0.0f);
                         else
-                            copy_pixels(out, from, x - g.padding[2], row, g.stride[2], g.in[2]);
+                            copy_pixels(out, image + (channel * g.in[1] + in_row) * g.in[2], x - g.padding[2], row,
+                                        g.stride[2], g.in[2]);
                     }
                 }
     }
@@ -126,7 +124,7 @@ class Direct final : public Operation {
                         b[c] = copy + position + c * LANES;
                         out[c] = sums + (panel.begin - first_filter) * positions + position + c * LANES;
                     }
-                    tile_of(panel.end - panel.begin, vectors)(k.end - k.begin, panels.at(weights, k, panel), b,
+                    tile_of(panel.end - panel.begin, vectors)(k.end - k.begin, weights.data() + panels.place(k, panel), b,
                                                               &places[k.begin], out, positions, chunk > 0);
                 }
             }

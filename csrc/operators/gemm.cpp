@@ -1,9 +1,9 @@
 #include "operators/gemm.h"
 
-#include "operators/tile.h"
-
 #include <algorithm>
 #include <cmath>
+
+#include "operators/tile.h"
 
 namespace fggp {
 namespace {
@@ -19,8 +19,6 @@ constexpr int64_t DOT_ROWS = 8; /* with up to this many rows, packing b does not
 
 constexpr int64_t GROUP = 4; /* panels that are packed at once */
 constexpr int64_t AHEAD = 8; /* rows that are fetched before they are packed */
-
-int64_t up(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 int64_t chunks_of(int64_t depth) { return std::max<int64_t>(1, up(depth, DEPTH)); }
 int64_t most_of_chunk(int64_t depth) { return up(depth, chunks_of(depth)); }
@@ -279,14 +277,15 @@ void multiply_part(const Gemm &g, Span row_panels, Span column_panels, float *sc
                     if (width != b_row) /* nearly always as in the panel before */
                         for (int64_t n = 0; n < most; n++) places[n] = n * width;
                     b_row = width;
+                    PanelVectors vectors{up(count, LANES), {}, {}, {}};
+                    for (int64_t c = 0; c < vectors.count; c++) {
+                        vectors.b[c] = b + c * LANES;
+                        vectors.floats[c] = count - c * LANES;
+                    }
                     for (int64_t i = row_begin; i < row_end; i++) {
                         const int64_t row = row_of(i), rows = row_of(i + 1) - row;
-                        PanelVectors vectors{up(count, LANES), {}, {}, {}};
-                        for (int64_t c = 0; c < vectors.count; c++) {
-                            vectors.b[c] = b + c * LANES;
+                        for (int64_t c = 0; c < vectors.count; c++)
                             vectors.out[c] = g.out + row * g.out_row + column + c * LANES;
-                            vectors.floats[c] = count - c * LANES;
-                        }
                         run_tile(vectors, rows, depth, a + (row - first_row) * depth, places, g.out_row, chunk > 0);
                         if (chunk == chunks - 1) finish(g, {row, row + rows}, column, count);
                     }
@@ -311,15 +310,13 @@ Packed::Packed(int64_t floats) : memory(floats + LANES) {
 
 Packed pack_a(const Matrix &a, int64_t rows, int64_t depth) {
     Packed packed(rows * depth + LANES);
-    int64_t panels = a_panels(rows), chunks = chunks_of(depth);
-    for (int64_t chunk = 0; chunk < chunks; chunk++) {
-        Range k(depth, chunk, chunks);
-        for (int64_t panel = 0; panel < panels; panel++) {
-            Range row(rows, panel, panels);
+    const Panels panels{rows, depth};
+    for (int64_t i = 0; i < panels.chunks(); i++)
+        for (int64_t j = 0; j < panels.count(); j++) {
+            const Range k = panels.chunk(i), row = panels.panel(j);
             pack_rows({a.data + row.begin * a.row + k.begin * a.column, a.row, a.column}, row.end - row.begin,
-                      k.end - k.begin, packed.data() + k.begin * rows + row.begin * (k.end - k.begin));
+                      k.end - k.begin, packed.data() + panels.place(k, row));
         }
-    }
     return packed;
 }
 

@@ -60,6 +60,9 @@ struct Gemm {
     const Activation *activation = nullptr; /* or NULL */
 };
 
+/* How many pieces of a size cover so many. */
+inline int64_t up(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
 /* From `begin` to before `end`. */
 struct Span {
     int64_t begin, end;
@@ -75,8 +78,9 @@ struct Panels {
     Range chunk(int64_t index) const { return {depth, index, chunks()}; }
     int64_t count() const;
     Range panel(int64_t index) const { return {rows, index, count()}; }
-    const float *at(const Packed &packed, const Range &chunk, const Range &panel) const {
-        return packed.data() + chunk.begin * rows + panel.begin * (chunk.end - chunk.begin);
+    /* Where a panel's part of a chunk begins. */
+    int64_t place(const Range &chunk, const Range &panel) const {
+        return chunk.begin * rows + panel.begin * (chunk.end - chunk.begin);
     }
 };
 

@@ -86,3 +86,8 @@ def test_measurements_come_back_from_a_state():
     assert again == measured
     again.load_state_dict({})
     assert again == Measured()
+    damaged = measured.state_dict()
+    del damaged["times"]["kind"]
+    with pytest.raises(ValueError, match="of a kind that was not measured"):
+        measured.load_state_dict(damaged)
+    assert measured.kinds == {"0.weight": "kind"}

@@ -56,9 +56,15 @@ class Measured:
         return {"times": {kind: list(times) for kind, times in self.times.items()}, "kinds": dict(self.kinds)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Become what another's `state_dict` returned; an empty mapping is of one that measured nothing."""
+        """Become what another's `state_dict` returned; an empty mapping is of one that measured nothing.
+
+        Raises:
+            ValueError, TypeError, AttributeError: the state is damaged. Nothing is changed then.
+        """
         times = {str(kind): Times(*map(float, seconds)) for kind, seconds in state.get("times", {}).items()}
         kinds = {str(name): str(kind) for name, kind in state.get("kinds", {}).items()}
+        if not times.keys() >= set(kinds.values()):
+            raise ValueError("state is damaged: there are layers of a kind that was not measured")
         self.times, self.kinds = times, kinds
 
 
