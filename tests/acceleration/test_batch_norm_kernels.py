@@ -9,22 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
-from builds import build_name, every_build
-from fggp import native
-from fggp.acceleration import batch_norm as batch_norm_module
 from fggp.acceleration.batch_norm import BatchNorm
 from fggp.acceleration.layout import empty_images_last, images_last, is_images_last
 from fggp.acceleration.modules import BatchNorm2d
-
-
-@pytest.fixture(params=every_build(), ids=build_name, scope="module")
-def build(request):
-    """Each build of the kernels that this processor can run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "load", lambda: request.param)
-        batch_norm_module._library.cache_clear()
-        yield
-    batch_norm_module._library.cache_clear()
 
 
 def random(*shape, seed):

@@ -7,23 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from builds import build_name, every_build
-from fggp import native
-from fggp.acceleration import products as products_module
 from fggp.acceleration.layout import images_last, is_images_last
 from fggp.acceleration.products import Product, Products, Window
 
 pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
-
-
-@pytest.fixture(params=every_build(), ids=build_name, scope="module")
-def build(request):
-    """Each build of the kernels that this processor can run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "load", lambda: request.param)
-        products_module._library.cache_clear()
-        yield
-    products_module._library.cache_clear()
 
 
 def random(*shape, seed):

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from ctypes import CDLL, POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
-from functools import cache
+from ctypes import byref
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fggp import native
+from fggp.acceleration.kernels import TYPE_CODES, Norm, kernels
 from fggp.acceleration.layout import empty_images_last, images_last
-from fggp.acceleration.products import TYPE_CODES
-
-
-class _Norm(Structure):
-    """`fggp_batch_norm` in csrc/training/training.h."""
-
-    _fields_ = (
-        ("channels", c_int64),
-        ("count", c_int64),
-        ("epsilon", c_float),
-        ("weight", c_void_p),
-        ("bias", c_void_p),
-    )
 
 
 class BatchNorm(torch.autograd.Function):
@@ -37,7 +23,7 @@ class BatchNorm(torch.autograd.Function):
         """Normalise x, [n, c, h, w] in float32 or bfloat16, its images last; the rest is float32."""
         y = empty_images_last(x.shape, x)
         mean, variance = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
-        _library().fggp_batch_norm_forward(
+        kernels().fggp_batch_norm_forward(
             byref(_norm_of(x, weight, bias, eps)), x.data_ptr(), TYPE_CODES[x.dtype], torch.get_num_threads(),
             y.data_ptr(), mean.data_ptr(), variance.data_ptr(),
         )  # fmt: skip
@@ -54,31 +40,17 @@ class BatchNorm(torch.autograd.Function):
         dy = images_last(dy.to(x.dtype))
         like = empty_images_last(x.shape, x), torch.empty_like(mean), torch.empty_like(mean)
         gradients = [t if needed else None for t, needed in zip(like, ctx.needs_input_grad, strict=False)]
-        _library().fggp_batch_norm_backward(
+        kernels().fggp_batch_norm_backward(
             byref(_norm_of(x, weight, None, ctx.eps)), x.data_ptr(), dy.data_ptr(), TYPE_CODES[x.dtype],
             mean.data_ptr(), variance.data_ptr(), torch.get_num_threads(), *map(_address, gradients),
         )  # fmt: skip
         return *gradients, None
 
 
-def _norm_of(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> _Norm:
+def _norm_of(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Norm:
     channels = x.shape[1]
-    return _Norm(channels, x.numel() // channels, eps, _address(weight), _address(bias))
+    return Norm(channels, x.numel() // channels, eps, _address(weight), _address(bias))
 
 
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-@cache
-def _library() -> CDLL:
-    library = native.load()
-    arguments: dict[str, list[Any]] = {
-        "forward": [POINTER(_Norm), c_void_p, c_int32, c_int32, *[c_void_p] * 3],
-        "backward": [POINTER(_Norm), c_void_p, c_void_p, c_int32, c_void_p, c_void_p, c_int32, *[c_void_p] * 3],
-    }
-    for name, types in arguments.items():
-        function = library[f"fggp_batch_norm_{name}"]
-        function.argtypes, function.errcheck = types, native.raise_if_failed
-        setattr(library, f"fggp_batch_norm_{name}", function)
-    return library

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from fggp.acceleration.batch_norm import BatchNorm
 from fggp.acceleration.choices import Choices
+from fggp.acceleration.kernels import TYPE_CODES
 from fggp.acceleration.layout import is_images_last, rows_of_channels
-from fggp.acceleration.products import TYPE_CODES, Product, Products, Window
+from fggp.acceleration.products import Product, Products, Window
 from fggp.graph_breaks import outside_graphs
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ctypes import CDLL, POINTER, Structure, byref, c_int32, c_int64, c_void_p
+from ctypes import byref, c_void_p
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 from weakref import finalize
 
@@ -12,22 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fggp import native
+from fggp.acceleration.kernels import TYPE_CODES, Convolved, kernels
 from fggp.acceleration.layout import empty_images_last, images_last, rows_of_channels
-
-TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
-"""The types of activations, and what csrc/fggp.h calls them."""
-
-
-class _Convolved(Structure):
-    """`fggp_convolved` in csrc/training/training.h."""
-
-    _fields_ = (
-        ("out_channels", c_int32),
-        ("in_channels", c_int32),
-        *((name, c_int32 * 2) for name in ("size", "kernel", "stride", "padding", "dilation")),
-        ("weight_strides", c_int64 * 4),
-    )
 
 
 @dataclass(frozen=True)
@@ -64,10 +49,10 @@ class Products:
         self.out_size = window.output_size(size)
         self.channels = mask.shape[0]
         strides = mask.stride() if mask.dim() == 4 else (*mask.stride(), 0, 0)
-        layer = _Convolved(
+        layer = Convolved(
             self.channels, mask.shape[1], size, window.kernel, window.stride, window.padding, window.dilation, strides
         )
-        self._library, self._made = _library(), c_void_p()
+        self._library, self._made = kernels(), c_void_p()
         self._library.fggp_products_make(byref(layer), mask.data_ptr(), byref(self._made))
         finalize(self, self._library.fggp_products_free, self._made)
 
@@ -125,21 +110,3 @@ class Product(torch.autograd.Function):
             else None
         )
         return dx, dw, db, None
-
-
-@cache
-def _library() -> CDLL:
-    library = native.load()
-    numbers = [c_int32, c_int64, c_int32]  # type, images, threads
-    arguments: dict[str, list[Any]] = {
-        "make": [POINTER(_Convolved), c_void_p, POINTER(c_void_p)],
-        "forward": [c_void_p, c_void_p, c_void_p, c_void_p, *numbers, c_void_p],
-        "input_gradient": [c_void_p, c_void_p, c_void_p, *numbers, c_void_p],
-        "weight_gradient": [c_void_p, c_void_p, c_void_p, *numbers, c_void_p],
-    }
-    for name, types in arguments.items():
-        function = library[f"fggp_products_{name}"]
-        function.argtypes, function.errcheck = types, native.raise_if_failed
-        setattr(library, f"fggp_products_{name}", function)
-    library.fggp_products_free.argtypes, library.fggp_products_free.restype = [c_void_p], None
-    return library
