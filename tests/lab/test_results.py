@@ -32,7 +32,7 @@ def experiments(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
 
     def load_module(name: str):
-        for loaded in [key for key in sys.modules if key.partition(".")[0] in ("tables", "measured")]:
+        for loaded in [key for key in sys.modules if key.partition(".")[0] in ("tables", "studies", "measured")]:
             monkeypatch.delitem(sys.modules, loaded)
         return importlib.import_module(name)
 
@@ -191,7 +191,7 @@ def test_every_record_is_of_a_commit(name):
 
 
 def test_grids_records_and_pages_have_the_same_runs(experiments, tmp_path):
-    module = experiments("tables")
+    module = experiments("studies")
     page = module.runs()
     for study, grid in module.STUDIES.items():
         planned = GridFolder(tmp_path / study).name_runs(plan_runs(read_tables(ROOT / "experiments" / grid, {})))
