@@ -11,9 +11,11 @@ SITE_READY = $(VENV)/.site-installed
 OLDEST_PYTHON ?= python3.10
 OLDEST = VENV=.venv-oldest PYTHON=$(OLDEST_PYTHON) LOCK=requirements/oldest.txt
 
+PARALLEL = -n auto --dist loadfile --no-loadscope-reorder --ignore tests/deploy
+
 MINUTES ?= 60
 
-.PHONY: help demo test test-oldest lint format fuzz lock picture notebooks site benchmark faults sanitize deploy runtime web wheels windows-python clean
+.PHONY: help demo test test-slow test-oldest lint format fuzz lock picture notebooks site benchmark faults sanitize deploy runtime web wheels windows-python clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -21,13 +23,15 @@ help:  ## list the targets
 demo: $(READY)  ## a tour of a few minutes, offline
 	$(VENV)/bin/fggp demo
 
-test: $(READY)  ## all tests, on all cores, but those of `make deploy`
-	$(VENV)/bin/pytest -n auto --dist loadfile --no-loadscope-reorder --ignore tests/deploy
+test: $(READY)  ## the tests, on all cores, but those of `make test-slow` and `make deploy`
+	$(VENV)/bin/pytest $(PARALLEL) -m "not slow"
+
+test-slow: $(READY)  ## the tests with several processes, whole networks or other people's stacks
+	$(VENV)/bin/pytest $(PARALLEL) -m slow
 
 test-oldest:  ## the library's and the runtime's tests on the oldest versions that are promised; not those of reading ONNX
 	$(MAKE) $(OLDEST) .venv-oldest/.fggp-installed
-	.venv-oldest/bin/pytest -n auto --dist loadfile --no-loadscope-reorder \
-		--ignore tests/lab --ignore tests/faults --ignore tests/deploy --ignore tests/ship/from_onnx
+	.venv-oldest/bin/pytest $(PARALLEL) --ignore tests/lab --ignore tests/faults --ignore tests/ship/from_onnx
 
 lint: $(READY)  ## linter, formatter, types, import contracts
 	$(VENV)/bin/ruff check

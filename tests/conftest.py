@@ -28,29 +28,48 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-# Files that take long come first, so that no worker of a parallel run is left with one in the end.
-SLOW_FIRST = (
+# Several processes, whole networks, other people's stacks: `make test-slow`. The longest come first, so that no worker of
+# a parallel run is left with one in the end.
+SLOW = (
     "tests/distributed/",
     "tests/faults/",
-    "tests/lab/grid/",
+    "tests/lab/grid/test_grid.py",
     "tests/lab/training/test_distributed",
     "tests/lab/test_gpu_day",
-    "tests/ship/runtime/",
-    "tests/ship/graph/",
-    "tests/network/test_aten_operators",
-    "tests/network/test_whole_networks",
-    "tests/network/test_quantized_operations",
-    "tests/lab/bench/",
     "tests/stacks/",
+    "tests/ship/graph/test_networks",
+    "tests/network/test_networks_of_timm",
+    "tests/ship/runtime/test_compiled_networks",
+    "tests/network/test_whole_networks",
+    "tests/test_text_examples",
+    "tests/test_long",
+    "tests/lab/test_study",
+    "tests/lab/test_demo",
+    "tests/lab/bench/",
+    "tests/ship/from_onnx/test_onnx_networks",
     "tests/test_examples",
+    "tests/test_notebooks",
+)
+# The same for the longest of the others.
+NEXT = (
+    "tests/network/test_aten_operators",
+    "tests/network/test_quantized_operations",
+    "tests/network/test_network_kernels",
+    "tests/pruner/test_recipes_ends",
+    "tests/ship/runtime/",
     "tests/lab/training/test_train",
     "tests/test_compiled",
 )
 
 
 def pytest_collection_modifyitems(items):
-    ranks = {prefix: rank for rank, prefix in enumerate(SLOW_FIRST)}
-    items.sort(key=lambda item: next((r for p, r in ranks.items() if item.nodeid.startswith(p)), len(ranks)))
+    def rank(item):
+        return next((r for r, start in enumerate(SLOW + NEXT) if item.nodeid.startswith(start)), len(SLOW + NEXT))
+
+    items.sort(key=rank)
+    for item in items:
+        if rank(item) < len(SLOW):
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True, scope="session")

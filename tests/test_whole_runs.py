@@ -17,7 +17,7 @@ naives = st.one_of(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(
     naives,
     st.sampled_from(["global", "layer"]),

@@ -33,7 +33,7 @@ class Skipping(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.* had no gradient in 3 updates", "ignore:no weight is left")
-@settings(max_examples=30)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(
     st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=9, max_size=9),
     st.sampled_from([("fggp", 0.5), ("magnitude-first", 0.5), ("taylor",), ("gradient-only",), ("gmp",)]),

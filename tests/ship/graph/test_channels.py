@@ -89,7 +89,7 @@ MOVES = {
 }
 
 
-@settings(max_examples=30)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(st.lists(st.tuples(st.sampled_from(list(MOVES)), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=7))
 def test_any_moves_of_channels(moves):
     def function(m, x):

@@ -68,13 +68,13 @@ def test_resnets_are_convolutions_and_nothing_between(name, convolutions, residu
     assert all(op.output.batched and op.output.sizes[1:] == op.output.shape[1:] for op in conv)
 
 
-@settings(max_examples=20)
+@settings(max_examples=settings.default.max_examples // 4)
 @given(nets(), st.integers(1, 3))
 def test_random_networks_compute_the_same(model, size):
     assert_faithful(model, images(size, 4, 6), images(3 - size // 2, 4, 6, 1))
 
 
-@settings(max_examples=12)
+@settings(max_examples=settings.default.max_examples // 4)
 @given(nets(["relu_", "add_", "part_", "dropout", "conv", "bn", "add"]))
 def test_writing_in_place_is_seen_wherever_it_should_be(model):
     assert_faithful(model, images(2, 4, 6), images(3, 4, 6, 1))

@@ -166,7 +166,7 @@ STEPS = {
 }
 
 
-@settings(max_examples=15)
+@settings(max_examples=settings.default.max_examples // 4)
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=7),
     st.integers(1, 3),
