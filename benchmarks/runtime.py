@@ -26,6 +26,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+import fggp
 from common import RESULTS, append, conditions, read
 from fggp.lab.bench.engines import Engine, Job, Measurement, engines, measure
 from fggp.lab.bench.networks import magnitude_pruned, with_random_norms
@@ -44,6 +45,7 @@ LABELS = {
     "openvino": "OpenVINO",
     "deepsparse": "DeepSparse 1.8",
     "fggp": "fggp",
+    "fggp-runtime": "fggp-runtime",
 }
 CELLS = "runtime, cells"
 WORKER = Path(__file__).with_name("deepsparse_worker.py")
@@ -104,6 +106,8 @@ def write(model: nn.Module, inputs: list[Tensor], kind: str, folder: Path) -> Pa
         torch.save(model, path)
     elif kind == "onnx":
         write_onnx(model, {"x": inputs[0]}, path)
+    elif kind == "network":
+        fggp.compile(model, inputs[0]).save(path)
     else:
         # DeepSparse reads ONNX of 2023, with the batch size in the file.
         torch.onnx.export(
@@ -139,7 +143,7 @@ def line(
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     wanted = engines()
-    chosen = [wanted[name] for name in ("pytorch", "torch.compile", "onnxruntime", "openvino", "fggp")]
+    chosen = [wanted[name] for name in ("pytorch", "torch.compile", "onnxruntime", "openvino", "fggp", "fggp-runtime")]
     if options.skip:
         chosen = [engine for engine in chosen if engine.name not in options.skip]
     if options.deepsparse:
@@ -214,7 +218,8 @@ def draw(record: dict) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    colours = dict(zip(LABELS, ("#b8b8b8", "#9a9a9a", "#8fb3d9", "#5b86b8", "#e0a458", "#b3245a"), strict=True))
+    # Without fggp-runtime, which takes as long as fggp.
+    colours = dict(zip(LABELS, ("#b8b8b8", "#9a9a9a", "#8fb3d9", "#5b86b8", "#e0a458", "#b3245a"), strict=False))
     lines = [each for each in record["measured"] if "ms" in each]
     names = list(dict.fromkeys(each["model"] for each in lines))
     figure = Figure(figsize=(11, 6.4), layout="constrained")
@@ -223,7 +228,7 @@ def draw(record: dict) -> Path:
         for i, batch in enumerate(BATCHES):
             ax = axes[i, column]
             here = [each for each in lines if each["model"] == name and each["batch"] == batch]
-            present = [engine for engine in LABELS if any(each["engine"] == engine for each in here)]
+            present = [engine for engine in colours if any(each["engine"] == engine for each in here)]
             width = 0.8 / len(present)
             for k, engine in enumerate(present):
                 own = {each["sparsity"]: each["ms"] for each in here if each["engine"] == engine}

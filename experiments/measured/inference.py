@@ -27,6 +27,7 @@ ENGINES = {
     "deepsparse": "DeepSparse 1.8",
     "fggp": "fggp",
 }
+MEMORY_ENGINES = {**ENGINES, "fggp": "fggp.compile", "fggp-runtime": "fggp-runtime"}
 DENSE_ENGINES = ("pytorch", "onnxruntime", "openvino")
 """Engines that gain nothing from zeros, in float32."""
 
@@ -107,24 +108,29 @@ def extra_memory(m: Json) -> float:
 
 
 def runtime_memory() -> str | None:
-    """Peak memory of each engine beyond its libraries, and how many times PyTorch's fggp's is."""
+    """Peak memory of each engine beyond its libraries, and how many times ONNX Runtime's ours is without PyTorch."""
     found = records_of("benchmarks/runtime.ndjson", benchmark="runtime, cells")
     return "\n\n".join(map(_memory_table, _last_of_each_device(found))) or None
 
 
 def _memory_table(record: Json) -> str:
-    names = [name for name in ENGINES if any(m["engine"] == name for m in record["measured"])]
+    names = [name for name in MEMORY_ENGINES if any(m["engine"] == name for m in record["measured"])]
+    ours = "fggp-runtime" if "fggp-runtime" in names else "fggp"
     rows = [
         [
             NETWORKS[model],
             percent(sparsity),
             str(batch),
             *(f"{extra_memory(own[name]):.0f}" for name in names),
-            f"{extra_memory(own['fggp']) / extra_memory(own['pytorch']):.1f}",
+            f"{extra_memory(own[ours]) / extra_memory(own['onnxruntime']):.2f}",
         ]
         for (model, sparsity, batch), own in by_network(record)
     ]
-    head = ["", "sparsity", "batch", *(f"{ENGINES[name]}, MB" for name in names), "fggp's × PyTorch's"]
+    head = [
+        *("", "sparsity", "batch"),
+        *(f"{MEMORY_ENGINES[name]}, MB" for name in names),
+        f"{MEMORY_ENGINES[ours]}'s × ONNX Runtime's",
+    ]
     return f"{markdown(head, rows)}\n\n{made_by(record)}"
 
 

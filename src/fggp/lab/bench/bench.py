@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 import fggp
 from fggp.lab.base import Json
@@ -20,8 +21,10 @@ from fggp.lab.bench.engines import Engine, Job, Measurement, choose, engines, me
 from fggp.lab.bench.networks import Variant, make_variants
 from fggp.lab.bench.settings import BenchSettings
 from fggp.lab.bench.tables import show
+from fggp.lab.export.export import described
 from fggp.lab.export.onnx_file import relative_difference, write_onnx
 from fggp.lab.export.trained import Network
+from fggp.ship.network.write import write
 
 TURN_SECONDS = 0.3
 """Enough for a hundred runs of a network that takes milliseconds."""
@@ -89,27 +92,38 @@ def bench(settings: BenchSettings, console: Console) -> Json:
 def _write_models(
     variants: Sequence[Variant], network: Network, chosen: Sequence[Engine], folder: Path, console: Console
 ) -> Mapping[tuple[str, str], Path]:
-    """Write each variant's model files; return them by variant and kind, without ONNX where that cannot be written."""
+    """Write each variant's model files; return them by variant and kind, without the kinds that cannot be written."""
     files = {}
-    onnx = [engine for engine in chosen if engine.file == "onnx"]
+    refused: set[str] = set()
     for number, variant in enumerate(variants):
         file = files[variant.name, "torch"] = folder / f"{number}.pt"
         torch.save(variant.model, file)
-        if onnx:
-            file = folder / f"{number}.onnx"
+        for kind in dict.fromkeys(engine.file for engine in chosen if engine.file != "torch"):
+            if kind in refused:
+                continue
+            file = folder / f"{number}.{kind}"
+            readers = [engine for engine in chosen if engine.file == kind]
             try:
-                with console.status(f"writing ONNX, {variant.name}"):
-                    write_onnx(variant.model, {INPUT: network.images(2)}, file)
+                with console.status(f"writing {kind}, {variant.name}"):
+                    _write_model(variant.model, network.images(2), kind, file)
             except UsageError as error:
-                if len(onnx) == len(chosen):
+                if len(readers) == len(chosen):
                     raise
-                without = " and ".join(engine.label for engine in onnx)
+                without = " and ".join(engine.label for engine in readers)
                 console.print(f"without {without}: {error}", highlight=False, soft_wrap=True)
-                onnx = []
+                refused.add(kind)
             else:
-                files[variant.name, "onnx"] = file
-                variant.bytes["onnx"] = file.stat().st_size
+                files[variant.name, kind] = file
+                variant.bytes[kind] = file.stat().st_size
     return files
+
+
+def _write_model(model: nn.Module, images: torch.Tensor, kind: str, file: Path) -> None:
+    if kind == "onnx":
+        write_onnx(model, {INPUT: images}, file)
+    else:
+        description = described(model, images)
+        write(file, description.network, description.tensors, {})
 
 
 def _measured_line(m: Measurement, where: Json, expected: torch.Tensor) -> Json:

@@ -27,10 +27,11 @@ from fggp.lab.base.errors import UsageError
 from fggp.lab.base.options import require
 from fggp.native import KernelsMissingError
 
-ON_REQUEST = ("torch.compile", "openvino-int8", "fggp-int8")
+ON_REQUEST = ("torch.compile", "openvino-int8", "fggp-runtime", "fggp-int8")
 """Engines that are not measured by default.
 
-torch.compile needs a C++ compiler and a minute or more for a network; int8 changes the network's outputs.
+torch.compile needs a C++ compiler and a minute or more for a network; int8 changes the network's outputs; fggp-runtime
+runs as fggp.compile does, and differs in what it takes to load.
 """
 DISTURBED = 1.3
 """A round is disturbed by other work if a turn in it took this many times its engine's shortest one."""
@@ -47,7 +48,7 @@ class Engine:
     Attributes:
         name: in records.
         label: in tables.
-        file: the kind of file that it reads: "torch", a pickled module, or "onnx".
+        file: the kind of file that it reads: "torch", a pickled module, "onnx", or "network", a network file.
         command: starts its worker; the worker's last four arguments are added (`fggp.lab.bench.worker`).
         missing: why it cannot be used on this machine, and what would help; empty where it can.
     """
@@ -68,6 +69,7 @@ def engines() -> dict[str, Engine]:
         ("openvino", "OpenVINO", "onnx", ("onnx", "onnxscript", "openvino")),
         ("openvino-int8", "OpenVINO int8", "onnx", ("onnx", "onnxscript", "openvino", "nncf")),
         ("fggp", "fggp.compile", "torch", ()),
+        ("fggp-runtime", "fggp-runtime", "network", ("fggp_runtime",)),
         ("fggp-int8", "fggp int8", "torch", ()),
     )
     worker = str(Path(__file__).with_name("worker.py"))
@@ -95,6 +97,8 @@ def choose(names: Sequence[str] | None) -> list[Engine]:
 
 def _missing(name: str, packages: Sequence[str]) -> str:
     absent = [package for package in packages if importlib.util.find_spec(package) is None]
+    if absent == ["fggp_runtime"]:
+        return "fggp-runtime not installed: pip install ./runtime in a clone of fggp"
     if absent:
         return f"{', '.join(absent)} not installed: pip install {' '.join(absent)}"
     if name.startswith("fggp"):

@@ -28,7 +28,7 @@ class Variant:
         model: the network.
         nonzero: prunable weights that are not zero.
         weights: all prunable weights.
-        bytes: sizes of its files: dense, small, small_bf16, and onnx where one was written.
+        bytes: sizes of its files: dense, small, small_bf16, and those that engines read, onnx and network.
     """
 
     name: str

@@ -11,7 +11,13 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from fggp.lab.base import Json
 from fggp.lab.training.pictures import BLUE, GREY, new_figure
 
-FILE_LABELS = {"dense": "dense", "onnx": "ONNX", "small": "small\nfp32", "small_bf16": "small\nbf16"}
+FILE_LABELS = {
+    "dense": "dense",
+    "onnx": "ONNX",
+    "network": "network\nfile",
+    "small": "small\nfp32",
+    "small_bf16": "small\nbf16",
+}
 Range = tuple[float | None, Sequence[float] | None]
 """A value and its quartiles; None where there is none."""
 

@@ -37,7 +37,7 @@ class BenchSettings:
     threads: Annotated[int | None, default_shown_as("PyTorch's number of threads", "INT")] = None
     """Threads of each engine."""
     engines: Annotated[tuple[str, ...] | None, default_shown_as("all in float32 but torch.compile", "NAME …")] = None
-    """Which to measure: pytorch, torch.compile, onnxruntime, openvino, openvino-int8, fggp, fggp-int8."""
+    """Which to measure: pytorch, torch.compile, onnxruntime, openvino, openvino-int8, fggp, fggp-runtime, fggp-int8."""
     rounds: int = 9
     """Turns of each engine, of a third of a second."""
     out: Path = Path("fggp-bench")

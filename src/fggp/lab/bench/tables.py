@@ -53,7 +53,13 @@ def _sizes_table(record: Json) -> Table:
     variants = record["variants"]
     table = _table("files, MB, × smaller than dense", [variant["name"] for variant in variants])
     table.add_row("non-zero weights", *(f"{variant['weights_left']:,}" for variant in variants))
-    names = {"dense": "dense", "onnx": "ONNX", "small": "small, fp32", "small_bf16": "small, bf16"}
+    names = {
+        "dense": "dense",
+        "onnx": "ONNX",
+        "network": "network file",
+        "small": "small, fp32",
+        "small_bf16": "small, bf16",
+    }
     for kind, name in names.items():
         if kind in variants[0]["bytes"]:
             sizes = [(variant["bytes"][kind], variant["bytes"]["dense"]) for variant in variants]

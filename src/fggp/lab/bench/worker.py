@@ -4,10 +4,10 @@ It runs as a file, so that the process of an engine without PyTorch does not imp
 
     python worker.py ENGINE MODEL INPUTS.npz OUTPUT.npy THREADS
 
-MODEL is an ONNX file, or a module written by torch.save for PyTorch's engines. INPUTS.npz has the arguments of the
-network in order, under their names in the ONNX file. The worker loads the network, runs it once, and writes its first
-output to OUTPUT.npy. Then it prints that it is ready, and one answer to each line on its standard input, both as a line
-of JSON. Lines that do not begin with { are ignored.
+MODEL is an ONNX file, a network file, or a module written by torch.save for PyTorch's engines. INPUTS.npz has the
+arguments of the network in order, under their names in the ONNX file. The worker loads the network, runs it once, and
+writes its first output to OUTPUT.npy. Then it prints that it is ready, and one answer to each line on its standard
+input, both as a line of JSON. Lines that do not begin with { are ignored.
 
     ready:   {"version": "1.2", "load_seconds": 0.8, "base_bytes": 90000000, "note": ""}
     asked:   0.3                    seconds to run, at least once
@@ -29,6 +29,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -68,6 +69,18 @@ def fggp_int8(file: str, threads: int) -> tuple[str, Load]:
         return compiled
 
     return fggp.__version__, _torch_load(file, threads, prepare)
+
+
+def fggp_runtime(file: str, threads: int) -> tuple[str, Load]:
+    """The sparse kernels of this package, without PyTorch."""
+    import fggp_runtime
+
+    def load(inputs: Mapping[str, Any]) -> Run:
+        network = fggp_runtime.load(file, threads=threads)
+        given = tuple(inputs.values())
+        return lambda: network(*given)
+
+    return version("fggp-runtime"), load
 
 
 def _torch_load(file: str, threads: int, prepare: Callable[[Any, Any], Run]) -> Load:
@@ -124,8 +137,8 @@ def openvino_int8(file: str, threads: int) -> tuple[str, Load]:
     def quantised(model: Any, inputs: Mapping[str, Any]) -> Any:
         return nncf.quantize(model, nncf.Dataset([dict(inputs)]), subset_size=1)
 
-    version = f"{_openvino_version()}, NNCF {nncf.__version__}"
-    return version, _openvino_load(file, threads, openvino.Core(), quantised)
+    both = f"{_openvino_version()}, NNCF {nncf.__version__}"
+    return both, _openvino_load(file, threads, openvino.Core(), quantised)
 
 
 def _openvino_version() -> str:
@@ -159,6 +172,7 @@ ENGINES: dict[str, Callable[[str, int], tuple[str, Load]]] = {
     "openvino": openvino,
     "openvino-int8": openvino_int8,
     "fggp": fggp_compile,
+    "fggp-runtime": fggp_runtime,
     "fggp-int8": fggp_int8,
 }
 """By name, the function that imports an engine for a file and a number of threads, and returns version and `Load`."""
@@ -174,7 +188,7 @@ def main(arguments: list[str]) -> None:
 
     with np.load(inputs_file) as arrays:
         inputs = dict(arrays)
-    version, load = ENGINES[engine](model, int(threads))
+    engine_version, load = ENGINES[engine](model, int(threads))
     base = _memory("VmRSS")
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
@@ -184,7 +198,7 @@ def main(arguments: list[str]) -> None:
     seconds = time.perf_counter() - start
     np.save(output_file, np.asarray(output))
     note = "; ".join(str(each.message) for each in caught if issubclass(each.category, UserWarning))
-    _say(answers, {"version": version, "load_seconds": seconds, "base_bytes": base, "note": note})
+    _say(answers, {"version": engine_version, "load_seconds": seconds, "base_bytes": base, "note": note})
     for line in sys.stdin:
         _say(answers, {**time_runs(run, float(line)), "peak_bytes": _memory("VmHWM")})
 

@@ -157,7 +157,7 @@ def _write_small(network: Network, file: Path, values: str) -> None:
 
 def _write_network(network: Network, file: Path, values: str) -> str:
     """Write a network file, and return how it was checked."""
-    _write_described(network, _described(network), file, values)
+    _write_described(network, described(network.model, network.images(2)), file, values)
     try:
         library = native.load()
     except KernelsMissingError:
@@ -173,9 +173,18 @@ def _write_network(network: Network, file: Path, values: str) -> str:
     return "the library reads it"
 
 
-def _described(network: Network) -> Description:
+def described(model: nn.Module, images: torch.Tensor) -> Description:
+    """Describe a network for its network file.
+
+    Args:
+        model: on the CPU, in evaluation mode.
+        images: an example of its input, [2, channels, height, width].
+
+    Raises:
+        UsageError: the file cannot hold it.
+    """
     try:
-        return describe_model(network.model, (network.images(2),), {})
+        return describe_model(model, (images,), {})
     except (UnsupportedError, CaptureError, MutationError) as error:
         raise UsageError(f"a network file cannot hold this network: {error}") from error
 
@@ -196,7 +205,7 @@ def write_page(network: Network, file: Path, values: str = "fp32") -> None:
     Raises:
         UsageError: the network or the installation lacks something; the message says what.
     """
-    description = _described(network)
+    description = described(network.model, network.images(2))
     with tempfile.TemporaryDirectory() as folder:
         network_file = Path(folder) / "net.fggp"
         _write_described(network, description, network_file, values)

@@ -238,9 +238,11 @@ def _fold_affine(product: Conv2d | Linear, affine: Affine) -> Op | None:
     if isinstance(product, Linear) and len(product.output.shape) != 2:
         return None  # the affine map acts on dimension 1, the product on the last one
     scale = affine.scale.view(-1, *(1 for _ in product.weight.shape[1:]))
-    # Rounded as it is written, without a float64 copy. A negative scale turns a pruned weight into −0, and
-    # adding 0 makes it +0 again.
-    weight = torch.mul(product.weight, scale, out=torch.empty_like(product.weight)).add_(0.0)
+    # A few channels at a time, because PyTorch makes float64 copies of what it multiplies. A negative scale turns a
+    # pruned weight into −0, and adding 0 makes it +0 again.
+    weight = torch.empty_like(product.weight)
+    for folded, given, factor in zip(weight.split(16), product.weight.split(16), scale.split(16), strict=True):
+        torch.mul(given, factor, out=folded).add_(0.0)
     bias = affine.shift if product.bias is None else product.bias * affine.scale + affine.shift
     bias = bias.float()
     if not (_is_finite(weight, bias)):

@@ -100,6 +100,7 @@ class Compiled:
         except KernelsMissingError as error:
             self._graph = simplify(captured_graph)
             self._fall_back(f"the simplified network runs on PyTorch's dense kernels: {error}")
+        _return_freed_memory()
         if self._engine is not None:
             difference = self._relative_difference(self._engine, model)
             if difference > TOLERANCE:
@@ -226,6 +227,12 @@ def _relative_distance(ours: Any, expected: Any) -> float:
         return 0.0
     distance = float((ours - expected).double().norm() / expected.double().norm().clamp_min(1e-30))
     return math.inf if math.isnan(distance) else distance
+
+
+def _return_freed_memory() -> None:
+    """Give the memory of the dense weights back to the system: the GNU C library keeps it for the next allocations."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None:
+        trim(0)
 
 
 @torch.no_grad()
