@@ -55,8 +55,11 @@ def torch_compile(file: str, threads: int) -> tuple[str, Load]:
 
 def fggp_compile(file: str, threads: int) -> tuple[str, Load]:
     """The sparse kernels of this package."""
+    import torch
+
     import fggp
 
+    fggp.compile(torch.nn.Identity(), torch.zeros(1))  # imports what PyTorch captures networks with
     return fggp.__version__, _torch_load(file, threads, fggp.compile)
 
 
