@@ -14,11 +14,14 @@ rounds, and their ratios medians of each round's ratio to the faster dense step.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import io
 import os
 import statistics
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # before PyTorch allocates anything
 
@@ -29,6 +32,7 @@ from torch import Tensor, nn
 import fggp
 from common import RESULTS, append, conditions, watched
 from fggp.lab.bench.engines import DISTURBED, ROUNDS_MOST, disturbances
+from fggp.lab.bench.networks import magnitude_pruned
 from fggp.lab.training import models
 from fggp.pruner.update import Scope
 
@@ -48,28 +52,20 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 class Case:
-    """A network, and how it is trained."""
+    """A network in training.
 
-    def __init__(
-        self, model: nn.Module, inputs: Tensor, bf16: bool, sparsity: float | None, accelerate: bool, scope: Scope
-    ) -> None:
-        # Dense convolutions are fastest with this layout.
-        layout = torch.channels_last if inputs.dim() == 4 else torch.preserve_format
-        self.model = copy.deepcopy(model).to(memory_format=layout).train()  # type: ignore[call-overload]
-        self.inputs, self.bf16 = inputs.contiguous(memory_format=layout) if inputs.dim() == 4 else inputs, bf16
+    Args:
+        model: it is trained itself.
+        inputs: of each step.
+        bf16: whether it is trained under autocast.
+    """
+
+    note = ""
+
+    def __init__(self, model: nn.Module, inputs: Tensor, bf16: bool) -> None:
+        self.model, self.inputs, self.bf16 = model.train(), inputs, bf16
         self.labels = torch.arange(len(inputs)) % 10
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.001, momentum=0.9)
-        self.note = ""
-        if sparsity is not None:
-            steps = {"begin": 0, "end": 1, "every": 1}
-            self.pruner = fggp.Pruner(self.model, self.optimizer, sparsity, **steps, method="gmp", scope=scope)
-            if accelerate:
-                self.acceleration = self.pruner.accelerate()
-            self.step()  # prunes
-        for _ in range(2):
-            self.step()
-        if accelerate:
-            self.note = str(self.acceleration)
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
 
     def step(self) -> None:
         self.optimizer.zero_grad()
@@ -84,16 +80,50 @@ class Case:
         return time.perf_counter() - start
 
 
+def dense(model: nn.Module, inputs: Tensor, bf16: bool) -> Case:
+    if inputs.dim() == 4:  # dense convolutions are fastest with this layout
+        model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return Case(model, inputs.contiguous(memory_format=torch.channels_last), bf16)
+    return Case(copy.deepcopy(model), inputs, bf16)
+
+
+def pruned(model: nn.Module, inputs: Tensor, bf16: bool, sparsity: float, scope: Scope, accelerate: bool) -> Case:
+    case = dense(model, inputs, bf16)
+    steps = {"begin": 0, "end": 1, "every": 1}
+    pruner = fggp.Pruner(case.model, case.optimizer, sparsity, **steps, method="gmp", scope=scope)
+    acceleration = pruner.accelerate() if accelerate else None
+    for _ in range(3):  # the first prunes, the second measures the layers
+        case.step()
+    case.note = str(acceleration or "")
+    return case
+
+
+def by_sparseprop(model: nn.Module, inputs: Tensor, sparsity: float) -> Case:
+    """The layers that SparseProp finds to be faster in its products, and its parameters, which are the kept weights."""
+    from sparseprop.utils import swap_modules_with_sparse
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        sparse = swap_modules_with_sparse(magnitude_pruned(model, sparsity), tuple(inputs.shape))
+    case = Case(sparse, inputs, bf16=False)
+    case.note = f"{said.getvalue().count(' replaced with ')} layers replaced"
+    return case
+
+
 def make(name: str, scope: Scope) -> dict[str, Case]:
     create, shape = NETWORKS[name]
     torch.manual_seed(0)
     model, inputs = create(), torch.randn(shape)
     kinds = {"fp32": False, "bf16": True}
-    cases = {f"dense {kind}": Case(model, inputs, bf16, None, False, scope) for kind, bf16 in kinds.items()}
-    cases["masked bf16, 95%"] = Case(model, inputs, True, 0.95, False, scope)
+    cases = {f"dense {kind}": dense(model, inputs, bf16) for kind, bf16 in kinds.items()}
+    cases["masked bf16, 95%"] = pruned(model, inputs, True, 0.95, scope, accelerate=False)
     for sparsity in SPARSITIES:
         for kind, bf16 in kinds.items():
-            cases[f"accelerated {kind}, {sparsity:.0%}"] = Case(model, inputs, bf16, sparsity, True, scope)
+            cases[f"accelerated {kind}, {sparsity:.0%}"] = pruned(model, inputs, bf16, sparsity, scope, accelerate=True)
+        if find_spec("sparseprop") and scope == "layer":
+            cases[f"SparseProp fp32, {sparsity:.0%}"] = by_sparseprop(model, inputs, sparsity)
+    for case in cases.values():
+        case.step()
     return cases
 
 

@@ -78,6 +78,8 @@ def training() -> str | None:
     if not found:
         return None
     kinds = [f"{how} {kind}" for how in ("dense", "accelerated") for kind in ("bf16", "fp32")]
+    others = [f"SparseProp fp32, {sparsity}" for sparsity in ("90%", "95%", "98%")]
+    beside = any(each["case"] in others for record in found.values() for each in record["measured"])
     rows = []
     for network, title in TRAINING_NETWORKS.items():
         if network not in found:
@@ -87,9 +89,14 @@ def training() -> str | None:
             own = [cases[kind if kind in cases else f"{kind}, {sparsity}"] for kind in kinds]
             fastest = max(own[2:], key=lambda case: case["times_faster"])
             texts = [f"**{c['median_ms']:,.0f}**" if c is fastest else f"{c['median_ms']:,.0f}" for c in own]
-            rows.append([title, sparsity.replace("%", " %"), *texts, f"{fastest['times_faster']:.1f}×"])
+            texts.append(f"{fastest['times_faster']:.1f}×")
+            if beside:
+                other = cases.get(f"SparseProp fp32, {sparsity}")
+                texts.append(f"{other['median_ms']:,.0f}" if other else "–")
+            rows.append([title, sparsity.replace("%", " %"), *texts])
             title = ""
     head = ["network, batch", "sparsity", "dense bf16", "dense fp32", "accelerated bf16", "accelerated fp32", "faster"]
+    head += ["SparseProp fp32"] if beside else []
     return f"{markdown(head, rows)}\n\n{made_by(next(reversed(found.values())))}"
 
 
