@@ -108,9 +108,9 @@ def extra_memory(m: Json) -> float:
 
 
 def runtime_memory() -> str | None:
-    """Peak memory of each engine beyond its libraries, and how many times ONNX Runtime's ours is without PyTorch."""
+    """Peak memory of each engine beyond its libraries; the last record."""
     found = records_of("benchmarks/runtime.ndjson", benchmark="runtime, cells")
-    return "\n\n".join(map(_memory_table, _last_of_each_device(found))) or None
+    return _memory_table(found[-1]) if found else None
 
 
 def _memory_table(record: Json) -> str:
