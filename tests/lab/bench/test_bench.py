@@ -1,6 +1,8 @@
 import itertools
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +195,37 @@ def test_a_wrong_output_is_reported(tmp_path, zeros, capsys):
     assert "is off by 1.0e+00" in capsys.readouterr().out
 
 
+def test_fggp_runtime(tmp_path, monkeypatch):
+    """As it is installed: the package of this repository, with a library that this processor runs."""
+    source = Path(__file__).parents[3] / "runtime" / "src" / "fggp_runtime"
+    shutil.copytree(source, tmp_path / "fggp_runtime", ignore=shutil.ignore_patterns("libfggp.*"))
+    shutil.copy(native.load()._name, tmp_path / "fggp_runtime" / "libfggp.so")
+    told = tmp_path / "fggp_runtime-7.dist-info" / "METADATA"
+    told.parent.mkdir()
+    told.write_text("Metadata-Version: 2.1\nName: fggp-runtime\nVersion: 7\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    options = {"sparsity": (0.9,), "batch": (2,), "threads": 1, "rounds": 1, "out": tmp_path}
+    record = bench(BenchSettings("digits-cnn", engines=("fggp-runtime",), **options), Console(quiet=True))
+    assert [(line["engine"], line["version"]) for line in record["measured"]] == [("fggp-runtime", "7")] * 2
+    assert max(line["difference"] for line in record["measured"]) < 1e-5
+    dense, sparse = (variant["bytes"] for variant in record["variants"])
+    assert sparse["network"] < dense["network"] / 5
+
+
+def test_without_a_network_file_the_others_go_on(tmp_path, monkeypatch, zeros, capsys):
+    def refuse(*args):
+        raise UsageError("no network file holds it")
+
+    zeros["fggp-runtime"] = Engine("fggp-runtime", "fggp-runtime", "network", ())
+    monkeypatch.setattr(bench_module, "described", refuse)
+    settings = BenchSettings("digits-cnn", sparsity=(0.9,), batch=(1,), threads=1, rounds=1, out=tmp_path)
+    settings = replace(settings, engines=("pytorch", "fggp-runtime"))
+    record = bench(settings, Console(width=120))
+    assert [line["engine"] for line in record["measured"]] == ["pytorch"] * 2
+    assert "without fggp-runtime: no network file holds it" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["openvino", "openvino-int8"])
 def test_openvino(tmp_path, name):
     if engines()[name].missing:
@@ -210,6 +243,8 @@ def test_int8_is_measured_on_request_only(monkeypatch):
     monkeypatch.setattr(engines_module.importlib.util, "find_spec", lambda name: True)
     assert {engine.name for engine in choose(None)}.isdisjoint(ON_REQUEST)
     assert [e.name for e in choose(("openvino-int8",))] == ["openvino-int8"]
+    monkeypatch.setattr(engines_module.importlib.util, "find_spec", lambda name: None if "fggp" in name else True)
+    assert "pip install ./runtime" in engines()["fggp-runtime"].missing
     monkeypatch.setattr(engines_module.importlib.util, "find_spec", lambda name: None if name == "nncf" else True)
     assert engines()["openvino-int8"].missing == "nncf not installed: pip install nncf"
     with pytest.raises(UsageError, match="'openvino-int8', which cannot be used: nncf not installed"):
