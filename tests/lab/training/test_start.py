@@ -2,12 +2,10 @@
 
 import json
 import re
-import urllib.error
 
 import pytest
 import safetensors.torch
 import torch
-import torchvision
 from rich.console import Console
 from torch import nn
 
@@ -175,35 +173,6 @@ def test_small_files_of_another_network_are_refused(trained, tmp_path):
     fggp.save(create("digits-cnn@0.5", 10, 1), tmp_path / "small.safetensors")
     with pytest.raises(UsageError, match=f"not of model '{NAME}'"):
         load_start(str(tmp_path / "small.safetensors"), NAME, trained, 10, 1)
-
-
-def test_pretrained_weights_are_torchvisions(monkeypatch):
-    weights = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT
-    source = torchvision.models.squeezenet1_1(weights=None)
-    monkeypatch.setattr(type(weights), "get_state_dict", lambda self, **options: source.state_dict())
-    model = torchvision.models.squeezenet1_1(weights=None, num_classes=3)
-    start = load_start("pretrained", "squeezenet1_1", model, 3, 3)
-    assert torch.equal(model.features[0].weight, source.features[0].weight)
-    assert start.replaced == ("classifier.1.weight", "classifier.1.bias")
-    assert start.mean == pytest.approx([123.675, 116.28, 103.53])
-    assert "IMAGENET1K_V1" in start.source
-
-
-def test_without_a_network_the_line_says_where_the_file_is(monkeypatch):
-    def offline(self, **options):
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(type(torchvision.models.get_model_weights("squeezenet1_1").DEFAULT), "get_state_dict", offline)
-    with pytest.raises(UsageError, match=r"cannot be downloaded \(.*no route.*\); fetch https://\S+ elsewhere"):
-        load_start("pretrained", "squeezenet1_1", nn.Linear(1, 1), 10, 3)
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"), [("vgg19", "torchvision:vgg19 has some"), ("timm:vgg19", "models have some")]
-)
-def test_networks_without_pretrained_weights(name, hint):
-    with pytest.raises(UsageError, match=f"model '{name}' has none; .*{hint}"):
-        load_start("pretrained", name, nn.Linear(1, 1), 10, 3)
 
 
 def test_fine_tuning_is_the_default_protocol(tmp_path):

@@ -74,7 +74,8 @@ class TrainSettings:
     vgg19@0.25 has a quarter of the channels in every layer; resnet20 and digits-cnn can be narrowed likewise."""
     weights: Annotated[str | None, default_shown_as("untrained", "FILE|RUN_FOLDER|pretrained")] = None
     """Trained weights to start from: a state dict of torch.save or safetensors, a small file of fggp, a finished run,
-    or torchvision's own (pretrained). A classifier for another number of classes starts anew."""
+    or those that torchvision or timm offers for its network (pretrained). A classifier for another number of classes
+    starts anew."""
 
     method: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(METHODS)},FILE.py:CLASS}}")] = "fggp"
     """How weights to prune are chosen. granet, rigl and set also regrow weights; snip, grasp, synflow and erk-static

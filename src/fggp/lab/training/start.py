@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import urllib.error
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ import fggp
 from fggp.lab.base import Json
 from fggp.lab.base.errors import UsageError
 from fggp.lab.training import models
+from fggp.lab.training.pretrained import pretrained
 from fggp.lab.training.run_folder import RunFolder
 from fggp.lab.training.settings import PRETRAINED
 from fggp.lab.training.weights_file import is_small_file, metadata, read_state_dict, refuse_other_network
-from fggp.lab.training.weights_name import finished_model, pretrained
+from fggp.lab.training.weights_name import finished_model
 from fggp.lab.training.weights_shapes import shapes_in_small_file, shapes_of, size_in
 from fggp.model.find import find_prunable
 
@@ -52,7 +52,7 @@ class Start:
     """What a run started from, as its record says it.
 
     Attributes:
-        source: a file, a run, or the name of torchvision's weights.
+        source: a file, a run, or the name of torchvision's or timm's weights.
         digest: BLAKE2b of the state dict, which tells files of the same name apart.
         sparsity: share of the prunable weights that are zero in them.
         replaced: parameters of the classifier, which were missing or of another number of classes and start anew.
@@ -108,7 +108,7 @@ def load_start(weights: str, name: str, model: nn.Module, classes: int, channels
     Raises:
         UsageError: there are no such weights, or they are of another network; the model is unchanged.
     """
-    trained = _pretrained(name) if weights == PRETRAINED else _read(Path(weights), name, classes, channels)
+    trained = _pretrained(name, channels) if weights == PRETRAINED else _read(Path(weights), name, classes, channels)
     state = dict(trained.state)
     for key, tensor in state.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -185,23 +185,28 @@ def _normalisation(image: Mapping[str, Any]) -> tuple[list[float] | None, list[f
     return image.get("mean"), image.get("std")
 
 
-def _pretrained(name: str) -> Trained:
-    """Return torchvision's own weights of a network; they are downloaded once, and kept where PyTorch keeps such files.
+def _pretrained(name: str, channels: int) -> Trained:
+    """Return the weights that torchvision or timm offer for a network.
 
     Raises:
-        UsageError: it has none, or they cannot be downloaded.
+        UsageError: there are none, they are for images of other channels, or they cannot be downloaded.
     """
     best = pretrained(name)
-    try:
-        state = best.get_state_dict(progress=False, check_hash=True)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
+    mean, std = ([255 * value for value in values] for values in best.normalisation)
+    if len(mean) != channels:
         raise UsageError(
-            f"weights is 'pretrained', but {best} cannot be downloaded ({error}); "
-            f"fetch {best.url} elsewhere, and give that file"
+            f"weights is 'pretrained', but {best.source} is for images of {len(mean)} channels, and these have "
+            f"{channels}; give a FILE, or leave --weights out"
+        )
+    try:
+        state = best.state()
+    except Exception as error:  # of the HTTP library, which differs between versions of what downloads
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UsageError(
+            f"weights is 'pretrained', but {best.identity} cannot be downloaded ({reason}); "
+            f"fetch {best.address} elsewhere, and give that file"
         ) from error
-    transforms = best.transforms()
-    mean, std = ([255 * value for value in getattr(transforms, key)] for key in ("mean", "std"))
-    return Trained(state, f"torchvision's {best}", mean, std)
+    return Trained(state, best.source, mean, std)
 
 
 def _share_of_zeros(model: nn.Module) -> float:

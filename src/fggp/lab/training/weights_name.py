@@ -4,11 +4,8 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-import torchvision
-from torchvision.models import WeightsEnum
-
 from fggp.lab.base.errors import UsageError
-from fggp.lab.training import models
+from fggp.lab.training.pretrained import pretrained
 from fggp.lab.training.run_folder import RunFolder
 from fggp.lab.training.settings import PRETRAINED
 
@@ -27,7 +24,7 @@ def name_with_digest(weights: str, model: str) -> str:
         UsageError: there are no such weights.
     """
     if weights == PRETRAINED:
-        return f"{PRETRAINED}#{hashlib.blake2b(str(pretrained(model)).encode()).hexdigest()[:SHOWN_DIGITS]}"
+        return f"{PRETRAINED}#{hashlib.blake2b(pretrained(model).identity.encode()).hexdigest()[:SHOWN_DIGITS]}"
     path = Path(weights)
     file = finished_model(path) if path.is_dir() else path
     try:
@@ -48,21 +45,6 @@ def finished_model(folder: Path) -> Path:
     if not (run.record_file.exists() and run.model_file.exists()):
         raise UsageError(f"weights is {str(folder)!r}, a folder without a finished run of fggp train")
     return run.model_file
-
-
-def pretrained(model: str) -> WeightsEnum:
-    """Return torchvision's own weights of a network, which need not be on this machine.
-
-    Raises:
-        UsageError: it has none.
-    """
-    plain = model.removeprefix("torchvision:")
-    known = plain in torchvision.models.list_models(module=torchvision.models)
-    if model in models.OURS or not known:
-        others = f"torchvision:{plain} has some" if known else "torchvision's models have some"
-        raise UsageError(f"weights is 'pretrained', but model {model!r} has none; {others}, or give a FILE")
-    best: WeightsEnum = torchvision.models.get_model_weights(plain).DEFAULT
-    return best
 
 
 @lru_cache
