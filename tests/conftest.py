@@ -62,13 +62,24 @@ NEXT = (
 )
 
 
-def pytest_collection_modifyitems(items):
-    def rank(item):
-        return next((r for r, start in enumerate(SLOW + NEXT) if item.nodeid.startswith(start)), len(SLOW + NEXT))
+def rank(name):
+    """The place of a test or file, named from the repository's root, among those that take long."""
+    return next((r for r, start in enumerate(SLOW + NEXT) if name.startswith(start)), len(SLOW + NEXT))
 
-    items.sort(key=rank)
+
+def pytest_ignore_collect(collection_path, config):
+    # What is not to run is not imported either: the stacks take half a minute.
+    only = {"slow": True, "not slow": False}.get(config.getoption("markexpr"))
+    if only is None or not collection_path.match("test_*.py"):
+        return None
+    slow = rank(collection_path.relative_to(config.rootpath).as_posix()) < len(SLOW)
+    return True if slow != only else None
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: rank(item.nodeid))
     for item in items:
-        if rank(item) < len(SLOW):
+        if rank(item.nodeid) < len(SLOW):
             item.add_marker("slow")
 
 

@@ -117,12 +117,22 @@ class Contents {
         at += count;
         return planes[0].data() + (at - count) * size;
     }
-    /* The next floating-point number's bits as a float32. Its planes hold the bits rotated left by one. */
-    uint32_t take_float() {
-        uint32_t rotated = 0;
-        for (auto &plane : planes) rotated = rotated << 8 | plane[at];
-        at++;
-        return split == 4 ? rotated >> 1 | rotated << 31 : (rotated >> 1 | (rotated & 1) << 15) << 16;
+    /* The next floating-point numbers' bits as float32. Their planes hold the bits rotated left by one. */
+    void take_floats(int64_t count, uint8_t *to) {
+        const uint8_t *plane[4];
+        for (size_t p = 0; p < split; p++) plane[p] = planes[p].data() + at;
+        for (int64_t i = 0; i < count; i++) {
+            uint32_t bits;
+            if (split == 4) {
+                uint32_t rotated = (uint32_t)plane[0][i] << 24 | plane[1][i] << 16 | plane[2][i] << 8 | plane[3][i];
+                bits = rotated >> 1 | rotated << 31;
+            } else {
+                uint32_t rotated = plane[0][i] << 8 | plane[1][i];
+                bits = (rotated >> 1 | (rotated & 1) << 15) << 16;
+            }
+            memcpy(to + 4 * i, &bits, 4);
+        }
+        at += count;
     }
 
   private:
@@ -157,24 +167,18 @@ void fill(const Entry &entry, const uint8_t *gaps, Contents *values) {
         constant.sparse = true;
         constant.positions.resize(entry.count);
         constant.values.resize(entry.count);
-        place(gaps, entry.gaps, entry.count, elements, constant.name, [&](int64_t i, int64_t position) {
-            constant.positions[i] = (uint32_t)position;
-            if (!is_float) {
-                constant.values[i] = (int8_t)*values->take(1);
-                return;
-            }
-            uint32_t bits = values->take_float();
-            memcpy(&constant.values[i], &bits, 4);
-        });
+        place(gaps, entry.gaps, entry.count, elements, constant.name,
+              [&](int64_t i, int64_t position) { constant.positions[i] = (uint32_t)position; });
+        if (!entry.count) return; /* then there may be no frames */
+        if (is_float) values->take_floats(entry.count, (uint8_t *)constant.values.data());
+        else std::copy_n((const int8_t *)values->take(entry.count), entry.count, constant.values.begin());
         return;
     }
     std::vector<uint8_t> bytes(constant.type.bytes());
     int64_t size = bytes_of(constant.type.type);
     auto put = [&](int64_t position) {
-        if (is_float) {
-            uint32_t bits = values->take_float();
-            memcpy(&bytes[position * 4], &bits, 4);
-        } else if (size == 8) { /* whatever the byte order of this machine is */
+        if (is_float) values->take_floats(1, &bytes[position * 4]);
+        else if (size == 8) { /* whatever the byte order of this machine is */
             auto *at = values->take(1);
             uint64_t bits = little_endian_32(at) | (uint64_t)little_endian_32(at + 4) << 32;
             memcpy(&bytes[position * 8], &bits, 8);
@@ -183,6 +187,7 @@ void fill(const Entry &entry, const uint8_t *gaps, Contents *values) {
     };
     if (entry.sparse)
         place(gaps, entry.gaps, entry.count, elements, constant.name, [&](int64_t, int64_t position) { put(position); });
+    else if (is_float && elements) values->take_floats(elements, bytes.data());
     else
         for (int64_t i = 0; i < elements; i++) put(i);
     if (constant.type.type == Type::BOOL) check_bools(bytes, constant.name);
