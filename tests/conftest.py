@@ -15,7 +15,7 @@ settings.register_profile(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "50")),
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "30")),
     suppress_health_check=[HealthCheck.too_slow],
 )
 # New examples in every run.
@@ -28,37 +28,38 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-# Several processes, whole networks, other people's stacks: `make test-slow`. The longest come first, so that no worker
-# of a parallel run is left with one in the end.
+# Several processes, training, whole networks, compilers, other people's stacks: `make test-slow`. The longest come first,
+# so that no worker of a parallel run is left with one in the end.
 SLOW = (
     "tests/distributed/",
     "tests/faults/",
     "tests/lab/grid/test_grid.py",
-    "tests/lab/training/test_distributed",
+    "tests/lab/training/",
     "tests/lab/test_gpu_day",
     "tests/stacks/",
     "tests/ship/graph/test_networks",
     "tests/network/test_networks_of_timm",
     "tests/ship/runtime/test_compiled_networks",
+    "tests/network/test_aten_operators",
     "tests/network/test_whole_networks",
     "tests/test_text_examples",
     "tests/test_long",
     "tests/lab/test_study",
     "tests/lab/test_demo",
     "tests/lab/bench/",
+    "tests/lab/budget/",
     "tests/ship/from_onnx/test_onnx_networks",
+    "tests/test_compiled",
     "tests/test_examples",
     "tests/test_notebooks",
+    "tests/web/",
 )
 # The same for the longest of the others.
 NEXT = (
-    "tests/network/test_aten_operators",
     "tests/network/test_quantized_operations",
     "tests/network/test_network_kernels",
     "tests/pruner/test_recipes_ends",
     "tests/ship/runtime/",
-    "tests/lab/training/test_train",
-    "tests/test_compiled",
 )
 
 
