@@ -28,8 +28,8 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-# Several processes, training, whole networks, compilers, other people's stacks: `make test-slow`. The longest come first,
-# so that no worker of a parallel run is left with one in the end.
+# Several processes, training, whole networks, compilers, other people's stacks: `make test-slow`. The longest come
+# first, so that no worker of a parallel run is left with one in the end.
 SLOW = (
     "tests/distributed/",
     "tests/faults/",
