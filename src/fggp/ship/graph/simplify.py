@@ -241,7 +241,7 @@ def _fold_affine(product: Conv2d | Linear, affine: Affine) -> Op | None:
     # A few channels at a time, because PyTorch makes float64 copies of what it multiplies. A negative scale turns a
     # pruned weight into −0, and adding 0 makes it +0 again.
     weight = torch.empty_like(product.weight)
-    for folded, given, factor in zip(weight.split(16), product.weight.split(16), scale.split(16), strict=True):
+    for given, factor, folded in zip(*(torch.split(t, 16) for t in (product.weight, scale, weight)), strict=True):
         torch.mul(given, factor, out=folded).add_(0.0)
     bias = affine.shift if product.bias is None else product.bias * affine.scale + affine.shift
     bias = bias.float()
