@@ -12,6 +12,7 @@ import copy
 import json
 from collections import defaultdict
 from datetime import datetime, timezone
+from statistics import median
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from fggp.ship.runtime.engine import Engine
 
 DENSITIES = (0.02, 0.05, 0.1, 0.2)
 ROUNDS = 30
-"""In turns over the densities. The least time of a layer counts: what other programs do meanwhile is no cost of it."""
+"""In turns over the densities. The median time of a layer counts."""
 
 
 def slope(weights: list[int], seconds: list[float]) -> float:
@@ -56,18 +57,18 @@ def nanoseconds(model: nn.Module, images: Tensor) -> dict[str, float]:
     """
     networks = [masked(model, density) for density in DENSITIES]
     engines = [Engine(simplify(captured(network, (images,), {})), library.load()) for network in networks]
-    least: dict[tuple[str, int], float] = defaultdict(lambda: float("inf"))
+    times: dict[tuple[str, int], list[float]] = defaultdict(list)
     for _ in range(ROUNDS):
         for index, engine in enumerate(engines):
             for step in engine.profile([images]):
                 for place in engine.products.keys() & {*step.names}:
-                    least[place, index] = min(least[place, index], 1e6 * step.milliseconds)
+                    times[place, index].append(1e6 * step.milliseconds)
     weights = [dict(network.named_parameters()) for network in networks]
     costs = {}
     for found in find_prunable(model):
         place = found.name.removesuffix(".weight")
         counts = [int(own[found.name].count_nonzero()) for own in weights]
-        costs[found.name] = slope(counts, [least[place, index] for index in range(len(engines))])
+        costs[found.name] = slope(counts, [median(times[place, index]) for index in range(len(engines))])
         if costs[found.name] <= 0:
             raise RuntimeError(f"{place} was not faster with fewer weights; measure again on a quiet machine")
     return costs
