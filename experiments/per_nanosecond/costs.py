@@ -1,10 +1,11 @@
 """Measure what a weight of each layer costs in the sparse runtime, once, before training.
 
-    python experiments/per_nanosecond/costs.py
+    python experiments/per_nanosecond/costs.py digits-cnn
+    python experiments/per_nanosecond/costs.py resnet20 --input 3 32 32
 
 The network is masked at random, every layer alike, to several densities, and the runtime is timed step by step. A
 layer's cost is the slope of its time over its number of weights: what each further weight adds. Beside it stands the
-number of output positions at which a weight is used. Both are written to results/per-nanosecond/costs.json.
+number of output positions at which a weight is used. Both are written to costs.json in the current folder.
 """
 
 import argparse
@@ -94,15 +95,19 @@ def positions(model: nn.Module, image: Tensor) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="as in fggp train")
+    parser.add_argument("--input", type=int, nargs=3, default=(1, 8, 8), help="channels, height and width of an image")
+    parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model = create("resnet20", 10)
-    images = torch.randn(options.batch, 3, 32, 32)
+    model = create(options.model, options.classes, options.input[0])
+    images = torch.randn(options.batch, *options.input)
     record = {
-        "model": "resnet20",
+        "model": options.model,
+        "input": options.input,
         "batch": options.batch,
         "threads": options.threads,
         "device": device_name(torch.device("cpu")),
@@ -113,7 +118,6 @@ def main() -> None:
         "nanoseconds": nanoseconds(model, images),
         "positions": positions(model, images[:1]),
     }
-    MEASURED.parent.mkdir(parents=True, exist_ok=True)
     MEASURED.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for name, cost in record["nanoseconds"].items():
         print(f"{name:30} {cost:8.2f} ns {record['positions'][name]:6} positions")
