@@ -1,10 +1,11 @@
 """Measure what a weight of each layer costs in the sparse runtime, once, before training.
 
-    python experiments/per_nanosecond/costs.py
+    python experiments/per_nanosecond/costs.py digits-cnn
+    python experiments/per_nanosecond/costs.py resnet20 --input 3 32 32
 
 The network is masked at random, every layer alike, to several densities, and the runtime is timed step by step. A
 layer's cost is the slope of its time over its number of weights: what each further weight adds. Beside it stands the
-number of output positions at which a weight is used. Both are written to results/per-nanosecond/costs.json.
+number of output positions at which a weight is used. Both are written to costs.json in the current folder.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import copy
 import json
 from collections import defaultdict
 from datetime import datetime, timezone
+from statistics import median
 
 import numpy as np
 import torch
@@ -30,7 +32,7 @@ from fggp.ship.runtime.engine import Engine
 
 DENSITIES = (0.02, 0.05, 0.1, 0.2)
 ROUNDS = 30
-"""In turns over the densities. The least time of a layer counts: what other programs do meanwhile is no cost of it."""
+"""In turns over the densities. The median time of a layer counts."""
 
 
 def slope(weights: list[int], seconds: list[float]) -> float:
@@ -56,18 +58,18 @@ def nanoseconds(model: nn.Module, images: Tensor) -> dict[str, float]:
     """
     networks = [masked(model, density) for density in DENSITIES]
     engines = [Engine(simplify(captured(network, (images,), {})), library.load()) for network in networks]
-    least: dict[tuple[str, int], float] = defaultdict(lambda: float("inf"))
+    times: dict[tuple[str, int], list[float]] = defaultdict(list)
     for _ in range(ROUNDS):
         for index, engine in enumerate(engines):
             for step in engine.profile([images]):
                 for place in engine.products.keys() & {*step.names}:
-                    least[place, index] = min(least[place, index], 1e6 * step.milliseconds)
+                    times[place, index].append(1e6 * step.milliseconds)
     weights = [dict(network.named_parameters()) for network in networks]
     costs = {}
     for found in find_prunable(model):
         place = found.name.removesuffix(".weight")
         counts = [int(own[found.name].count_nonzero()) for own in weights]
-        costs[found.name] = slope(counts, [least[place, index] for index in range(len(engines))])
+        costs[found.name] = slope(counts, [median(times[place, index]) for index in range(len(engines))])
         if costs[found.name] <= 0:
             raise RuntimeError(f"{place} was not faster with fewer weights; measure again on a quiet machine")
     return costs
@@ -93,15 +95,19 @@ def positions(model: nn.Module, image: Tensor) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="as in fggp train")
+    parser.add_argument("--input", type=int, nargs=3, default=(1, 8, 8), help="channels, height and width of an image")
+    parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    model = create("resnet20", 10)
-    images = torch.randn(options.batch, 3, 32, 32)
+    model = create(options.model, options.classes, options.input[0])
+    images = torch.randn(options.batch, *options.input)
     record = {
-        "model": "resnet20",
+        "model": options.model,
+        "input": options.input,
         "batch": options.batch,
         "threads": options.threads,
         "device": device_name(torch.device("cpu")),
@@ -112,7 +118,6 @@ def main() -> None:
         "nanoseconds": nanoseconds(model, images),
         "positions": positions(model, images[:1]),
     }
-    MEASURED.parent.mkdir(parents=True, exist_ok=True)
     MEASURED.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for name, cost in record["nanoseconds"].items():
         print(f"{name:30} {cost:8.2f} ns {record['positions'][name]:6} positions")

@@ -1,6 +1,6 @@
 """Time the networks of a grid in the sparse runtime, in turns.
 
-The record is appended to results/per-nanosecond/milliseconds.ndjson.
+The record is appended to milliseconds.ndjson in the grid's folder.
 
     python experiments/per_nanosecond/milliseconds.py fggp-grids/per-nanosecond
 """
@@ -11,7 +11,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from per_cost import MEASURED
 
 import fggp
 from fggp.lab.base.machine import device_name, source_commit
@@ -50,7 +49,7 @@ def main() -> None:
         "commit": source_commit(),
         "measured": [entry for entry, _, _ in timed],
     }
-    with (MEASURED.parent / "milliseconds.ndjson").open("a", encoding="utf-8") as file:
+    with (options.grid / "milliseconds.ndjson").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 

@@ -5,9 +5,11 @@ positions, so in the first layers of a network it costs many times what it costs
 scores are divided by the cost, so that at equal sparsity the network is faster. How much the cost counts is a power of
 it: at 1 this is the score per nanosecond; lower powers lie between that and plain FGGP.
 
-    fggp train --method experiments/per_nanosecond/per_cost.py:PerNanosecond …
+    python experiments/per_nanosecond/costs.py digits-cnn
+    fggp train --method experiments/per_nanosecond/per_cost.py:PerNanosecond
 
-takes the costs of ResNet-20 that `costs.py` has measured. For another network, measure its own. In Python:
+The first measures the costs of a network and writes them to costs.json in the current folder, where the second reads
+them. In Python:
 
     fggp.Pruner(…, method=PerCost(costs={"conv1.weight": 3.1, …}))
 """
@@ -25,7 +27,7 @@ from fggp.methods import candidates
 from fggp.scores import Score, gradient, magnitude
 from fggp.weights.layers import Block
 
-MEASURED = Path(__file__).resolve().parents[2] / "results" / "per-nanosecond" / "costs.json"
+MEASURED = Path("costs.json")
 
 
 def per_cost(score: Score, costs: Mapping[str, float], power: float) -> Score:
@@ -67,9 +69,9 @@ class PerCost(fggp.FGGP):
         ]
 
 
-def _resnet20(what: str) -> Mapping[str, float]:
-    """Return the costs of ResNet-20's layers that are on record."""
-    costs: Mapping[str, float] = json.loads(MEASURED.read_text(encoding="utf-8"))[what]
+def _measured() -> Mapping[str, float]:
+    """Return the costs in the current folder."""
+    costs: Mapping[str, float] = json.loads(MEASURED.read_text(encoding="utf-8"))["nanoseconds"]
     return costs
 
 
@@ -78,7 +80,7 @@ class PerNanosecond(PerCost):
     """By score per nanosecond, as measured."""
 
     name = "per-nanosecond"
-    costs: Mapping[str, float] = field(default_factory=lambda: _resnet20("nanoseconds"))
+    costs: Mapping[str, float] = field(default_factory=_measured)
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,3 @@ class PerFourthRootNanosecond(PerNanosecond):
 
     name = "per-fourth-root-nanosecond"
     power: float = 0.25
-
-
-@dataclass(frozen=True)
-class PerRootOperation(PerRootNanosecond):
-    """The stand-in that needs no measurement: a weight costs one multiplication at each output position."""
-
-    name = "per-root-operation"
-    costs: Mapping[str, float] = field(default_factory=lambda: _resnet20("positions"))

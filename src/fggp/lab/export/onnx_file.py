@@ -7,13 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fggp.atomic import atomic_path
 from fggp.lab.base.errors import UsageError
+from fggp.ship.graph import onnx_file as ship
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
-BATCH = "batch"
-"""The file's name for the size of dimension 0 of every input."""
 
 TOLERANCE = 1e-4
 """Relative: more than a different order of additions causes, less than any mistake does."""
@@ -45,37 +42,11 @@ def write_onnx(
         UsageError: PyTorch cannot write this network for batches of any size.
     """
     check_packages()
-    # Not a batch of one, which the exporter treats as a constant.
-    two = tuple(torch.cat([x[:1]] * 2) for x in inputs.values())
-    batch = torch.export.Dim(BATCH)
+    two = {name: torch.cat([x[:1]] * 2) for name, x in inputs.items()}
     try:
-        with atomic_path(path) as partial:
-            torch.onnx.export(
-                model,
-                two,
-                str(partial),
-                input_names=list(inputs),
-                output_names=["output"],
-                dynamic_shapes=tuple({0: batch} for _ in two),
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-            if metadata:
-                _add_metadata(partial, metadata)
-    except Exception as error:  # the exporter and the tracer below it can raise anything
-        cause = error.__cause__ or error
-        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-        raise UsageError(f"PyTorch cannot write this network as ONNX: {reason}") from error
-
-
-def _add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
-    import onnx
-
-    written = onnx.load(path)
-    for name, text in metadata.items():
-        written.metadata_props.add(key=name, value=text)
-    onnx.save(written, path)
+        ship.write_onnx(model, two, ["output"], path, tuple(ship.ANY_BATCH for _ in two), metadata)
+    except ship.ExportError as error:
+        raise UsageError(str(error)) from error
 
 
 @torch.no_grad()

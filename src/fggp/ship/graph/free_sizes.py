@@ -104,7 +104,10 @@ def evaluate(expression: int | str, places: Mapping[str, tuple[Tensor, int]]) ->
         places: for each name, a tensor and its dimension of this size.
     """
     sizes = {name: x.shape[dim] for name, (x, dim) in places.items()}
-    return int(_at(_compiled(expression), sizes))
+    found: Any = _at(_compiled(expression), sizes)
+    if isinstance(found, torch.SymInt):  # in a trace, whose size a number would fix
+        return found  # type: ignore[return-value]
+    return int(found)
 
 
 def _compiled(expression: Any) -> CodeType:

@@ -63,7 +63,7 @@ def describe(
             values[op.output] = _stand_in(op.output)
     writer.module = ""
     outputs = []
-    for name, x in _named_outputs(graph):
+    for name, x in named_outputs(graph):
         try:
             if (operand := _output(writer, x, name, values)) is not None:
                 outputs.append({"name": name, "value": operand.place})
@@ -199,7 +199,7 @@ def _output(w: Writer, x: Any, name: str, values: Mapping[Value, Any]) -> Operan
     return result
 
 
-def _named_outputs(graph: Graph) -> list[tuple[str, Any]]:
+def named_outputs(graph: Graph) -> list[tuple[str, Any]]:
     """The elements of the return value by name: "output", or the keys of what the model returns."""
     paths = [".".join(path) or "output" for path in _paths(graph.out_spec)]
     paths = [f"output{path}" if path.isdecimal() else path for path in paths]

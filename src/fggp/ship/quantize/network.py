@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +23,7 @@ from fggp.ship.graph.quantized import QuantizedProduct
 from fggp.ship.graph.simplify import simplify
 from fggp.ship.network.aten import is_product
 from fggp.ship.network.describe import captured
+from fggp.ship.quantize import onnx_file
 from fggp.ship.quantize.ranges import calibrated, observed
 from fggp.ship.quantize.rewrite import Choice, joined, rewritten
 
@@ -48,6 +52,28 @@ class Quantized(GraphModule, registry.Certified):
             f"{self._name} quantised by fggp: {len(layers) - len(floats)} of {len(layers)} convolutions, linear and "
             f"recurrent layers in int8, {zeros:.1%} of their weights are zero{rest}"
         )
+
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write the network as ONNX, from whose QuantizeLinear and DequantizeLinear nodes runtimes make it int8.
+
+        Weights are stored as int8, zeros included. The batch size is free if the network takes any; other sizes are
+        those of the batches it was quantised with. The inputs have the names of the model's arguments; the output is
+        named "output", or outputs as the keys that the model returns. What runtimes return differs by rounding alone,
+        after which a whole number may be the next one (docs/int8.md).
+
+        Args:
+            path: the file. It is replaced in one step.
+
+        Raises:
+            ModuleNotFoundError: the packages onnx and onnxscript are not installed.
+            ExportError: PyTorch's exporter has no ONNX for an operator, which the message names. It is a RuntimeError.
+
+        Example:
+            >>> fggp.quantize(model, batches).to_onnx("net.onnx")
+        """
+        if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
+            raise ModuleNotFoundError(f"to_onnx needs {', '.join(missing)}: pip install 'fggp[onnx]'")
+        onnx_file.write(self.captured_graph, Path(path))
 
 
 def quantize(
