@@ -31,7 +31,7 @@ from fggp.ship.runtime import library
 from fggp.ship.runtime.engine import Engine
 
 DENSITIES = (0.02, 0.05, 0.1, 0.2)
-ROUNDS = 30
+ROUNDS = 200
 """In turns over the densities. The median time of a layer counts."""
 
 

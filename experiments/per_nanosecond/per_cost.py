@@ -70,7 +70,15 @@ class PerCost(fggp.FGGP):
 
 
 def _measured() -> Mapping[str, float]:
-    """Return the costs in the current folder."""
+    """Return the costs in the current folder.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    if not MEASURED.exists():
+        raise FileNotFoundError(
+            f"{MEASURED} is not in {Path.cwd()}; experiments/per_nanosecond/costs.py MODEL writes it"
+        )
     costs: Mapping[str, float] = json.loads(MEASURED.read_text(encoding="utf-8"))["nanoseconds"]
     return costs
 
