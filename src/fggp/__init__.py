@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fggp.ship.file.load import load
     from fggp.ship.file.save import save
     from fggp.ship.onnx.imported import Imported, from_onnx
+    from fggp.ship.quantize.aware import QuantizationAware, quantization_aware
     from fggp.ship.quantize.network import Quantized, quantize
     from fggp.ship.runtime.compiled import Compiled, compile
     from fggp.weights.averages import Average
@@ -59,6 +60,7 @@ __all__ = [
     "Method",
     "OneShot",
     "Pruner",
+    "QuantizationAware",
     "Quantized",
     "Random",
     "RigL",
@@ -76,6 +78,7 @@ __all__ = [
     "linear",
     "load",
     "methods",
+    "quantization_aware",
     "quantize",
     "save",
     "schedule",
@@ -94,6 +97,7 @@ _NAMES_OF = {
     "fggp.ship.file.load": "load",
     "fggp.ship.file.save": "save",
     "fggp.ship.onnx.imported": "Imported from_onnx",
+    "fggp.ship.quantize.aware": "QuantizationAware quantization_aware",
     "fggp.ship.quantize.network": "Quantized quantize",
     "fggp.ship.runtime.compiled": "Compiled compile",
     "fggp.weights.averages": "Average",

@@ -6,6 +6,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,12 +19,13 @@ from fggp import registry
 from fggp.ship.graph.capture import normalise_example, unwrapped
 from fggp.ship.graph.check import check_inputs
 from fggp.ship.graph.module import GraphModule
-from fggp.ship.graph.operations import Graph, Op, Product
-from fggp.ship.graph.quantized import QuantizedProduct
+from fggp.ship.graph.operations import Graph, Op, Product, Value
+from fggp.ship.graph.quantized import Quantization, QuantizedProduct
 from fggp.ship.graph.simplify import simplify
 from fggp.ship.network.aten import is_product
 from fggp.ship.network.describe import captured
 from fggp.ship.quantize import onnx_file
+from fggp.ship.quantize.layers import ROUNDED
 from fggp.ship.quantize.ranges import calibrated, observed
 from fggp.ship.quantize.rewrite import Choice, joined, rewritten
 
@@ -112,37 +114,68 @@ def quantize(
         >>> fast = fggp.compile(quantized, torch.randn(1, 3, 32, 32))
         >>> fast.save("net.fggp")
     """
+    plan = planned(model, batches, calibration, exclude)
+    for message in registry.complaints(model):
+        warnings.warn(f"fggp.quantize: {message}", UserWarning, stacklevel=2)
+    return Quantized(rewritten(plan.graph, plan.choice, plan.of), type(model).__name__, registry.certificate(model))
+
+
+Example: TypeAlias = "tuple[tuple[Tensor, ...], dict[str, Tensor]]"
+"""Positional arguments and keyword arguments."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model becomes one of whole numbers.
+
+    Args:
+        example: of its arguments.
+        graph: the model, simplified.
+        choice: what runs on whole numbers.
+        of: what these stand for.
+        widths: the lengths of the ranges of `joined` values.
+    """
+
+    example: Example
+    graph: Graph
+    choice: Choice
+    of: dict[Value, Quantization]
+    widths: dict[Value, float]
+
+
+def planned(model: nn.Module, batches: Iterable[Any], calibration: str, exclude: Sequence[str]) -> Plan:
+    """Find how a model becomes one of whole numbers. Arguments and errors are those of `quantize`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r:.80} must be a torch.nn.Module: quantize(model, batches)")
     if isinstance(model, GraphModule):
         raise TypeError("model is quantised already; give the network that it was made of")
+    if rounding := [name for name, module in model.named_modules() if type(module) in ROUNDED.values()]:
+        raise ValueError(
+            f"the model's {rounding[0]!r} rounds already, by quantization_aware; call the quantize() of what that "
+            f"returned, or its remove() first"
+        )
     if calibration not in ("mse", "minmax"):
         raise ValueError(f'calibration={calibration!r} must be "mse" or "minmax"')
     if isinstance(exclude, str):
         raise TypeError(f"exclude={exclude!r} must be a sequence of patterns: exclude=[{exclude!r}]")
     examples = _examples(model, batches)
     _refuse_other_floats(model)
-    for message in registry.complaints(model):
-        warnings.warn(f"fggp.quantize: {message}", UserWarning, stacklevel=2)
     args, kwargs = examples[0]
     graph = simplify(captured(model, args, kwargs))
-    excluded = _excluded(graph, exclude)
+    excluded = excluded_places(graph, exclude)
     choice = Choice(graph, excluded)
     if not choice.groups:
         if excluded:
             raise ValueError(f"exclude={exclude!r} names all convolutions and linear layers; leave one or more to int8")
         raise ValueError("the model has no convolution or linear layer that could be quantised")
-    _refuse_infinite(op for op in graph.ops if op in choice.whole)
+    refuse_infinite(graph, choice)
     inputs = [_inputs(graph, example, i) for i, example in enumerate(examples)]
     side_by_side = joined(graph)
     ranges = observed(graph, inputs, {*choice.groups, *side_by_side})
-    choice = Choice(graph, excluded, {v: ranges[v].width for v in side_by_side})
+    widths = {v: ranges[v].width for v in side_by_side}
+    choice = Choice(graph, excluded, widths)
     of = calibrated(graph, inputs, choice.groups, ranges, clip=calibration == "mse")
-    return Quantized(rewritten(graph, choice, of), type(model).__name__, registry.certificate(model))
-
-
-Example: TypeAlias = "tuple[tuple[Tensor, ...], dict[str, Tensor]]"
-"""Positional arguments and keyword arguments."""
+    return Plan(examples[0], graph, choice, of, widths)
 
 
 def _examples(model: nn.Module, batches: Iterable[Any]) -> list[Example]:
@@ -192,7 +225,7 @@ def _inputs(graph: Graph, example: Example, i: int) -> list[Tensor]:
     return inputs
 
 
-def _excluded(graph: Graph, patterns: Sequence[str]) -> set[str]:
+def excluded_places(graph: Graph, patterns: Sequence[str]) -> set[str]:
     """The places of the layers that patterns name."""
     places = [op.place for op in _layers(graph)]
     for pattern in patterns:
@@ -203,10 +236,10 @@ def _excluded(graph: Graph, patterns: Sequence[str]) -> set[str]:
     return {name for name in places if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
-def _refuse_infinite(ops: Iterable[Op]) -> None:
+def refuse_infinite(graph: Graph, choice: Choice) -> None:
     """Refuse constants that no whole number stands for."""
-    for op in ops:
-        for constant in op.constants():
+    for op in graph.ops:
+        for constant in op.constants() if op in choice.whole else ():
             if not bool(constant.isfinite().all()):
                 raise ValueError(f"model: {op.place} has a weight or a bias that is not finite")
 

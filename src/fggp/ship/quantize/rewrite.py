@@ -256,7 +256,12 @@ def quantized_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The int8 of the weight's shape, and float32 [O].
     """
-    largest = weight.flatten(1).abs().amax(1)
-    scale = torch.where(largest >= WEIGHT_LEVELS * 1e-30, largest / WEIGHT_LEVELS, 1.0)
+    scale = weight_scale(weight)
     whole = (weight / scale.view(-1, *[1] * (weight.dim() - 1))).round()
     return whole.clamp(-WEIGHT_LEVELS, WEIGHT_LEVELS).to(torch.int8), scale
+
+
+def weight_scale(weight: Tensor) -> Tensor:
+    """The scale of each output channel of a weight, float32 [O]."""
+    largest = weight.flatten(1).abs().amax(1)
+    return torch.where(largest >= WEIGHT_LEVELS * 1e-30, largest / WEIGHT_LEVELS, 1.0)
