@@ -53,6 +53,7 @@ STUDIES = {
     "cpu-vgg19": "cpu-vgg19.toml",
     "cpu-long": "cpu-long.toml",
     "digits-matrix": "digits.toml",
+    "per-nanosecond": "per-nanosecond.toml",
 }
 """Folders in results/ by the grids in experiments/ that they are the records of."""
 SUMMARY_FILES = {

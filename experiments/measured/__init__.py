@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from measured import files, inference, networks, training
+from measured import costs, files, inference, networks, training
 from measured.records import or_missing
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -22,6 +22,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "web": or_missing("python benchmarks/web.py", inference.web),
     "crepe": or_missing("python benchmarks/crepe_speed.py FOLDER", inference.crepe),
     "text": or_missing("python benchmarks/text.py FOLDER", files.text),
+    "layer costs": or_missing("python experiments/per_nanosecond/costs.py", costs.layers),
+    "per nanosecond": or_missing(
+        "fggp grid experiments/per-nanosecond.toml --jobs 2` and `python experiments/per_nanosecond/milliseconds.py",
+        costs.costs,
+    ),
     "update": or_missing("python benchmarks/update.py --model resnet50` and `--model vgg19", training.update),
     "steps": or_missing("python benchmarks/update.py", training.steps),
     "training": or_missing("python benchmarks/training.py", training.training),
