@@ -27,6 +27,7 @@ TABLES: dict[str, Callable[[], str]] = {
         "fggp grid experiments/per-nanosecond.toml --jobs 2` and `python experiments/per_nanosecond/milliseconds.py",
         costs.costs,
     ),
+    "per nanosecond, ResNet-20": or_missing("fggp grid experiments/per-nanosecond-resnet20.toml", costs.first_runs),
     "update": or_missing("python benchmarks/update.py --model resnet50` and `--model vgg19", training.update),
     "steps": or_missing("python benchmarks/update.py", training.steps),
     "training": or_missing("python benchmarks/training.py", training.training),

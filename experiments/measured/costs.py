@@ -74,3 +74,30 @@ def _cells(own: dict[int, Json], plain: dict[int, Json], fastest: dict[tuple[str
         mine, theirs = (fmean(fastest[r["run"], batch] for r in runs.values()) for runs in (own, plain))
         texts += [milliseconds(mine), f"{theirs / mine:.2f}" if other else ""]
     return texts
+
+
+def first_runs() -> str | None:
+    """The first runs of ResNet-20, one a line."""
+    made, timed = (records_of(f"{FOLDER}/resnet20/{name}") for name in ("records.jsonl", "milliseconds.ndjson"))
+    if not made or not timed:
+        return None
+    fastest = {(m["run"], m["batch"]): min(m["turns_ms"]) for m in timed[-1]["measured"]}
+    rows = [
+        [
+            NAMES[r["method"], r["settings"]["scope"]],
+            percent(r["settings"]["sparsity"]),
+            str(r["seed"]),
+            *(f"{r[f'{split}_accuracy']:.2f}" for split in ("val", "test")),
+            *(milliseconds(fastest[r["run"], batch]) for batch in BATCHES),
+        ]
+        for r in sorted(made, key=lambda r: (r["seed"], -r["test_accuracy"]))
+    ]
+    head = [
+        "ResNet-20, ranked by",
+        "sparsity",
+        "seed",
+        "held out",
+        "test",
+        *(f"batch {batch}, ms" for batch in BATCHES),
+    ]
+    return f"{markdown(head, rows)}\n\n{made_by(timed[-1])}"
