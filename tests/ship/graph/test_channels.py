@@ -85,7 +85,7 @@ MOVES = {
     "odd": lambda a, b: a[:, a.shape[1] // 2 :: 2],
     "cat": lambda a, b: torch.cat([a, b, a], 1),
     "shuffle": lambda a, b: shuffled(a, 2) if a.shape[1] % 2 == 0 else shuffled(a, a.shape[1]),
-    "exp": lambda a, b: a.exp(),
+    "sin": lambda a, b: a.sin(),  # which does not amplify what rounding does
 }
 
 
@@ -100,5 +100,5 @@ def test_any_moves_of_channels(moves):
         return values[-1], values[-1 - len(values) // 2] + 0
 
     graph = assert_faithful(Lambda(function), images(2, channels=4, side=3))
-    kinds = set(count_operations(graph)) - {"Channels", "aten.exp.default", "Affine"}
+    kinds = set(count_operations(graph)) - {"Channels", "aten.sin.default", "Affine"}
     assert not kinds
