@@ -97,7 +97,8 @@ def training() -> str | None:
             title = ""
     head = ["network, batch", "sparsity", "dense bf16", "dense fp32", "accelerated bf16", "accelerated fp32", "faster"]
     head += ["SparseProp fp32"] if beside else []
-    return f"{markdown(head, rows)}\n\n{made_by(next(reversed(found.values())))}"
+    conditions = dict.fromkeys(made_by(found[network]) for network in TRAINING_NETWORKS if network in found)
+    return f"{markdown(head, rows)}\n\n{' '.join(conditions)}"
 
 
 def whole_runs() -> str | None:
