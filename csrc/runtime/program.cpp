@@ -25,6 +25,7 @@ struct ProgramRun {
     float *memory;   /* the first thread's scratch memory */
     std::vector<std::atomic<int>> next; /* for each operation, the next task that no thread has taken */
     Barrier barrier;
+    std::chrono::steady_clock::time_point before = std::chrono::steady_clock::now(); /* the present operation */
 
     ProgramRun(Program &program, const Call &call, int threads, double *seconds)
         : program(program), call(call), seconds(seconds), next(program.operations.size()) {
@@ -43,18 +44,18 @@ struct ProgramRun {
 
     void work(int thread, int threads) {
         DenormalsAreZero mode;
-        auto before = std::chrono::steady_clock::now();
         for (size_t i = 0; i < next.size(); i++) {
             const Operation &operation = *program.operations[i];
             int tasks = operation.tasks(threads);
             for (int task; (task = next[i].fetch_add(1, std::memory_order_relaxed)) < tasks;)
                 operation.run(task, tasks, call, memory + thread * scratch);
-            barrier.wait(threads);
-            if (thread == 0 && seconds) {
+            /* By the last thread: any other may lose its core, and read the clock when the next operation is done. */
+            barrier.wait(threads, [&] {
+                if (!seconds) return;
                 auto now = std::chrono::steady_clock::now();
                 seconds[i] += std::chrono::duration<double>(now - before).count();
                 before = now;
-            }
+            });
         }
     }
 };

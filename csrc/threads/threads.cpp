@@ -2,7 +2,7 @@
 
 #ifdef __wasi__
 namespace fggp {
-void Barrier::wait(int) {} /* of the only thread */
+void Barrier::wait_for_round_after(int) const {} /* the only thread is always the last */
 } // namespace fggp
 #else
 
@@ -44,13 +44,7 @@ const int at_fork = pthread_atfork(nullptr, nullptr, begin_child);
 
 } // namespace
 
-void Barrier::wait(int threads) {
-    int now = round.load(std::memory_order_relaxed);
-    if (arrived.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
-        arrived.store(0, std::memory_order_relaxed);
-        round.store(now + 1, std::memory_order_release);
-        return;
-    }
+void Barrier::wait_for_round_after(int now) const {
     for (int spins = 0; round.load(std::memory_order_acquire) == now; spins++)
         spins < SPINS_BEFORE_YIELD ? pause() : std::this_thread::yield();
 }

@@ -13,12 +13,22 @@
 
 namespace fggp {
 
-/* A barrier: a thread that waits returns when all threads have arrived. */
+/* A barrier: a thread that waits returns when all threads have arrived. The last one calls `last` before any returns. */
 class Barrier {
   public:
-    void wait(int threads);
+    template <class Last> void wait(int threads, const Last &last) {
+        int now = round.load(std::memory_order_relaxed);
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) == threads - 1) {
+            last();
+            arrived.store(0, std::memory_order_relaxed);
+            round.store(now + 1, std::memory_order_release);
+        } else
+            wait_for_round_after(now);
+    }
 
   private:
+    void wait_for_round_after(int now) const;
+
     std::atomic<int> arrived{0};
     std::atomic<int> round{0};
 };
