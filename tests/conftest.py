@@ -15,7 +15,7 @@ settings.register_profile(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "30")),
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "50")),
     suppress_health_check=[HealthCheck.too_slow],
 )
 # New examples in every run.
