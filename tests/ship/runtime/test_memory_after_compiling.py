@@ -1,5 +1,6 @@
 """A compiled network keeps no dense weights, and the C library that allocated them does not either."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -31,5 +32,8 @@ print((resident() - before) / sum(layer.weight.nbytes for layer in model[::2]))
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
 def test_the_memory_of_dense_weights_is_given_back():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True)
-    assert float(done.stdout) < 0.4
+    # Whether the C library gives memory back by itself depends on what lies above it: here it never does.
+    never = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(1 << 40))
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, env={**os.environ, **never}, check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 0.45
