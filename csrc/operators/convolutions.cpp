@@ -6,7 +6,7 @@
 
 #include "operators/activate.h"
 #include "operators/convolution.h"
-#include "operators/gemm.h"
+#include "operators/gemm_operation.h"
 #include "operators/loop.h"
 #include "operators/pixels.h"
 #include "runtime/activations.h"

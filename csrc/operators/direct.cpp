@@ -102,7 +102,7 @@ class Direct final : public Operation {
             copied = i / parts;
             float *sums = scratch + copy_floats();
             multiply(scratch, rows.end - rows.begin, part, sums);
-            write(image, rows, Span(panels.panel(part.begin).begin, panels.panel(part.end - 1).end), sums);
+            write(image, rows, Interval(panels.panel(part.begin).begin, panels.panel(part.end - 1).end), sums);
         }
     }
 
@@ -132,7 +132,7 @@ class Direct final : public Operation {
     }
 
     /* What becomes of the sums, without the margins. */
-    void write(int64_t image, const Range &rows, Span filters, const float *sums) const {
+    void write(int64_t image, const Range &rows, Interval filters, const float *sums) const {
         const int64_t positions = band.positions(rows.end - rows.begin), count = (rows.end - rows.begin) * g.out[2];
         for (int64_t filter = filters.begin; filter < filters.end; filter++, sums += positions) {
             const int64_t place = (image * g.filters + filter) * g.out_pixels() + rows.begin * g.out[2];

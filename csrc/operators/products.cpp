@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "operators/gemm.h"
+#include "operators/gemm_operation.h"
 #include "operators/inputs.h"
 #include "operators/loop.h"
 #include "runtime/functions.h"

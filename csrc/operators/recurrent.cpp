@@ -1,7 +1,7 @@
 /* LSTM and GRU. The products of the inputs of all steps are one product; then the steps follow one another. */
 #include <memory>
 
-#include "operators/gemm.h"
+#include "operators/gemm_operation.h"
 #include "operators/inputs.h"
 #include "operators/loop.h"
 #include "operators/operator.h"

@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,16 @@ def test_a_state_of_another_model_is_refused():
     assert aware.layers == ("first", "a", "b", "end")
 
 
+def test_a_damaged_state_changes_nothing():
+    model = trained(Residual)
+    aware = fggp.quantization_aware(model, [images(8)])
+    before, y = aware.state_dict(), model.eval()(images(4))
+    with pytest.raises(KeyError):
+        aware.load_state_dict({"ranges": dict.fromkeys(before["ranges"], (1.0, 0))})
+    assert aware.state_dict() == before
+    assert torch.equal(model(images(4)), y)
+
+
 def test_rounding_twice_is_refused():
     model = trained(helpers.convnet)
     aware = fggp.quantization_aware(model, [images(8)])
@@ -197,6 +208,12 @@ def test_layers_that_cannot_round_in_training_are_named():
     with pytest.warns(UserWarning, match=r"quantization_aware: 0, 2, 3 will be rounded in int8, but not in training"):
         aware = fggp.quantization_aware(model, [torch.randn(8, 6)])
     assert aware.layers == ("4",)
+    aware.remove()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="will be rounded in int8"):
+            fggp.quantization_aware(model, [torch.randn(8, 6)])
+    assert type(model[4]) is nn.Linear  # a warning that is an error leaves the model as it was
     with pytest.raises(ValueError, match=r"no nn.Conv2d or nn.Linear of the model, used once, would run in int8"):
         fggp.quantization_aware(nn.Sequential(Derived(6, 6)), [torch.randn(8, 6)])
 

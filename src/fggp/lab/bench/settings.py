@@ -36,7 +36,7 @@ class BenchSettings:
     """Height and width of the images, one number for both."""
     threads: Annotated[int | None, default_shown_as("PyTorch's number of threads", "INT")] = None
     """Threads of each engine."""
-    engines: Annotated[tuple[str, ...] | None, default_shown_as("all in float32 but torch.compile", "NAME …")] = None
+    engines: Annotated[tuple[str, ...] | None, default_shown_as("pytorch onnxruntime openvino fggp", "NAME …")] = None
     """Which to measure: pytorch, torch.compile, onnxruntime, openvino, openvino-int8, fggp, fggp-runtime, fggp-int8."""
     rounds: int = 9
     """Turns of each engine, of a third of a second."""

@@ -69,7 +69,7 @@ class QuantizationAware:
         self._ranges = {v.name: q for v, q in plan.of.items()}
         self._widths = {v.name: width for v, width in plan.widths.items()}
         self.layers: tuple[str, ...] = ()
-        self._round(plan)
+        self._round(self._layers_that_can(plan))
 
     def quantize(self) -> Quantized:
         """Return the network of whole numbers, with the ranges it was trained with. The model stays as it is.
@@ -82,7 +82,7 @@ class QuantizationAware:
         """
         for message in registry.complaints(self._model):
             warnings.warn(f"fggp.quantize: {message}", UserWarning, stacklevel=2)
-        plan = self._planned()
+        plan = self._planned(self._ranges, self._widths)
         refuse_infinite(plan.graph, plan.choice)
         network = rewritten(plan.graph, plan.choice, plan.of)
         return Quantized(network, type(self._model).__name__, registry.certificate(self._model))
@@ -106,37 +106,33 @@ class QuantizationAware:
         Raises:
             ValueError: it is of another model.
         """
-        before = self._ranges, self._widths
-        self._ranges = {name: Quantization(*pair) for name, pair in state["ranges"].items()}
-        self._widths = dict(state["widths"])
-        try:
-            plan = self._planned()
-        except ValueError:
-            self._ranges, self._widths = before
-            raise
+        ranges = {name: Quantization(*pair) for name, pair in state["ranges"].items()}
+        widths = dict(state["widths"])
+        plan = self._planned(ranges, widths)
+        layers = self._layers_that_can(plan)
         self.remove()
-        self._round(plan)
+        self._ranges, self._widths = ranges, widths
+        self._round(layers)
 
     def __repr__(self) -> str:
         return (
             f"{type(self._model).__name__} rounds as int8 does in {len(self.layers)} layers: {', '.join(self.layers)}"
         )
 
-    def _round(self, plan: Plan) -> None:
-        """Make the layers round."""
+    def _layers_that_can(self, plan: Plan) -> dict[str, tuple[nn.Module, Quantization]]:
+        """The layers that can round in training and what they read, by name. Nothing is changed: warnings may raise."""
         products = [op for op in plan.graph.ops if op in plan.choice.whole and isinstance(op, Product)]
         modules = dict(unwrapped(self._model).named_modules(remove_duplicate=False))
         uses = Counter(modules.get(op.module) for op in products)
+        layers: dict[str, tuple[nn.Module, Quantization]] = {}
         others = []
         for op in products:
             layer = modules.get(op.module)
-            if layer is not None and type(layer) in ROUNDED and uses[layer] == 1:
-                layer.__class__ = ROUNDED[type(layer)]
-                layer.fggp_input = plan.of[op.inputs[0]]
-                self.layers += (op.module,)
+            if layer is not None and (type(layer) in ROUNDED or op.module in self.layers) and uses[layer] == 1:
+                layers[op.module] = layer, plan.of[op.inputs[0]]
             else:
                 others.append(op.place)
-        if not self.layers:
+        if not layers:
             raise ValueError("no nn.Conv2d or nn.Linear of the model, used once, would run in int8")
         if others:
             warnings.warn(
@@ -146,15 +142,23 @@ class QuantizationAware:
                 UserWarning,
                 stacklevel=4,
             )
+        return layers
 
-    def _planned(self) -> Plan:
-        """What the model would be in int8 with these ranges."""
+    def _round(self, layers: Mapping[str, tuple[nn.Module, Quantization]]) -> None:
+        """Make layers round."""
+        for layer, read in layers.values():
+            layer.__class__ = ROUNDED[type(layer)]
+            layer.fggp_input = read  # type: ignore[assignment]
+        self.layers = tuple(layers)
+
+    def _planned(self, ranges: Mapping[str, Quantization], known: Mapping[str, float]) -> Plan:
+        """What the model would be in int8 with some ranges, and lengths of the ranges of `joined` values."""
         with self._unrounded():
             graph = simplify(captured(self._model, *self._example))
         try:
-            widths = {v: self._widths[v.name] for v in joined(graph)}
+            widths = {v: known[v.name] for v in joined(graph)}
             choice = Choice(graph, excluded_places(graph, self._exclude), widths)
-            of = {v: self._ranges[v.name] for v in choice.groups}
+            of = {v: ranges[v.name] for v in choice.groups}
         except KeyError as error:
             raise ValueError(f"the ranges are of another model: they have none for {error}") from None
         return Plan(self._example, graph, choice, of, widths)
